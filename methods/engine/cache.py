@@ -1,0 +1,66 @@
+"""Static key/value cache and the two kinds of attention over it.
+
+Legend: N rows of this pass, T prompt tokens, L cache rows read, H query heads, K key/value heads, G = H / K, d head
+width. Rows are positions: row i holds the i-th committed token; the rows behind `length` are provisional.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 64  # cache rows are read in multiples of this, so that few shapes occur
+
+
+class Cache:
+    """Keys and values of some layers on one device: a [layers, 2, K, rows, d] tensor allocated once."""
+
+    def __init__(self, layers: int, kv_heads: int, head_dim: int, rows: int, dtype: torch.dtype, device: torch.device):
+        rows = -(-rows // BLOCK) * BLOCK
+        self.data = torch.zeros(layers, 2, kv_heads, rows, head_dim, dtype=dtype, device=device)
+        self.keys = [self.data[i, 0] for i in range(layers)]
+        self.values = [self.data[i, 1] for i in range(layers)]
+
+    def write(self, layer: int, start: int, k_NKd: Tensor, v_NKd: Tensor) -> None:
+        """Store this pass's keys and values in rows start .. start + N."""
+        stop = start + k_NKd.shape[0]
+        self.keys[layer][:, start:stop] = k_NKd.transpose(0, 1)
+        self.values[layer][:, start:stop] = v_NKd.transpose(0, 1)
+
+    def pack(self, start: int, path_A: Tensor) -> None:
+        """Move rows start + path_A to start .. start + A (path_A ascending)."""
+        stop = start + path_A.shape[0]
+        self.data[:, :, :, start:stop] = self.data.index_select(3, path_A.to(self.data.device) + start)
+
+
+def causal_attention(q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor) -> Tensor:
+    """Attention of a prompt to itself, [T, H * d]. Every method computes a prompt by this same call, so it may use the
+    fast kernel: its bits need not agree with those of `cached_attention`."""
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q_THd, k_TKd, v_TKd))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    return out.squeeze(0).transpose(0, 1).flatten(1)
+
+
+def attention_mask(visible_NN: Tensor, length: int, groups: int) -> Tensor:
+    """Additive fp64 mask [N * G, L]: all committed rows, and of this pass's rows those that `visible_NN` allows."""
+    nodes = visible_NN.shape[0]
+    rows = -(-(length + nodes) // BLOCK) * BLOCK
+    mask = torch.full((nodes, rows), -torch.inf, dtype=torch.float64)
+    mask[:, :length] = 0
+    mask[:, length : length + nodes].masked_fill_(visible_NN, 0)
+    return mask.repeat_interleave(groups, 0)
+
+
+def cached_attention(q_NHd: Tensor, keys_KRd: Tensor, values_KRd: Tensor, mask_ML: Tensor) -> Tensor:
+    """Attention of N rows to the cache, [N, H * d], M = N * G.
+
+    Summed in fp64 and rounded once: in a tree a path's keys lie in other rows than in plain decoding, with masked rows
+    between them, so any shorter format would round in another order. Masked rows add exact zeros."""
+    nodes, heads, width = q_NHd.shape
+    kv_heads = keys_KRd.shape[0]
+    rows = mask_ML.shape[1]
+    q_KMd = q_NHd.view(nodes, kv_heads, -1, width).transpose(0, 1).double().reshape(kv_heads, -1, width)
+    keys_KdL = keys_KRd[:, :rows].double().transpose(1, 2)
+    scores_KML = torch.baddbmm(mask_ML, q_KMd, keys_KdL, alpha=width**-0.5)
+    out_KMd = torch.bmm(torch.softmax(scores_KML, -1), values_KRd[:, :rows].double())
+    out = out_KMd.view(kv_heads, nodes, -1, width).transpose(0, 1).to(q_NHd.dtype)
+    return out.reshape(nodes, heads * width)

@@ -1,0 +1,159 @@
+"""Decoder: one model and its cache. Scores provisional rows; only `commit` makes them count.
+
+Legend: N nodes of a tree, T prompt tokens, V vocabulary, D width, K tapped layers, A accepted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from methods.engine.cache import Cache, attention_mask, cached_attention, causal_attention
+from methods.engine.linear import MIN_ROWS
+from methods.engine.model import Transformer
+from methods.engine.tree import TokenTree
+
+CUDA_ROWS = 64  # on CUDA kernels are chosen by the row count: one count, one kernel, the same bits for a row
+
+
+@dataclass(frozen=True)
+class Scores:
+    """logits_NV: fp32. hidden_ND: before the final norm; of a prompt all T rows. taps_KND: after the tapped layers."""
+
+    logits_NV: Tensor
+    hidden_ND: Tensor
+    taps_KND: Tensor | None
+
+
+class Decoder:
+    """Positions 0 .. length - 1 are committed. All rows of a pass go through the same row-invariant operations."""
+
+    def __init__(self, model: Transformer, max_length: int | None = None, taps: Sequence[int] = ()) -> None:
+        """`max_length`: most tokens that can be committed, at most (and by default) the model's context length."""
+        longest = model.config.max_length
+        self.model, self.taps = model, tuple(taps)
+        self.max_length = longest if max_length is None else min(max_length, longest)
+        self.length = 0
+        self._groups = model.config.heads // model.config.kv_heads
+        self._caches: dict[torch.device, Cache] = {}
+        self._slots: list[tuple[Cache, int]] = []
+        self._allocate()
+
+    def _allocate(self) -> None:
+        """One cache per device, with the layers that live there, and room for padding rows."""
+        config, devices = self.model.config, self.model.devices
+        rows = self.max_length + CUDA_ROWS
+        for device in dict.fromkeys(devices):
+            count = devices.count(device)
+            self._caches[device] = Cache(count, config.kv_heads, config.head_dim, rows, self.model.dtype, device)
+        seen: dict[torch.device, int] = dict.fromkeys(self._caches, 0)
+        for device in devices:
+            self._slots.append((self._caches[device], seen[device]))
+            seen[device] += 1
+
+    @property
+    def room(self) -> int:
+        """Rows that can still be committed."""
+        return self.max_length - self.length
+
+    @torch.inference_mode()
+    def prefill(self, tokens_T: Sequence[int]) -> Scores:
+        """Start anew with a prompt, 1 <= T <= max_length. The logits are those of its last position, N == 1."""
+        count = len(tokens_T)
+        if not 0 < count <= self.max_length:
+            raise ValueError(f"expected a prompt of 1 to {self.max_length} tokens, got {count}")
+        padded = list(tokens_T) + [tokens_T[-1]] * (MIN_ROWS - count)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            cache, slot = self._slots[layer]
+            cache.write(slot, 0, k, v)
+            return causal_attention(q, k, v)
+
+        hidden, taps = self.model(torch.tensor(padded), torch.arange(len(padded)), attend, self.taps)
+        self.length = count
+        last = hidden[count - 1 : count].expand(MIN_ROWS, -1).contiguous()
+        return Scores(self.model.logits(last)[:1], hidden[:count], None if taps is None else taps[:, :count])
+
+    @torch.inference_mode()
+    def score(self, tree: TokenTree) -> Scores:
+        """One pass over a tree whose root follows the committed tokens; N <= room. Its rows are provisional."""
+        nodes = len(tree.tokens_N)
+        if nodes > self.room:
+            raise ValueError(f"expected at most {self.room} nodes, got {nodes}: the context is full")
+        tokens, positions, visible = self._padded(tree)
+        masks = {
+            device: attention_mask(visible, self.length, self._groups).to(device) for device in self._caches
+        }
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            cache, slot = self._slots[layer]
+            cache.write(slot, self.length, k, v)
+            return cached_attention(q, cache.keys[slot], cache.values[slot], masks[cache.data.device])
+
+        hidden, taps = self.model(tokens, positions, attend, self.taps)
+        logits = self.model.logits(hidden)[:nodes]
+        return Scores(logits, hidden[:nodes], None if taps is None else taps[:, :nodes])
+
+    def _padded(self, tree: TokenTree) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, positions and visibility with rows added up to a count that keeps the bits; those see the root only."""
+        nodes = len(tree.tokens_N)
+        step = CUDA_ROWS if self.model.devices[0].type == "cuda" else MIN_ROWS
+        rows = max(MIN_ROWS, nodes) if step == MIN_ROWS else -(-nodes // step) * step
+        positions = self.length + tree.depth_N
+        if rows == nodes:
+            return tree.tokens_N, positions, tree.visible_NN
+        extra = rows - nodes
+        visible = torch.zeros(rows, rows, dtype=torch.bool)
+        visible[:nodes, :nodes] = tree.visible_NN
+        visible[nodes:, 0] = True
+        tokens = torch.cat((tree.tokens_N, tree.tokens_N[:1].expand(extra)))
+        return tokens, torch.cat((positions, positions[:1].expand(extra))), visible
+
+    @torch.inference_mode()
+    def commit(self, path_A: Sequence[int]) -> None:
+        """Keep the rows of a path of the last tree, root first; they follow the committed ones. length += A."""
+        path = list(path_A)
+        if path != list(range(len(path))):
+            for cache in self._caches.values():
+                cache.pack(self.length, torch.tensor(path))
+        self.length += len(path)
+
+    def truncate(self, length: int) -> None:
+        """Forget the committed tokens from `length` on."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"expected a length of 0 to {self.length}, got {length}")
+        self.length = length
+
+    @cached_property
+    def row_invariant(self) -> bool:
+        """Whether a position's logits are the same bits alone, in a chain and in a tree: probed, not assumed."""
+        return probe_row_invariance(self)
+
+
+def probe_row_invariance(decoder: Decoder) -> bool:
+    """Score a few positions alone, in one chain and in a tree with siblings between them, and compare bit by bit.
+
+    Leaves the decoder empty."""
+    vocabulary = decoder.model.config.vocab_size
+    tokens = [(7 * i * i + 3 * i + 1) % vocabulary for i in range(min(24, decoder.max_length))]
+    prompt, chain = tokens[:-9], tokens[-9:]
+    if len(prompt) < 1:
+        return False
+    decoder.prefill(prompt)
+    alone = []
+    for token in chain:
+        alone.append(decoder.score(TokenTree.chain([token])).logits_NV[0])
+        decoder.commit([0])
+    decoder.truncate(len(prompt))
+    together = decoder.score(TokenTree.chain(chain)).logits_NV
+    decoder.prefill(prompt)
+    # Every chain node gets a sibling before it, so that in the tree its ancestors lie two rows apart.
+    nodes = [chain[0]] + [t for token in chain[1:] for t in ((token + 1) % vocabulary, token)]
+    parents = [-1] + [max(0, 2 * i) for i in range(len(chain) - 1) for _ in range(2)]
+    tree = TokenTree(torch.tensor(nodes), torch.tensor(parents))
+    forked = decoder.score(tree).logits_NV[::2] if len(nodes) <= decoder.room else together
+    decoder.truncate(0)
+    expected = torch.stack(alone)
+    return torch.equal(expected, together) and torch.equal(expected, forked)

@@ -1,0 +1,144 @@
+"""The one Transformer: Llama, Mistral, Qwen2 and Qwen3 families, for inference, one sequence at a time.
+
+Legend: N rows (positions computed in this pass), D width, H query heads, K key/value heads, d head width, I MLP width,
+V vocabulary. Read top-down: Transformer, Layer, then the pieces.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from methods.engine.config import ModelConfig, Rope
+from methods.engine.linear import Linear
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_NHd, k_NKd, v_NKd -> out [N, H * d]
+
+
+class Transformer:
+    """Embedding, layers, final norm and head. Attention is passed in: the cache decides what a row sees."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        devices: Sequence[torch.device],
+    ) -> None:
+        """`weights` by Hugging Face names; `devices`: one per layer. The embedding lives on the first layer's device,
+        the head on the last layer's."""
+        self.config, self.dtype, self.devices = config, dtype, list(devices)
+
+        def get(name: str, device: torch.device) -> Tensor:
+            return weights[name].to(device, dtype)
+
+        first, last = self.devices[0], self.devices[-1]
+        self.embedding_VD = get("model.embed_tokens.weight", first)
+        self.layers = [Layer(config, i, weights, dtype, device) for i, device in enumerate(self.devices)]
+        self.norm_D = get("model.norm.weight", last)
+        tied = config.tied and "lm_head.weight" not in weights
+        self.head = Linear(self.embedding_VD.to(last) if tied else get("lm_head.weight", last))
+        self.frequencies_d = rope_frequencies(config.rope, config.head_dim)
+
+    def __call__(
+        self, tokens_N: Tensor, positions_N: Tensor, attend: Attend, taps: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor | None]:
+        """Hidden states before the final norm, [N, D], and those after the layers `taps`, [len(taps), N, D]."""
+        x_ND = F.embedding(tokens_N.to(self.devices[0]), self.embedding_VD)
+        rotation = rope_rotation(positions_N, self.frequencies_d, self.devices[0])
+        tapped = []
+        for i, layer in enumerate(self.layers):
+            if layer.device != x_ND.device:
+                x_ND = x_ND.to(layer.device)
+                rotation = (rotation[0].to(layer.device), rotation[1].to(layer.device))
+            x_ND = layer(x_ND, rotation, attend)
+            if i in taps:
+                tapped.append(x_ND)
+        return x_ND, torch.stack([x.to(x_ND.device) for x in tapped]) if tapped else None
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Next-token logits in fp32, [N, V]."""
+        return self.head(rms_norm(hidden_ND, self.norm_D, self.config.norm_eps)).float()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that a pass must read: every weight once, the embedding only when it is also the head."""
+        size = torch.empty((), dtype=self.dtype).element_size()
+        c = self.config
+        qkv = c.width * c.head_dim * (c.heads + 2 * c.kv_heads)
+        layer = qkv + c.width * c.head_dim * c.heads + 3 * c.width * c.mlp_width
+        return size * (c.layers * layer + c.vocab_size * c.width)
+
+
+class Layer:
+    """Pre-norm attention and SwiGLU MLP, each added to the residual stream."""
+
+    def __init__(
+        self, config: ModelConfig, index: int, weights: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        def get(name: str) -> Tensor:
+            return weights[f"model.layers.{index}.{name}"].to(device, dtype)
+
+        def fused(part: str, names: Sequence[str]) -> Linear:
+            weight = torch.cat([get(f"{part}.{name}.weight") for name in names])
+            biased = part == "self_attn" and config.qkv_bias
+            return Linear(weight, torch.cat([get(f"{part}.{name}.bias") for name in names]) if biased else None)
+
+        self.config, self.index, self.device = config, index, device
+        self.attention_norm_D = get("input_layernorm.weight")
+        self.qkv = fused("self_attn", ("q_proj", "k_proj", "v_proj"))
+        self.q_norm_d = get("self_attn.q_norm.weight") if config.qk_norm else None
+        self.k_norm_d = get("self_attn.k_norm.weight") if config.qk_norm else None
+        self.out = Linear(get("self_attn.o_proj.weight"))
+        self.mlp_norm_D = get("post_attention_layernorm.weight")
+        self.gate_up = fused("mlp", ("gate_proj", "up_proj"))
+        self.down = Linear(get("mlp.down_proj.weight"))
+
+    def __call__(self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        c = self.config
+        qkv = self.qkv(rms_norm(x_ND, self.attention_norm_D, c.norm_eps)).view(len(x_ND), -1, c.head_dim)
+        q, k, v = qkv.split((c.heads, c.kv_heads, c.kv_heads), 1)
+        if self.q_norm_d is not None and self.k_norm_d is not None:
+            q, k = rms_norm(q, self.q_norm_d, c.norm_eps), rms_norm(k, self.k_norm_d, c.norm_eps)
+            q, k = rotate(torch.cat((q, k), 1), rotation).split((c.heads, c.kv_heads), 1)
+        else:
+            q, k = rotate(qkv[:, : c.heads + c.kv_heads], rotation).split((c.heads, c.kv_heads), 1)
+        x_ND = x_ND + self.out(attend(self.index, q, k, v))
+        gate, up = self.gate_up(rms_norm(x_ND, self.mlp_norm_D, c.norm_eps)).split(c.mlp_width, 1)
+        return x_ND + self.down(F.silu(gate) * up)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight over the last dimension (Zhang and Sennrich 2019)."""
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def rope_frequencies(rope: Rope, head_dim: int) -> Tensor:
+    """Angle per position of each rotated pair, [d / 2] in fp64."""
+    inverse = rope.theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    if rope.kind == "linear":
+        return inverse / rope.factor
+    if rope.kind == "llama3":
+        wavelengths = 2 * math.pi / inverse
+        turns = rope.original_length / wavelengths  # full turns within the trained length
+        smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+        smooth = smooth.clamp(0, 1)
+        return inverse * (smooth + (1 - smooth) / rope.factor)
+    return inverse
+
+
+def rope_rotation(positions_N: Tensor, frequencies: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and signed sine, [N, 1, d] in fp32, for `rotate`."""
+    angles = positions_N.to(torch.float64)[:, None] * frequencies
+    cos, sin = angles.cos().float(), angles.sin().float()
+    return torch.cat((cos, cos), 1)[:, None].to(device), torch.cat((-sin, sin), 1)[:, None].to(device)
+
+
+def rotate(x_NHd: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate the pairs (i, i + d / 2) of every head, in fp32."""
+    x = x_NHd.float()
+    half = x.shape[-1] // 2
+    swapped = torch.cat((x[..., half:], x[..., :half]), -1)
+    return torch.addcmul(x * rotation[0], swapped, rotation[1]).to(x_NHd.dtype)

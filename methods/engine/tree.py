@@ -1,0 +1,65 @@
+"""Token trees: what a drafter proposes and a target pass scores. Pure."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """N nodes; node 0 is the pending token. A chain is a tree whose every node is the next one's parent.
+
+    tokens_N: token ids. parents_N: parents_N[0] == -1 and parents_N[i] < i.
+    q_NV: the distribution from which node i was drawn, given its earlier siblings (row 0 unused); None when the drafts
+    are deterministic (point mass)."""
+
+    tokens_N: Tensor
+    parents_N: Tensor
+    q_NV: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        parents = self.parents_N.tolist()
+        if not parents or parents[0] != -1 or len(parents) != len(self.tokens_N):
+            raise ValueError(f"expected a root with parent -1 and one parent per token, got parents {parents}")
+        if any(not 0 <= parent < i for i, parent in enumerate(parents[1:], 1)):
+            raise ValueError(f"expected every parent before its child, got parents {parents}")
+
+    @classmethod
+    def chain(cls, tokens: list[int], q_GV: Tensor | None = None) -> "TokenTree":
+        """The chain of `tokens`, the pending token first; q_GV are the rows of the G = N - 1 drafted ones."""
+        q_NV = None if q_GV is None else torch.cat([q_GV.new_zeros(1, q_GV.shape[1]), q_GV])
+        return cls(torch.tensor(tokens), torch.arange(-1, len(tokens) - 1), q_NV)
+
+    @cached_property
+    def is_chain(self) -> bool:
+        return self.parents_N.tolist() == list(range(-1, len(self.tokens_N) - 1))
+
+    @cached_property
+    def visible_NN(self) -> Tensor:
+        """visible_NN[i, j]: node j is node i or one of its ancestors."""
+        nodes = len(self.tokens_N)
+        if self.is_chain:
+            return torch.ones(nodes, nodes, dtype=torch.bool).tril()
+        visible = torch.eye(nodes, dtype=torch.bool)
+        for i, parent in enumerate(self.parents_N.tolist()[1:], 1):
+            visible[i] |= visible[parent]
+        return visible
+
+    @cached_property
+    def depth_N(self) -> Tensor:
+        """Distance from the root: node i sits at position `length + depth_N[i]`."""
+        return self.visible_NN.sum(1) - 1
+
+    @cached_property
+    def children(self) -> list[list[int]]:
+        """Children of every node, in order of index."""
+        children: list[list[int]] = [[] for _ in range(len(self.tokens_N))]
+        for i, parent in enumerate(self.parents_N.tolist()[1:], 1):
+            children[parent].append(i)
+        return children
+
+    def path(self, node: int) -> list[int]:
+        """Node indices from the root to `node`."""
+        return self.visible_NN[node].nonzero().flatten().tolist()

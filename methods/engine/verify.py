@@ -1,0 +1,80 @@
+"""Which drafted tokens the target keeps: the acceptance rules for chains and trees. Pure.
+
+Greedy: a draft is kept where it is the target's most likely token, so the output is the target's own.
+Sampling: speculative sampling (Leviathan et al. 2023, theorem 1; Chen et al. 2023): a draft x drawn from q is kept with
+probability min(1, p(x) / q(x)), else the token is drawn from norm(max(p - q, 0)). Siblings are tried in turn, each
+against what the earlier ones left of p (SpecInfer, Miao et al. 2024, section 4.3). A deterministic draft is drawn from
+a point mass: kept with p(x), else p with x removed. In every case the output has exactly the target's distribution.
+
+Legend: N nodes, V vocabulary, A accepted nodes, the root included.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from methods.engine.sampling import Sampling, draw, probabilities, uniform
+from methods.engine.tree import TokenTree
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """path_A: kept nodes from the root on, A >= 1. next_token: decided by the last kept node's row."""
+
+    path_A: list[int]
+    next_token: int
+
+
+def verify(tree: TokenTree, logits_NV: Tensor, sampling: Sampling, generator: torch.Generator) -> Verdict:
+    """Walk down the tree as long as the target agrees. `generator` is not touched in greedy decoding."""
+    if sampling.greedy:
+        return _verify_greedy(tree, logits_NV.argmax(-1).tolist())
+    path = [0]
+    while True:
+        p_V = probabilities(logits_NV[path[-1]], sampling).cpu()
+        kept, p_V = _try_children(tree, tree.children[path[-1]], p_V, generator)
+        if kept is None:
+            return Verdict(path, draw(p_V, generator))
+        path.append(kept)
+
+
+def _verify_greedy(tree: TokenTree, best_N: list[int]) -> Verdict:
+    tokens = tree.tokens_N.tolist()
+    path = [0]
+    while True:
+        kept = [child for child in tree.children[path[-1]] if tokens[child] == best_N[path[-1]]]
+        if not kept:
+            return Verdict(path, best_N[path[-1]])
+        path.append(kept[0])
+
+
+def _try_children(
+    tree: TokenTree, children: list[int], p_V: Tensor, generator: torch.Generator
+) -> tuple[int | None, Tensor]:
+    """The first child kept, or None, and the distribution that is left of p_V after the rejected ones."""
+    for child in children:
+        token = int(tree.tokens_N[child])
+        q_V = None if tree.q_NV is None else tree.q_NV[child].double().cpu()
+        if uniform(generator) < acceptance(p_V, q_V, token):
+            return child, p_V
+        p_V = residual(p_V, q_V, token)
+    return None, p_V
+
+
+def acceptance(p_V: Tensor, q_V: Tensor | None, token: int) -> float:
+    """Probability of keeping `token`, drawn from q_V (None: certainly drawn)."""
+    q = 1.0 if q_V is None else float(q_V[token])
+    return min(1.0, float(p_V[token]) / q) if q > 0 else 0.0
+
+
+def residual(p_V: Tensor, q_V: Tensor | None, token: int) -> Tensor:
+    """norm(max(p - q, 0)): what the target still owes after `token` was rejected."""
+    if q_V is None:
+        left = p_V.clone()
+        left[token] = 0
+    else:
+        left = (p_V - q_V).clamp_min(0)
+    total = left.sum()
+    # A rejection with nothing left happens through rounding only (p == q up to an ulp): then p itself is right.
+    return left / total if total > 0 else p_V
