@@ -44,7 +44,7 @@ def test_turns_and_references_are_text() -> None:
     for question in QUESTIONS:
         assert question.keys() <= {"question_id", "category", "turns", "reference"}
         assert len(question["turns"]) == (2 if question["category"] in MULTI_TURN else 1)
-        reference = question.get("reference", question["turns"])
+        reference = question["reference"] if "reference" in question else question["turns"]
         assert len(reference) == len(question["turns"])
         assert all(text and text == text.strip() for text in question["turns"] + reference)
 
