@@ -6,8 +6,8 @@ set -euo pipefail
 
 ROOT="$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)"
 VENV="$ROOT/.venv"
-STAMP="$VENV/.setup-done"             # holds what was installed, written last
-UNFINISHED="$VENV/.setup-unfinished"  # there while installing: what a killed set-up left is not trusted
+STAMP="$VENV/.setup-done"            # holds what was installed, written last
+UNFINISHED="$ROOT/.venv.unfinished"  # there while installing: what a killed set-up left is not trusted
 
 wanted() { { echo "$ROOT"; cat "$ROOT/requirements.lock" "$ROOT/pyproject.toml"; } | sha256sum | cut -d ' ' -f 1; }
 is_done() { [[ -x "$VENV/bin/python" && ! -e "$UNFINISHED" && "$(cat "$STAMP" 2>/dev/null)" == "$(wanted)" ]]; }
@@ -28,7 +28,7 @@ find_python() {
 }
 
 pip() {
-    "$VENV/bin/python" -m pip --no-input --disable-pip-version-check install -qq --no-compile --no-warn-script-location \
+    "$VENV/bin/python" -m pip --no-input --disable-pip-version-check install -qq --no-warn-script-location \
         "$@" 9>&- || fail "installing the dependencies failed (pip's message is above); the next start tries again"
 }
 
@@ -36,12 +36,11 @@ install() {
     local start=$SECONDS python clear=()
     python="$(find_python)"
     say "setting up .venv with $("$python" --version) (once, some minutes) ..."
-    if [[ -e "$UNFINISHED" ]]; then clear=(--clear); fi
-    mkdir -p "$VENV"
+    # also when the interpreter that .venv was made of is gone
+    if [[ -e "$UNFINISHED" ]] || ! "$VENV/bin/python" -c '' 2>/dev/null; then clear=(--clear); fi
     touch "$UNFINISHED"
     rm -f "$STAMP"
     "$python" -m venv "${clear[@]}" "$VENV" >&2 || fail "'$python -m venv' failed (its message is above)"
-    touch "$UNFINISHED"  # --clear removed it
     say "  torch"
     pip -c "$ROOT/requirements.lock" "$(grep '^torch==' "$ROOT/requirements.lock")"
     say "  the other dependencies"

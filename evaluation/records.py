@@ -1,0 +1,351 @@
+"""Answer files and their run headers: what was generated, how long it took, under which conditions.
+
+One answer file holds one line per question, in the format of Spec-Bench (Xia et al. 2024) with further keys inside each
+choice; the run header `<method>.run.json` beside it holds the conditions. `evaluation/run.py` writes both through
+`AnswerFile`; `speed.py` and `equal.py` read them, and read files written by Spec-Bench's own scripts, which have fewer
+keys and no header.
+"""
+
+import fcntl
+import json
+import os
+import time
+import uuid
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from io import FileIO
+from pathlib import Path
+from typing import Any, Self
+
+from methods.errors import UserError, nearest
+
+QuestionId = int | str
+Header = dict[str, Any]
+
+SCHEMA_VERSION = 1
+FAILED_TURN = "ERROR"  # what Spec-Bench writes for a turn that raised
+# Keys that may differ between the run that began a file and the one that continues it.
+VOLATILE_KEYS = frozenset({"created", "failures", "floor_seconds_per_token", "read_bandwidth"})
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One repeat of one question. Lists have one entry per turn, except `accept_lengths`, flat over the turns.
+
+    Times are seconds, prefill included in `wall_time`. `decoding_steps` counts target passes after prefill. Keys from
+    `token_ids` on are ours: Spec-Bench's files lack them. Raises ValueError where the counts contradict each other.
+    """
+
+    turns: list[str]
+    new_tokens: list[int]
+    wall_time: list[float]
+    accept_lengths: list[int]
+    index: int = 0
+    decoding_steps: list[int] | None = None  # some of Spec-Bench's scripts call it "idxs", some store tokens in it
+    token_ids: list[list[int]] | None = None
+    finish: list[str] | None = None
+    prefill_time: list[float] | None = None
+    drafted: list[list[int]] | None = None
+    accepted: list[list[int]] | None = None
+    margins: list[list[float]] | None = None
+
+    def __post_init__(self) -> None:
+        if not _is_list(self.turns, str):
+            raise ValueError("'turns' must be a list of texts")
+        if self.any_failed:
+            return  # what a failed turn left behind is not data, so it need not be consistent
+        self._check_shapes()
+        if self.token_ids is not None:
+            self._check_ledger(self.token_ids)
+
+    def failed(self, turn: int) -> bool:
+        """Whether this turn raised in one of Spec-Bench's scripts. Ours never write a failed question as an answer."""
+        return self.token_ids is None and self.turns[turn] == FAILED_TURN
+
+    @property
+    def any_failed(self) -> bool:
+        """Whether at least one turn failed."""
+        return any(self.failed(turn) for turn in range(len(self.turns)))
+
+    def _check_shapes(self) -> None:
+        for key in ("new_tokens", "wall_time", "accept_lengths"):
+            if not _is_list(getattr(self, key), (int, float)):
+                raise ValueError(f"'{key}' must be a list of numbers")
+        for key in ("new_tokens", "wall_time", "token_ids", "prefill_time", "drafted", "accepted", "margins"):
+            value = getattr(self, key)
+            if value is not None and (not isinstance(value, list) or len(value) != len(self.turns)):
+                raise ValueError(f"'{key}' must have one entry for each of the {len(self.turns)} turns")
+
+    def _check_ledger(self, token_ids: list[list[int]]) -> None:
+        if [len(tokens) for tokens in token_ids] != self.new_tokens:
+            raise ValueError("'new_tokens' does not count 'token_ids'")
+        if sum(self.accept_lengths) != sum(self.new_tokens):
+            raise ValueError(
+                f"'accept_lengths' sums to {sum(self.accept_lengths)}, not to {sum(self.new_tokens)} tokens"
+            )
+        if len(self.accept_lengths) != sum(self.decoding_steps or []):
+            raise ValueError("'accept_lengths' must have one entry for each of the 'decoding_steps'")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question's answers, one `Choice` per repeat."""
+
+    question_id: QuestionId
+    category: str
+    model_id: str
+    choices: list[Choice]
+    answer_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    tstamp: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.question_id, bool) or not isinstance(self.question_id, int | str):
+            raise ValueError("'question_id' must be a number or a text")
+        if not self.choices:
+            raise ValueError("'choices' is empty")
+        if len({choice.index for choice in self.choices}) != len(self.choices):
+            raise ValueError("two choices have the same 'index'")
+
+    def to_line(self) -> bytes:
+        """The answer as one line of JSON, keys in Spec-Bench's order, unknown ones left out."""
+        record = {key: getattr(self, key) for key in ("question_id", "category", "answer_id", "model_id")}
+        record["choices"] = [{k: v for k, v in asdict(choice).items() if v is not None} for choice in self.choices]
+        record["tstamp"] = self.tstamp
+        return json.dumps(record, allow_nan=False).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, record: object) -> Self:
+        """The inverse of `to_line`, for a parsed line of any answer file. Raises ValueError saying what is wrong."""
+        values = _known_keys(cls, record)
+        if not isinstance(values["choices"], list):
+            raise ValueError("'choices' must be a list")
+        return cls(**values | {"choices": [Choice(**_known_keys(Choice, choice)) for choice in values["choices"]]})
+
+
+def read_answers(path: str | Path) -> dict[QuestionId, Answer]:
+    """The answers of a file by question id, in the file's order. A torn last line, as a crash leaves it, is left out.
+
+    Raises UserError for a file that cannot be read, holds no answers, or has a broken line or a question twice.
+    """
+    path = Path(path)
+    answers, _ = _parse(path, _read(path))
+    if not answers:
+        raise UserError(f"{path} holds no answers: it is empty; run the method first, or name another file")
+    return answers
+
+
+def read_header(path: str | Path) -> Header | None:
+    """The run header beside the answer file `path`; None where there is none, as beside Spec-Bench's own files."""
+    path = header_path(path)
+    if not path.exists():
+        return None
+    try:
+        header = json.loads(_read(path))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); restore it, or delete it and its answer file") from None
+    version = header.get("schema_version") if isinstance(header, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path} has schema_version {version}, not {SCHEMA_VERSION}; read it with a matching release")
+    return header
+
+
+def header_path(path: str | Path) -> Path:
+    """Where the run header of the answer file `path` lies."""
+    return Path(path).with_suffix(".run.json")
+
+
+def header_differences(one: Header, other: Header) -> dict[str, tuple[Any, Any]]:
+    """The keys in which two headers differ, volatile ones aside, nested keys joined by dots, with both values."""
+    flat_one, flat_other = _flatten(one), _flatten(other)
+    return {
+        key: (flat_one.get(key, "unset"), flat_other.get(key, "unset"))
+        for key in flat_one | flat_other
+        if key.split(".")[0] not in VOLATILE_KEYS and flat_one.get(key, "unset") != flat_other.get(key, "unset")
+    }
+
+
+class AnswerFile:
+    """The answers of one run of one method, open for adding by one process: each line is there whole or not at all."""
+
+    def __init__(self, path: Path, file: FileIO, header: Header, done: set[QuestionId], size: int) -> None:
+        self.path = path
+        self.header = header
+        self.done = done  # the questions that have an answer
+        self._file = file
+        self._size = size  # bytes of whole lines
+
+    @classmethod
+    def open(cls, path: str | Path, header: Header) -> Self:
+        """Create the file and its header, or continue one with the same header; a torn last line is dropped.
+
+        Raises UserError if the file was made under other conditions (naming each), if another run holds it, if one of
+        its lines is broken, or if the folder cannot be written.
+        """
+        file = _open_locked(path := Path(path))
+        try:
+            data = _read(path)
+            answers, size = _parse(path, data[: data.rfind(b"\n") + 1])
+            header = _settle_header(path, header, answers)
+            file.truncate(size)
+        except BaseException:
+            file.close()
+            raise
+        return cls(path, file, header, set(answers), size)
+
+    def append(self, answer: Answer) -> None:
+        """Add one answer and make sure it is on disk. On a full disk earlier answers stay intact; raises UserError."""
+        if answer.question_id in self.done:
+            raise ValueError(f"question {answer.question_id} already has an answer in {self.path}")
+        line = answer.to_line()
+        try:
+            _write_all(self._file, line)
+        except OSError as error:
+            self._file.truncate(self._size)
+            kept = f"its {len(self.done)} earlier answers are intact: make room and run again to continue"
+            raise UserError(f"cannot write {self.path}: {error.strerror}; {kept}") from None
+        self._size += len(line)
+        self.done.add(answer.question_id)
+        self._set_failures(self._failures_without(answer.question_id))
+
+    def fail(self, question_id: QuestionId, error: str) -> None:
+        """Record in the header that a question could not be answered; it is tried again when the run is continued."""
+        self._set_failures([*self._failures_without(question_id), {"question_id": question_id, "error": error}])
+
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        """The questions that failed and have no answer yet, each with its error."""
+        return self.header.get("failures", [])
+
+    def finish(self) -> None:
+        """Close the file and let others write it. May be called twice."""
+        self._file.close()  # this also drops the lock
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.finish()
+
+    def _failures_without(self, question_id: QuestionId) -> list[dict[str, Any]]:
+        return [failure for failure in self.failures if failure["question_id"] != question_id]
+
+    def _set_failures(self, failures: list[dict[str, Any]]) -> None:
+        if failures != self.failures:
+            self.header["failures"] = failures
+            _write_header(self.path, self.header)
+
+
+def _parse(path: Path, data: bytes) -> tuple[dict[QuestionId, Answer], int]:
+    """The answers in an answer file's bytes, and the size in bytes of its whole lines."""
+    answers: dict[QuestionId, Answer] = {}
+    lines = data.splitlines(keepends=True)
+    last = len(data.rstrip().splitlines())
+    size = 0
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                if number == last:  # torn by a crash
+                    return answers, size
+                raise UserError(f"{path}, line {number} is not valid JSON ({error}); remove that line") from None
+            _add(answers, record, f"{path}, line {number}")
+        size += len(line)
+    return answers, size
+
+
+def _add(answers: dict[QuestionId, Answer], record: object, place: str) -> None:
+    try:
+        answer = Answer.from_json(record)
+    except ValueError as error:
+        raise UserError(f"{place}: {error}; correct or remove that line") from None
+    if answer.question_id in answers:
+        raise UserError(f"{place}: question {answer.question_id} is answered a second time; keep one of the lines")
+    answers[answer.question_id] = answer
+
+
+def _known_keys(cls: type, record: object) -> dict[str, Any]:
+    """The entries of a JSON object that are fields of the dataclass `cls`; ValueError where a needed one is missing."""
+    if not isinstance(record, dict):
+        raise ValueError(f"expected a JSON object for each {cls.__name__.lower()}, got {str(record)[:40]}")
+    for f in fields(cls):
+        if f.name not in record and f.default is MISSING and f.default_factory is MISSING:
+            raise ValueError(f"no key '{f.name}', as every {cls.__name__.lower()} in an answer file has")
+    return {f.name: record[f.name] for f in fields(cls) if f.name in record}
+
+
+def _is_list(value: object, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+def _flatten(header: Header, prefix: str = "") -> Header:
+    flat: Header = {}
+    for key, value in header.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        siblings = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
+        hint = nearest(path.name, siblings) if siblings else "; check the path"
+        raise UserError(f"{path} does not exist{hint}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; name one answer file in it, such as {path / 'pld.jsonl'}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from None
+
+
+def _open_locked(path: Path) -> FileIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = FileIO(path, "a")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"another run is writing {path}; wait until it ends or choose another --output") from None
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another --output") from None
+    return file
+
+
+def _settle_header(path: Path, header: Header, answers: dict[QuestionId, Answer]) -> Header:
+    """The header that holds from now on, on disk too: the old one where it says the same, or answers depend on it."""
+    header = json.loads(json.dumps(header, allow_nan=False))  # as it reads back: tuples are lists
+    old = read_header(path)
+    if answers and old is None:
+        raise UserError(f"{path} holds answers but has no run header {header_path(path).name}; choose another --output")
+    if old is not None:
+        differences = header_differences(old, header)
+        if answers and differences:
+            named = ", ".join(f"{key}={was}, now {now}" for key, (was, now) in differences.items())
+            raise UserError(f"{path} was made with {named}; choose another --output or delete that file")
+        header = header if differences else old
+    header = header | {"failures": [f for f in header.get("failures", []) if f["question_id"] not in answers]}
+    if header != old:
+        _write_header(path, header)
+    return header
+
+
+def _write_header(path: Path, header: Header) -> None:
+    """Write the header whole or leave the old one: a reader never sees half of it."""
+    path = header_path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(json.dumps(header, indent=2).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}; make room or choose another --output") from None
+
+
+def _write_all(file: FileIO, line: bytes) -> None:
+    """Write one line and wait until it is on disk."""
+    written = file.write(line)
+    while written < len(line):  # a short write is the first sign of a full disk: the next one says so
+        written += file.write(line[written:])
+    os.fsync(file)

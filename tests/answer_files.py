@@ -1,0 +1,110 @@
+"""Answers, headers and answer files for the tests of `evaluation/`, small enough to check by hand."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.records import Answer, AnswerFile, Choice
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def choice(tokens: Sequence[Sequence[int]], seconds: Sequence[float], index: int = 0, per_pass: int = 1) -> Choice:
+    """A repeat with these token ids and wall time (s) per turn, `per_pass` tokens to each pass, 0.1 s of prefill."""
+    lengths = [[len(turn[i : i + per_pass]) for i in range(0, len(turn), per_pass)] for turn in tokens]
+    return Choice(
+        index=index,
+        turns=[" ".join(map(str, turn)) for turn in tokens],
+        decoding_steps=[len(turn) for turn in lengths],
+        new_tokens=[len(turn) for turn in tokens],
+        wall_time=list(seconds),
+        accept_lengths=[length for turn in lengths for length in turn],
+        token_ids=[list(turn) for turn in tokens],
+        finish=["length"] * len(tokens),
+        prefill_time=[0.1] * len(tokens),
+        drafted=[[per_pass - 1] * len(turn) for turn in lengths],
+        accepted=[[length - 1 for length in turn] for turn in lengths],
+    )
+
+
+def answer(question_id: int | str = 81, category: str = "writing", **keys: Any) -> Answer:
+    """An answer of one turn: ten tokens in one second, unless `choices` or other fields are given."""
+    keys.setdefault("choices", [choice([range(10)], [1.0])])
+    return Answer(question_id, category, keys.pop("model_id", "tiny-pld"), **keys)
+
+
+def header(method: str = "pld", **changes: Any) -> dict[str, Any]:
+    """A run header as the runner writes it, shortened to what judging reads."""
+    return {
+        "schema_version": 1,
+        "method": method,
+        "methods": ["autoregressive", "pld"],
+        "pair": "tiny",
+        "target": {"source": "tiny/model", "revision": "r1", "weight_bytes": 100},
+        "dtype": "float32",
+        "devices": ["cpu:0,1"],
+        "threads": 2,
+        "replicas": 1,
+        "sampling": {"temperature": 0.0, "top_k": 0, "top_p": 1.0},
+        "max_new_tokens": 64,
+        "eos_token_ids": [2],
+        "template": "chat",
+        "benchmark": "mini_bench",
+        "benchmark_sha256": "abc",
+        "row_invariant": True,
+        "floor_seconds_per_token": 0.02,
+        "cpu": "some CPU",
+        "gpu": None,
+        "created": "2025-01-01T00:00:00+00:00",
+        "failures": [],
+    } | changes
+
+
+def write(path: Path, answers: Sequence[Answer], run: dict[str, Any] | None = None) -> Path:
+    """An answer file with its header, written by the project's own writer."""
+    with AnswerFile.open(path, run or header(path.stem)) as file:
+        for item in answers:
+            file.append(item)
+    return path
+
+
+def write_spec_bench(path: Path, rows: Sequence[tuple[int, str, list[str], list[int], list[float]]]) -> Path:
+    """A file as Spec-Bench's scripts write it, from rows of question, category, turns, new tokens, seconds."""
+    lines = [
+        {
+            "question_id": question,
+            "category": category,
+            "answer_id": f"id{question}",
+            "model_id": "vicuna-7b-v1.3-" + path.stem,
+            "choices": [
+                {
+                    "index": 0,
+                    "turns": turns,
+                    "decoding_steps": [count - 1 for count in tokens],
+                    "new_tokens": tokens,
+                    "wall_time": seconds,
+                    "accept_lengths": [2] * (sum(tokens) // 2),
+                }
+            ],
+            "tstamp": 1.5,
+        }
+        for question, category, turns, tokens, seconds in rows
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def run_script(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run `evaluation/<script>` as its user does: as a process of its own, from another folder."""
+    return subprocess.run(
+        [sys.executable, ROOT / "evaluation" / script, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
