@@ -29,7 +29,7 @@ find_python() {
 
 pip() {
     "$VENV/bin/python" -m pip --no-input --disable-pip-version-check install -qq --no-warn-script-location \
-        "$@" 9>&- || fail "installing the dependencies failed (pip's message is above); the next start tries again"
+        "$@" || fail "installing the dependencies failed (pip's message is above); the next start tries again"
 }
 
 install() {
@@ -53,5 +53,6 @@ install() {
 
 is_done && exit 0
 exec 9>"$ROOT/.venv.lock" || fail "$ROOT is not writable, so .venv cannot be made there: use PYTHON=/path/to/python"
+# pip inherits descriptor 9: after a kill the next set-up waits for a pip that outlived its own
 flock -n 9 || { say "waiting for another set-up of .venv to end ..."; flock 9; }
 is_done || install
