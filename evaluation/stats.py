@@ -1,0 +1,192 @@
+"""Statistics of a comparison: what one method's answers say beside the baseline's. Pure functions, no files.
+
+Used by `evaluation/speed.py`. Terms: a *pass* is one forward of the target, an *accept length* the tokens one pass
+committed, *MAT* the mean accept length. Times are seconds, prefill included unless a name says "decode".
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from evaluation.records import Answer, Choice
+
+CONFIDENCE = 0.95
+MIN_QUESTIONS = 5  # resampling fewer questions cannot reach far enough: a "95%" interval of 3 covers 72%
+LONGEST_PERIOD = 32  # tokens
+FEWEST_CYCLES = 4
+KEYS = ["question", "turn", "repeat"]
+
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times the baseline's tokens per second a method reaches. The interval is None for too few questions."""
+
+    ratio: float  # sum(tokens) / sum(time), over the same of the baseline
+    low: float | None
+    high: float | None
+    geometric_mean: float  # of the questions' own ratios
+    questions: int
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval excludes 1."""
+        return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
+
+
+def pair_answers(method: Iterable[Answer], baseline: Iterable[Answer]) -> pd.DataFrame:
+    """Both runs' measurements side by side, a row for each (question, turn, repeat) that both finished.
+
+    Columns: question, turn, repeat, category; tokens, time, decode_tokens, decode_time, passes of the method, and the
+    same of the baseline with the ending `_base`. Decoding leaves out prefill and the token that prefill gives; it and
+    passes are NaN where a file does not record them. Sorted, so that the order of the files does not matter.
+    """
+    other = _measurements(baseline).drop(columns="category")
+    pairs = _measurements(method).merge(other, on=KEYS, suffixes=("", "_base"), validate="one_to_one")
+    return pairs.sort_values(KEYS, key=lambda column: column.map(str), ignore_index=True)
+
+
+def speedup(pairs: pd.DataFrame, resamples: int = 9999) -> Speedup:
+    """The headline: tokens per second over all pairs against the baseline's, with a 95% bootstrap interval.
+
+    Questions are resampled, each with all its turns and repeats, method and baseline together: what varies between
+    questions, and what is common to both runs of one, is not noise. The interval is the expanded percentile interval
+    (Hesterberg 2015, "What teachers should know about the bootstrap"), which makes up for the percentile
+    interval's narrowness with few questions; in simulations BCa covered no better than the plain percentile interval.
+    It is taken on the logarithm, so swapping method and baseline gives exactly the reciprocal. The seed is fixed.
+    """
+    sums = _per_question(pairs)
+    columns = tuple(sums[name].to_numpy(float) for name in ("tokens", "time", "tokens_base", "time_base"))
+    tokens, time, tokens_base, time_base = columns
+    low, high = _interval(columns, resamples) if len(sums) >= MIN_QUESTIONS else (None, None)
+    return Speedup(
+        ratio=float(np.exp(_log_ratio(*columns))),
+        low=low,
+        high=high,
+        geometric_mean=float(stats.gmean((tokens / time) / (tokens_base / time_base))),
+        questions=len(sums),
+    )
+
+
+def decode_speedup(pairs: pd.DataFrame) -> float | None:
+    """The headline ratio with prefill left out of both sides; None where prefill is not recorded or nothing decoded."""
+    columns = pairs[["decode_tokens", "decode_time", "decode_tokens_base", "decode_time_base"]]
+    tokens, time, tokens_base, time_base = columns.sum(skipna=False)
+    if not (tokens > 0 and time > 0 and tokens_base > 0 and time_base > 0):  # NaN too
+        return None
+    return float((tokens / time) / (tokens_base / time_base))
+
+
+def spec_bench_speedup(pairs: pd.DataFrame) -> float:
+    """Spec-Bench's own figure (Xia et al. 2024): mean over questions of tokens/time, over the baseline's same mean.
+
+    Both sides count the tokens recorded; Spec-Bench's script counts the baseline's anew by tokenizing its text.
+    """
+    sums = _per_question(pairs)
+    return float((sums["tokens"] / sums["time"]).mean() / (sums["tokens_base"] / sums["time_base"]).mean())
+
+
+def mean_accept_length(choices: Iterable[Choice]) -> float | None:
+    """MAT: tokens committed per target pass. None without passes."""
+    lengths = [length for choice in choices for length in choice.accept_lengths]
+    return float(np.mean(lengths)) if lengths else None
+
+
+def acceptance_by_position(choices: Iterable[Choice]) -> list[float] | None:
+    """Entry i: of the passes that drafted more than i tokens, the share that accepted more than i. None if unknown.
+
+    This is the chance that a whole prefix of i + 1 drafted tokens is accepted, so it falls with i in a chain.
+    """
+    drafted, accepted = _per_pass(choices)
+    if len(drafted) == 0:
+        return None
+    positions = np.arange(drafted.max())
+    return ((accepted[:, None] > positions).sum(axis=0) / (drafted[:, None] > positions).sum(axis=0)).tolist()
+
+
+def drafted_tokens(choices: Sequence[Choice]) -> int | None:
+    """How many tokens were drafted; None where a choice does not record it."""
+    return None if any(choice.drafted is None for choice in choices) else int(_per_pass(choices)[0].sum())
+
+
+def repetition_share(choices: Iterable[Choice]) -> float | None:
+    """The share of all tokens that lie in a loop their answer ends in (`looping_tokens`). None without token ids."""
+    turns = [turn for choice in choices for turn in choice.token_ids or []]
+    total = sum(len(turn) for turn in turns)
+    return sum(looping_tokens(turn) for turn in turns) / total if total else None
+
+
+def looping_tokens(tokens: Sequence[int]) -> int:
+    """The length of the loop that `tokens` end in: the longest ending that repeats with one period.
+
+    The period is at most 32 tokens, and the ending holds at least 4 periods; 0 where there is none. Such endings are
+    degenerate repetition (Holtzman et al. 2020): easy to draft, so they flatter every speculative method.
+    """
+    longest = 0
+    for period in range(1, min(LONGEST_PERIOD, len(tokens) // FEWEST_CYCLES) + 1):
+        start = len(tokens) - period
+        while start > 0 and tokens[start - 1] == tokens[start - 1 + period]:
+            start -= 1
+        if len(tokens) - start >= FEWEST_CYCLES * period:
+            longest = max(longest, len(tokens) - start)
+    return longest
+
+
+def _measurements(answers: Iterable[Answer]) -> pd.DataFrame:
+    """One row per finished turn. A choice with a failed turn is left out whole: its later turns saw another prompt."""
+    rows = [
+        (answer.question_id, turn, choice.index, answer.category, *_measured(choice, turn))
+        for answer in answers
+        for choice in answer.choices
+        if not choice.any_failed
+        for turn in range(len(choice.turns))
+    ]
+    names = [*KEYS, "category", "tokens", "time", "decode_tokens", "decode_time", "passes"]
+    return pd.DataFrame(rows, columns=names).astype(
+        {"question": object}
+    )  # ids may be numbers in one file, texts in another
+
+
+def _measured(choice: Choice, turn: int) -> tuple[float, float, float, float, float]:
+    tokens, time = choice.new_tokens[turn], choice.wall_time[turn]
+    decoded = (tokens - 1, time - choice.prefill_time[turn]) if choice.prefill_time else (np.nan, np.nan)
+    passes = choice.decoding_steps[turn] if choice.token_ids and choice.decoding_steps else np.nan
+    return tokens, time, *decoded, passes
+
+
+def _per_question(pairs: pd.DataFrame) -> pd.DataFrame:
+    return pairs.groupby("question", sort=False)[["tokens", "time", "tokens_base", "time_base"]].sum()
+
+
+def _interval(columns: tuple[Floats, ...], resamples: int) -> tuple[float, float]:
+    questions = len(columns[0])
+    quantile = np.sqrt(questions / (questions - 1)) * stats.t.ppf((1 + CONFIDENCE) / 2, questions - 1)
+    result = stats.bootstrap(
+        columns,
+        _log_ratio,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        confidence_level=1 - 2 * stats.norm.sf(quantile),
+        n_resamples=resamples,
+        batch=1000,
+        rng=np.random.default_rng(0),
+    )
+    return float(np.exp(result.confidence_interval.low)), float(np.exp(result.confidence_interval.high))
+
+
+def _log_ratio(tokens: Floats, time: Floats, tokens_base: Floats, time_base: Floats, axis: int = -1) -> Floats:
+    tokens, time, tokens_base, time_base = (x.sum(axis=axis) for x in (tokens, time, tokens_base, time_base))
+    return np.log(tokens) - np.log(time) - (np.log(tokens_base) - np.log(time_base))
+
+
+def _per_pass(choices: Iterable[Choice]) -> tuple[Floats, Floats]:
+    """Tokens drafted and accepted in each pass that drafted, over all choices that record them."""
+    known = [c for c in choices if c.drafted is not None and c.accepted is not None]
+    drafted = np.array([n for c in known for turn in c.drafted or [] for n in turn])
+    accepted = np.array([n for c in known for turn in c.accepted or [] for n in turn])
+    return drafted[drafted > 0], accepted[drafted > 0]

@@ -1,0 +1,172 @@
+"""Statistics against examples worked by hand, brute force, and simulated runs whose true speedup is known."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evaluation.records import Answer, Choice
+from evaluation.stats import (
+    acceptance_by_position,
+    decode_speedup,
+    drafted_tokens,
+    looping_tokens,
+    mean_accept_length,
+    pair_answers,
+    repetition_share,
+    spec_bench_speedup,
+    speedup,
+)
+from tests.answer_files import answer, choice
+
+
+def timed(seconds: dict[int | str, float], tokens: int = 10) -> list[Answer]:
+    """One answer of `tokens` tokens per question, which took the given time."""
+    return [answer(question, choices=[choice([range(tokens)], [s])]) for question, s in seconds.items()]
+
+
+def simulated(rng: np.random.Generator, questions: int, true_speedup: float, spread: float) -> pd.DataFrame:
+    """Pairs of two runs: answers of 16 to 128 tokens on an uneven machine, speedups spread log-normally."""
+    tokens = np.where(rng.random(questions) < 0.6, 128.0, rng.integers(16, 128, questions))
+    base = tokens * 0.03 * np.exp(rng.normal(0, 0.3, questions))
+    own = np.exp(rng.normal(0, spread, questions) - spread**2 / 2) / true_speedup
+    noise = np.exp(rng.normal(0, 0.02, questions))
+    columns = {"tokens": tokens, "time": base * own * noise, "tokens_base": tokens, "time_base": base}
+    return pd.DataFrame({"question": np.arange(questions), **columns})
+
+
+def test_pairs_join_on_question_turn_and_repeat() -> None:
+    two = [choice([range(4), range(6)], [1.0, 2.0]), choice([range(4), range(8)], [1.5, 2.5], index=1)]
+    one = [choice([range(5), range(6)], [3.0, 4.0], per_pass=2)]
+    pairs = pair_answers([*timed({"HumanEval/0": 1.0}), answer(81, "qa", choices=two)], [answer(81, choices=one)])
+    assert pairs[["question", "turn", "repeat", "category"]].values.tolist() == [[81, 0, 0, "qa"], [81, 1, 0, "qa"]]
+    assert pairs[["tokens", "time", "passes"]].values.tolist() == [[4, 1.0, 4], [6, 2.0, 6]]
+    assert pairs[["tokens_base", "time_base", "passes_base"]].values.tolist() == [[5, 3.0, 3], [6, 4.0, 3]]
+    assert pairs["decode_tokens"].tolist() == [3, 5]
+    assert pairs["decode_time_base"].tolist() == pytest.approx([2.9, 3.9])
+
+
+def test_a_choice_with_a_failed_turn_is_left_out_whole() -> None:
+    bad = Choice(["Once", "ERROR"], [3, 3], [1.0, 1.0], [1] * 6)
+    good = Choice(["Once", "upon"], [3, 3], [1.0, 1.0], [1] * 6, index=1)
+    both = replace(bad, turns=["Once", "upon"]), good
+    pairs = pair_answers([answer(choices=[bad, good])], [answer(choices=list(both))])
+    assert pairs["repeat"].tolist() == [1, 1] and pairs["passes"].isna().all()
+
+
+def test_headline_by_hand() -> None:
+    method = [*timed({1: 1.0}, tokens=10), *timed({2: 4.0}, tokens=20)]
+    base = [*timed({1: 2.0}, tokens=10), *timed({2: 6.0}, tokens=20)]
+    pairs = pair_answers(method, base)
+    result = speedup(pairs)
+    assert result.ratio == pytest.approx((30 / 5) / (30 / 8))
+    assert result.geometric_mean == pytest.approx(math.sqrt(2 * 1.5))
+    assert (result.low, result.high, result.significant, result.questions) == (None, None, False, 2)
+    assert spec_bench_speedup(pairs) == pytest.approx(((10 + 5) / 2) / ((5 + 20 / 6) / 2))
+    # Prefill of 0.1 s and its token are left out of every answer.
+    assert decode_speedup(pairs) == pytest.approx((28 / 4.8) / (28 / 7.8))
+
+
+def test_decoding_is_unknown_without_prefill_and_without_decoded_tokens() -> None:
+    unknown = answer(choices=[replace(choice([[1, 2]], [1.0]), prefill_time=None)])
+    assert decode_speedup(pair_answers([unknown], timed({81: 1.0}))) is None
+    assert decode_speedup(pair_answers(timed({81: 1.0}, tokens=1), timed({81: 1.0}, tokens=1))) is None
+
+
+def test_swapping_the_runs_gives_the_reciprocal_whatever_the_order_of_the_files() -> None:
+    rng = np.random.default_rng(0)
+    method, base = (timed(dict(enumerate(rng.uniform(1, 2, 20)))) for _ in range(2))
+    there = speedup(pair_answers(method, base))
+    back = speedup(pair_answers(base[::-1], method))
+    assert there.low is not None and there.high is not None and back.low is not None and back.high is not None
+    assert there.ratio * back.ratio == pytest.approx(1, rel=1e-12)
+    assert there.geometric_mean * back.geometric_mean == pytest.approx(1, rel=1e-12)
+    assert there.low * back.high == pytest.approx(1, rel=1e-12)
+    assert there.high * back.low == pytest.approx(1, rel=1e-12)
+    assert there == speedup(pair_answers(method[::-1], base))
+
+
+def test_interval_covers_the_truth_in_about_95_of_100_simulated_runs() -> None:
+    truth = speedup(simulated(np.random.default_rng(1), 200_000, 1.5, 0.25), resamples=2).ratio
+    assert truth == pytest.approx(1.5, rel=0.01)
+    runs = [speedup(simulated(np.random.default_rng(seed), 40, 1.5, 0.25), resamples=999) for seed in range(300)]
+    covered = sum(run.low <= truth <= run.high for run in runs if run.low is not None and run.high is not None)
+    assert 0.90 <= covered / 300 <= 0.99
+    assert sum(run.significant for run in runs) == 300
+
+
+def test_no_significance_where_there_is_no_speedup() -> None:
+    runs = [speedup(simulated(np.random.default_rng(seed), 20, 1.0, 0.2), resamples=999) for seed in range(300)]
+    assert 0.90 <= sum(not run.significant for run in runs) / 300 <= 0.99
+
+
+def test_turns_and_repeats_of_a_question_are_one_observation() -> None:
+    """Copies of the same measurements must not make the interval narrower."""
+    pairs = simulated(np.random.default_rng(3), 12, 1.5, 0.3)
+    once, thrice = speedup(pairs), speedup(pd.concat([pairs] * 3))
+    assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high)) and thrice.questions == 12
+
+
+def test_equal_questions_have_an_interval_of_no_width() -> None:
+    pairs = pair_answers(timed(dict.fromkeys(range(8), 1.0)), timed(dict.fromkeys(range(8), 3.0)))
+    result = speedup(pairs)
+    assert (result.low, result.ratio, result.high) == pytest.approx((3, 3, 3)) and result.significant
+
+
+@pytest.mark.parametrize("questions", [1, 2, 4, 5])
+def test_few_questions_have_no_interval(questions: int) -> None:
+    result = speedup(simulated(np.random.default_rng(0), questions, 9.0, 0.1))
+    assert (result.low is None) == (questions < 5) and result.significant == (questions >= 5)
+
+
+def test_mean_accept_length_is_tokens_over_passes() -> None:
+    choices = [choice([range(7), range(3)], [1.0, 1.0], per_pass=3), choice([range(2)], [1.0])]
+    assert mean_accept_length(choices) == pytest.approx(12 / 6)
+    assert mean_accept_length([]) is None
+
+
+def test_acceptance_by_position_counts_only_passes_that_drafted_so_far() -> None:
+    drafted, accepted = [[3, 0, 3], [1]], [[3, 0, 1], [0]]
+    known = Choice(["a", "b"], [9, 1], [1, 1], [9, 1], drafted=drafted, accepted=accepted)
+    assert acceptance_by_position([known]) == pytest.approx([2 / 3, 1 / 2, 1 / 2])
+    assert drafted_tokens([known]) == 7
+    unknown = Choice(["a"], [9], [1], [9])
+    assert acceptance_by_position([unknown]) is None and drafted_tokens([known, unknown]) is None
+    assert acceptance_by_position([choice([range(4)], [1.0])]) is None
+
+
+def brute_force_loop(tokens: tuple[int, ...]) -> int:
+    """The longest ending that is a cycle of at most 32 tokens written at least 4 times, its start cut or not."""
+    for length in range(len(tokens), 0, -1):
+        ending = tokens[-length:]
+        for period in range(1, min(32, length // 4) + 1):
+            cycle = ending[-period:]
+            if ending == (cycle * length)[-length:]:
+                return length
+    return 0
+
+
+def test_loops_agree_with_brute_force() -> None:
+    for length in range(11):
+        for tokens in itertools.product(range(2), repeat=length):
+            assert looping_tokens(tokens) == brute_force_loop(tokens), tokens
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        cycle = rng.integers(0, 3, rng.integers(1, 6)).tolist()
+        tokens = tuple(rng.integers(0, 3, rng.integers(0, 9)).tolist() + (cycle * 7)[: rng.integers(0, 30)])
+        assert looping_tokens(tokens) == brute_force_loop(tokens), tokens
+
+
+def test_loops_by_hand() -> None:
+    assert looping_tokens([]) == 0
+    assert looping_tokens([9, 1, 2, 1, 2, 1, 2, 1, 2]) == 8
+    assert looping_tokens([9, 2, 1, 2, 1, 2, 1, 2, 1, 2]) == 9  # a cut first cycle belongs to the loop
+    assert looping_tokens([1, 2] * 3) == 0
+    assert looping_tokens([1, 2] * 9 + [3]) == 0  # the answer left the loop
+    assert looping_tokens(list(range(32)) * 4) == 128
+    assert looping_tokens(list(range(33)) * 4) == 0
+    assert repetition_share([choice([[7] * 6, [1, 2, 3, 4]], [1.0, 1.0])]) == pytest.approx(0.6)
+    assert repetition_share([Choice(["a"], [9], [1], [9])]) is None
