@@ -99,4 +99,6 @@ def _rope(raw: dict[str, Any]) -> Rope:
             high_freq_factor=float(table["high_freq_factor"]),
             original_length=int(table["original_max_position_embeddings"]),
         )
-    raise UserError(f"expected rope scaling default, linear or llama3, got {kind!r}: this model cannot be run faithfully")
+    raise UserError(
+        f"expected rope scaling default, linear or llama3, got {kind!r}: this model cannot be run faithfully"
+    )

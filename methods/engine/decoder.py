@@ -5,7 +5,6 @@ Legend: N nodes of a tree, T prompt tokens, V vocabulary, D width, K tapped laye
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,6 +35,7 @@ class Decoder:
         self.model, self.taps = model, tuple(taps)
         self.max_length = longest if max_length is None else min(max_length, longest)
         self.length = 0
+        self.row_invariant: bool | None = None  # unknown until probed
         self._groups = model.config.heads // model.config.kv_heads
         self._caches: dict[torch.device, Cache] = {}
         self._slots: list[tuple[Cache, int]] = []
@@ -83,9 +83,7 @@ class Decoder:
         if nodes > self.room:
             raise ValueError(f"expected at most {self.room} nodes, got {nodes}: the context is full")
         tokens, positions, visible = self._padded(tree)
-        masks = {
-            device: attention_mask(visible, self.length, self._groups).to(device) for device in self._caches
-        }
+        masks = {device: attention_mask(visible, self.length, self._groups).to(device) for device in self._caches}
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             cache, slot = self._slots[layer]
@@ -126,10 +124,10 @@ class Decoder:
             raise ValueError(f"expected a length of 0 to {self.length}, got {length}")
         self.length = length
 
-    @cached_property
-    def row_invariant(self) -> bool:
-        """Whether a position's logits are the same bits alone, in a chain and in a tree: probed, not assumed."""
-        return probe_row_invariance(self)
+    def probe(self) -> bool:
+        """Find out whether this decoder is row-invariant, and leave it empty. To be called once, before its use."""
+        self.row_invariant = probe_row_invariance(self)
+        return self.row_invariant
 
 
 def probe_row_invariance(decoder: Decoder) -> bool:

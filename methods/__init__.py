@@ -1,0 +1,102 @@
+"""The table of methods. Importing it imports nothing heavy, so that help and error messages are instant.
+
+To add a method: one file with a `build` function, one row here.
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from methods.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from methods.base import Method, Reference
+    from methods.models import Models
+
+
+@dataclass(frozen=True)
+class Option:
+    """A method's option: `--name` on the command line. Its type is its default's."""
+
+    default: int | float | str
+    help: str
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """One row. `entry`: "module:function" that builds the method from Models and the options. `ranks`: processes it
+    needs. `lossless`: greedy output must be the baseline's (False: another library's arithmetic)."""
+
+    name: str
+    entry: str
+    about: str
+    paper: str = ""
+    options: Mapping[str, Option] = field(default_factory=dict)
+    ranks: int = 1
+    lossless: bool = True
+    needs_draft: bool = False
+
+    def build(self, models: "Models", options: Mapping[str, Any]) -> "Method | Reference":
+        """The method, ready for `generate`. `options` beyond the method's own are ignored, missing ones defaulted."""
+        module, function = self.entry.split(":")
+        chosen = {name: options.get(name, option.default) for name, option in self.options.items()}
+        return getattr(importlib.import_module(module), function)(models, **chosen)
+
+
+def _window(default: int) -> Option:
+    return Option(default, "tokens drafted per round")
+
+
+_NGRAM = Option(3, "longest n-gram looked up")
+
+BASELINE = "autoregressive"
+METHODS: dict[str, MethodSpec] = {
+    spec.name: spec
+    for spec in (
+        MethodSpec(BASELINE, "methods.autoregressive:build", "the target alone, one token per pass"),
+        MethodSpec(
+            "sps",
+            "methods.speculative:build_sps",
+            "speculative sampling with a smaller model",
+            "Leviathan et al. 2023; Chen et al. 2023",
+            {"gamma": _window(5)},
+            needs_draft=True,
+        ),
+        MethodSpec(
+            "pld",
+            "methods.speculative:build_pld",
+            "prompt lookup: copies what followed the last occurrence of the current n-gram",
+            "Saxena 2023",
+            {"gamma": _window(7), "max_ngram": _NGRAM},
+        ),
+        MethodSpec(
+            "hf-generate",
+            "methods.reference:build_generate",
+            "Transformers' generate, for reference",
+            lossless=False,
+        ),
+        MethodSpec(
+            "hf-assisted",
+            "methods.reference:build_assisted",
+            "Transformers' assisted generation with the pair's draft, for reference",
+            options={"gamma": _window(5)},
+            lossless=False,
+            needs_draft=True,
+        ),
+        MethodSpec(
+            "hf-pld",
+            "methods.reference:build_pld",
+            "Transformers' prompt lookup, for reference",
+            options={"gamma": _window(7), "max_ngram": _NGRAM},
+            lossless=False,
+        ),
+    )
+}
+
+
+def get_method(name: str) -> MethodSpec:
+    """The row of a method; an unknown name is a UserError that suggests the nearest."""
+    if name not in METHODS:
+        raise UserError(f"no method '{name}'{nearest(name, METHODS)}")
+    return METHODS[name]

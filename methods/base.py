@@ -1,0 +1,119 @@
+"""What a method is, and the only decoding loop.
+
+`generate` alone knows the clock, the EOS ids and the limits, and keeps the one token ledger: every new token is
+credited to the target pass that decided it, the first to the prefill. So an autoregressive answer of n tokens has n
+passes of accept length 1, and for every method sum(accept lengths) == new tokens.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from methods.engine.sampling import Sampling
+from methods.target import Target
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop: at any of `eos_ids`, or after `max_new_tokens` tokens."""
+
+    eos_ids: frozenset[int]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One target pass. `tokens`: what it decided, kept drafts first, then the target's own token.
+
+    `drafted` and `accepted` count draft tokens (of a tree: its depth and the kept path); times in seconds.
+    `margins`: top-1 minus top-2 target logit behind each token, where the engine is not row-invariant."""
+
+    tokens: list[int]
+    drafted: int = 0
+    accepted: int = 0
+    draft_time: float = 0.0
+    verify_time: float = 0.0
+    margins: list[float] | None = None
+
+
+class Method(Protocol):
+    """A decoding method. Batch 1; one prompt after the other."""
+
+    target: Target
+
+    def start(self, prompt_T: Sequence[int], sampling: Sampling) -> int:
+        """Prefill. Returns the first token, which is pending: decided, not yet in the target's cache."""
+        ...
+
+    def step(self) -> Step:
+        """One target pass; needs `target.room` >= 1."""
+        ...
+
+
+@runtime_checkable
+class Reference(Protocol):
+    """Another library's own decoding loop, measured beside ours on the same prompts and stop rules."""
+
+    def generate(self, prompt_T: Sequence[int], sampling: Sampling, limits: Limits) -> "Generation": ...
+
+
+@dataclass
+class Generation:
+    """One answer to one prompt. Per pass: accept_lengths, drafted, accepted (the prefill is the first pass).
+
+    `finish` is "eos", "length" or "context"; times in seconds, wall_time includes prefill_time."""
+
+    token_ids: list[int] = field(default_factory=list)
+    accept_lengths: list[int] = field(default_factory=list)
+    drafted: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    margins: list[float] | None = None
+    finish: str = ""
+    wall_time: float = 0.0
+    prefill_time: float = 0.0
+    draft_time: float = 0.0
+    verify_time: float = 0.0
+
+    def add(self, step: Step, limits: Limits) -> None:
+        """Enter a pass into the ledger, cut after the first EOS and at the limit."""
+        kept: list[int] = []
+        for token in step.tokens:
+            kept.append(token)
+            if token in limits.eos_ids:
+                self.finish = "eos"
+            elif len(self.token_ids) + len(kept) == limits.max_new_tokens:
+                self.finish = "length"
+            if self.finish:
+                break
+        self.token_ids += kept
+        self.accept_lengths.append(len(kept))
+        self.drafted.append(step.drafted)
+        self.accepted.append(step.accepted)
+        self.draft_time += step.draft_time
+        self.verify_time += step.verify_time
+        if step.margins is not None:
+            self.margins = (self.margins or []) + step.margins[: len(kept)]
+
+
+def generate(method: Method | Reference, prompt_T: Sequence[int], sampling: Sampling, limits: Limits) -> Generation:
+    """Answer one prompt. Prompts longer than the context give no token and finish "context"."""
+    if isinstance(method, Reference):
+        return method.generate(prompt_T, sampling, limits)
+    answer = Generation()
+    if len(prompt_T) > method.target.max_length:
+        answer.finish = "context"
+        return answer
+    begin = time.perf_counter()
+    first = method.start(prompt_T, sampling)
+    answer.prefill_time = time.perf_counter() - begin
+    answer.add(Step([first]), limits)
+    while not answer.finish:
+        if method.target.room < 1:
+            answer.finish = "context"
+            break
+        answer.add(method.step(), limits)
+    answer.wall_time = time.perf_counter() - begin
+    if sum(answer.accept_lengths) != len(answer.token_ids):
+        raise AssertionError(f"the ledger is off: {answer.accept_lengths} for {len(answer.token_ids)} tokens")
+    return answer

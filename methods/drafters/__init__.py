@@ -1,0 +1,1 @@
+"""Drafters: anything that proposes tokens for a target to verify."""

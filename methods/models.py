@@ -1,0 +1,81 @@
+"""The models of a pair, each loaded when a method first asks for it, and shared by all methods of a launch."""
+
+import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from methods.engine.decoder import Decoder
+from methods.engine.loader import Checkpoint, find_checkpoint
+from methods.engine.model import Transformer
+from methods.errors import UserError
+
+
+@dataclass
+class Models:
+    """`target` and `draft` sources as `find_checkpoint` takes them; a draft may also be "first-K", the target's own
+    first K layers. `max_length`: most tokens per sequence (None: the model's context)."""
+
+    target_source: str
+    draft_source: str | None
+    dtype: str
+    devices: list[torch.device]
+    max_length: int | None = None
+
+    @cached_property
+    def target_checkpoint(self) -> Checkpoint:
+        return find_checkpoint(self.target_source)
+
+    @cached_property
+    def draft_checkpoint(self) -> Checkpoint:
+        if self.draft_source is None:
+            raise UserError("this method needs a draft model; pass --draft PATH, or choose a pair that has one")
+        if self.draft_layers:
+            return self.target_checkpoint
+        checkpoint = find_checkpoint(self.draft_source)
+        check_same_tokenizer(self.target_checkpoint, checkpoint)
+        return checkpoint
+
+    @property
+    def draft_layers(self) -> int | None:
+        """K of a "first-K" draft."""
+        prefix, _, count = (self.draft_source or "").partition("-")
+        return int(count) if prefix == "first" and count.isdecimal() else None
+
+    @cached_property
+    def target(self) -> Decoder:
+        """The target, its row-invariance probed."""
+        decoder = Decoder(self.target_checkpoint.transformer(self.dtype, self.devices), self.max_length)
+        decoder.probe()
+        return decoder
+
+    @cached_property
+    def draft(self) -> Decoder:
+        """The draft on the target's (first) device."""
+        if self.draft_layers:
+            return Decoder(first_layers(self.target.model, self.draft_layers), self.max_length)
+        return Decoder(self.draft_checkpoint.transformer(self.dtype, self.devices[:1]), self.max_length)
+
+
+def first_layers(model: Transformer, count: int) -> Transformer:
+    """A draft of the target's first layers with its final norm and head; shares the target's weights."""
+    if not 0 < count < model.config.layers:
+        raise UserError(f"expected a draft of 1 to {model.config.layers - 1} of the target's layers, got {count}")
+    short = copy.copy(model)
+    short.config = replace(model.config, layers=count)
+    short.layers, short.devices = model.layers[:count], model.devices[:count]
+    return short
+
+
+def check_same_tokenizer(target: Checkpoint, draft: Checkpoint) -> None:
+    """A draft must speak the target's token ids. Sizes of the models may differ (padding), ids may not."""
+    ours, theirs = target.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
+    if ours == theirs:
+        return
+    differing = [token for token in {*ours, *theirs} if ours.get(token) != theirs.get(token)]
+    example = min(differing, key=lambda token: ours.get(token, theirs.get(token, 0)))
+    raise UserError(
+        f"the draft {draft.source} has another vocabulary than the target {target.source}: {len(differing)} tokens "
+        f"differ, for example {example!r}; choose a draft of the same tokenizer"
+    )

@@ -1,0 +1,107 @@
+"""Transformers' own decoding loops on the same prompts and stop rules: the outside measure of our baseline.
+
+They are reference rows: their arithmetic differs from the engine's, so in low precision their output need not be equal.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+
+from methods.base import Generation, Limits, Step
+from methods.engine.loader import DTYPES, Checkpoint
+from methods.engine.sampling import Sampling
+from methods.models import Models
+
+
+class Passes(BaseStreamer):
+    """What `generate` reports while it runs: first the prompt, then the tokens of each pass, with the time."""
+
+    def __init__(self) -> None:
+        self.tokens: list[list[int]] = []
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.tokens.append(value.flatten().tolist())
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+class HuggingFace:
+    """`PreTrainedModel.generate` with fixed extra arguments (an assistant model, or prompt lookup)."""
+
+    def __init__(self, model: PreTrainedModel, **arguments: Any) -> None:
+        self.model, self.arguments = model, arguments
+
+    def generate(self, prompt_T: Sequence[int], sampling: Sampling, limits: Limits) -> Generation:
+        answer = Generation()
+        room = self.model.config.max_position_embeddings - len(prompt_T) + 1  # the last token needs no position
+        if room < 1:
+            answer.finish = "context"
+            return answer
+        torch.manual_seed(sampling.seed)
+        passes = Passes()
+        begin = time.perf_counter()
+        self.model.generate(
+            torch.tensor([prompt_T], device=self.model.device),
+            attention_mask=torch.ones(1, len(prompt_T), dtype=torch.long, device=self.model.device),
+            max_new_tokens=min(limits.max_new_tokens, room),
+            eos_token_id=sorted(limits.eos_ids) or None,
+            pad_token_id=min(limits.eos_ids, default=0),
+            streamer=passes,
+            **_sampling_arguments(sampling),
+            **self.arguments,
+        )
+        answer.wall_time = time.perf_counter() - begin
+        answer.prefill_time = passes.times[1] - begin
+        for tokens in passes.tokens[1:]:
+            answer.add(Step(tokens, accepted=len(tokens) - 1), limits)
+        answer.finish = answer.finish or "context"
+        return answer
+
+
+def _sampling_arguments(sampling: Sampling) -> dict[str, Any]:
+    if sampling.greedy:
+        return {"do_sample": False}
+    chosen = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    return {"do_sample": True, **chosen}
+
+
+def _load(checkpoint: Checkpoint, models: Models) -> PreTrainedModel:
+    """The checkpoint as Transformers itself loads it."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=DTYPES[models.dtype])
+    return model.to(models.devices[0]).eval()
+
+
+def _load_draft(models: Models) -> PreTrainedModel:
+    """The pair's draft for Transformers; of a "first-K" draft the target's first layers."""
+    checkpoint = models.draft_checkpoint
+    if not models.draft_layers:
+        return _load(checkpoint, models)
+    config = AutoConfig.from_pretrained(checkpoint.folder)
+    config.num_hidden_layers = models.draft_layers
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, config=config, dtype=DTYPES[models.dtype])
+    return model.to(models.devices[0]).eval()
+
+
+def build_generate(models: Models) -> HuggingFace:
+    return HuggingFace(_load(models.target_checkpoint, models))
+
+
+def build_assisted(models: Models, gamma: int) -> HuggingFace:
+    """Assisted generation (Gante 2023) with a constant window of `gamma` tokens, as `sps` has it."""
+    assistant = _load_draft(models)
+    config = assistant.generation_config
+    config.num_assistant_tokens, config.num_assistant_tokens_schedule = gamma, "constant"
+    config.assistant_confidence_threshold = 0.0
+    return HuggingFace(_load(models.target_checkpoint, models), assistant_model=assistant)
+
+
+def build_pld(models: Models, gamma: int, max_ngram: int) -> HuggingFace:
+    model = _load(models.target_checkpoint, models)
+    return HuggingFace(model, prompt_lookup_num_tokens=gamma, max_matching_ngram_size=max_ngram)
