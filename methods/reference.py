@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
+from transformers.utils import logging
 
 from methods.base import Generation, Limits, Step
 from methods.engine.loader import DTYPES, Checkpoint
@@ -72,8 +73,15 @@ def _sampling_arguments(sampling: Sampling) -> dict[str, Any]:
     return {"do_sample": True, **chosen}
 
 
+def _quiet() -> None:
+    """Keep Transformers' loading bars and remarks out of the run's own output; errors still show."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def _load(checkpoint: Checkpoint, models: Models) -> PreTrainedModel:
     """The checkpoint as Transformers itself loads it."""
+    _quiet()
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=DTYPES[models.dtype])
     return model.to(models.devices[0]).eval()
 
@@ -83,6 +91,7 @@ def _load_draft(models: Models) -> PreTrainedModel:
     checkpoint = models.draft_checkpoint
     if not models.draft_layers:
         return _load(checkpoint, models)
+    _quiet()
     config = AutoConfig.from_pretrained(checkpoint.folder)
     config.num_hidden_layers = models.draft_layers
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, config=config, dtype=DTYPES[models.dtype])

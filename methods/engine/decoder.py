@@ -95,7 +95,7 @@ class Decoder:
         return Scores(logits, hidden[:nodes], None if taps is None else taps[:, :nodes])
 
     def _padded(self, tree: TokenTree) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens, positions and visibility with rows added up to a count that keeps the bits; those see the root only."""
+        """Tokens, positions and visibility, with rows added up to a count that keeps the bits; they see the root."""
         nodes = len(tree.tokens_N)
         step = CUDA_ROWS if self.model.devices[0].type == "cuda" else MIN_ROWS
         rows = max(MIN_ROWS, nodes) if step == MIN_ROWS else -(-nodes // step) * step

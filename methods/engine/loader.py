@@ -85,7 +85,7 @@ class Checkpoint:
 
 
 class Weights(Mapping[str, Tensor]):
-    """Tensors of a folder by name, read one at a time when asked for. safetensors, else PyTorch's weights-only files."""
+    """Tensors of a folder by name, each read when asked for. safetensors, else PyTorch's weights-only files."""
 
     def __init__(self, folder: Path) -> None:
         from safetensors import SafetensorError, safe_open
