@@ -1,0 +1,263 @@
+"""Whether two answer files hold the same output: `python evaluation/equal.py A B`, exit status 0 only if they do.
+
+Works on our answer files, by token id, and on those of Spec-Bench's own scripts, by text; takes the arguments of
+Spec-Bench's equal.py as well. `evaluation/run.py` calls `compare` after every run: greedy speculative decoding must
+give what the target gives alone.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from evaluation.records import Answer, Choice, Header, QuestionId, header_differences, read_answers, read_header
+from methods.errors import command_line
+
+# How a turn of both files compares, and a question as the worst of its turns: the later, the worse.
+STATUSES = ("identical", "different", "missing", "failed")
+# Header keys that decide what the target says; `seed` does too where it samples.
+SAME_OUTPUT = {"benchmark_sha256", "target", "dtype", "sampling", "max_new_tokens", "eos_token_ids", "template"}
+FIRST = 5  # turns shown that are not identical, unless all are asked for
+TOKENS_AROUND = 5
+TEXT_AROUND = 30  # characters
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where the two answers of one turn part. Pairs are (first file, second file)."""
+
+    position: int  # of the first differing token, or character where texts were compared; from 0
+    tokens: tuple[list[int], list[int]] | None  # None where texts were compared
+    texts: tuple[str, str]
+    margins: tuple[float | None, float | None]  # top-1 minus top-2 target logit there, where recorded
+
+
+@dataclass(frozen=True)
+class TurnResult:
+    """How one turn of one repeat of a question compares."""
+
+    question_id: QuestionId
+    turn: int
+    repeat: int
+    status: str  # one of STATUSES
+    by: str | None = None  # what was compared: "token ids" or "text"
+    where: str | None = None  # the files in which it is missing or failed
+    difference: Difference | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two answer files side by side, turn by turn."""
+
+    names: tuple[str, str]
+    turns: list[TurnResult]
+    notes: list[str]
+
+    @property
+    def questions(self) -> dict[QuestionId, str]:
+        """The status of each question: the worst of its turns and repeats."""
+        worst: dict[QuestionId, str] = {}
+        for turn in self.turns:
+            worst[turn.question_id] = max(worst.get(turn.question_id, STATUSES[0]), turn.status, key=STATUSES.index)
+        return worst
+
+    @property
+    def identical(self) -> int:
+        """How many questions are identical in all turns and repeats."""
+        return Counter(self.questions.values())["identical"]
+
+    @property
+    def equal(self) -> bool:
+        """Whether both files hold the same questions, and every turn and repeat is identical."""
+        return bool(self.turns) and all(turn.status == "identical" for turn in self.turns)
+
+    @property
+    def line(self) -> str:
+        """The counts in one line, such as "19/20 identical, 1 different (by token ids)"."""
+        counts = Counter(self.questions.values())
+        parts = [f"{counts['identical']}/{len(self.questions)} identical"]
+        parts += [f"{counts[status]} {status}" for status in STATUSES[1:] if counts[status]]
+        compared = Counter(turn.by for turn in self.turns if turn.by)
+        plain = len(self.turns) == len(self.questions) and len(compared) == 1
+        by = ", ".join(f"by {by}" if plain else f"{n} turns by {by}" for by, n in compared.items())
+        return ", ".join(parts) + (f" ({by})" if by else "")
+
+
+def compare(path_a: str | Path, path_b: str | Path, question_ids: Collection[QuestionId] | None = None) -> Comparison:
+    """Compare two answer files, on all questions of either or on `question_ids` alone.
+
+    A question in `question_ids` that a file lacks is missing there. Raises UserError for a file that cannot be used.
+    """
+    paths = Path(path_a), Path(path_b)
+    names = (paths[0].name, paths[1].name) if paths[0].name != paths[1].name else (str(path_a), str(path_b))
+    answers = read_answers(path_a), read_answers(path_b)
+    headers = read_header(path_a), read_header(path_b)
+    failures = _failures(headers[0]), _failures(headers[1])
+    questions = dict.fromkeys([*answers[0], *answers[1], *failures[0], *failures[1]])
+    wanted = questions if question_ids is None else dict.fromkeys(question_ids)
+    turns: list[TurnResult] = []
+    for question in wanted:
+        found = answers[0].get(question), answers[1].get(question)
+        failed = [n for n, answer, f in zip(names, found, failures, strict=True) if answer is None and question in f]
+        if failed:
+            turns.append(TurnResult(question, 0, 0, "failed", where=" and ".join(failed)))
+        else:
+            turns.extend(_compare_question(question, found, names))
+    return Comparison(names, turns, _notes(headers, names))
+
+
+def _failures(header: Header | None) -> list[QuestionId]:
+    return [failure["question_id"] for failure in header.get("failures", [])] if header else []
+
+
+def _compare_question(
+    question: QuestionId, found: tuple[Answer | None, Answer | None], names: tuple[str, str]
+) -> Iterator[TurnResult]:
+    one, other = (_turns(answer) for answer in found)
+    for repeat, turn in sorted(one.keys() | other.keys()) or [(0, 0)]:
+        choices = one.get((repeat, turn)), other.get((repeat, turn))
+        missing = [name for name, choice in zip(names, choices, strict=True) if choice is None]
+        failed = [name for name, choice in zip(names, choices, strict=True) if choice and choice.failed(turn)]
+        if failed or missing:
+            status = "failed" if failed else "missing"
+            yield TurnResult(question, turn, repeat, status, where=" and ".join(failed or missing))
+        elif choices[0] and choices[1]:
+            by, difference = _compare_turn(choices[0], choices[1], turn)
+            yield TurnResult(question, turn, repeat, "different" if difference else "identical", by, None, difference)
+
+
+def _turns(answer: Answer | None) -> dict[tuple[int, int], Choice]:
+    """The choice that holds each (repeat, turn) of an answer."""
+    choices = answer.choices if answer else []
+    return {(choice.index, turn): choice for choice in choices for turn in range(len(choice.turns))}
+
+
+def _compare_turn(one: Choice, other: Choice, turn: int) -> tuple[str, Difference | None]:
+    texts = one.turns[turn], other.turns[turn]
+    if one.token_ids is None or other.token_ids is None:
+        if texts[0] == texts[1]:
+            return "text", None
+        return "text", Difference(_parting(*texts), None, texts, (None, None))
+    tokens = one.token_ids[turn], other.token_ids[turn]
+    if tokens[0] == tokens[1]:
+        return "token ids", None
+    position = _parting(*tokens)
+    margins = _margin(one, turn, position), _margin(other, turn, position)
+    return "token ids", Difference(position, tokens, texts, margins)
+
+
+def _parting(one: Sequence[object], other: Sequence[object]) -> int:
+    """The first index at which two sequences differ, which is the end of the shorter if it begins the longer."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(one), len(other)))
+
+
+def _margin(choice: Choice, turn: int, position: int) -> float | None:
+    margins = choice.margins[turn] if choice.margins else []
+    return margins[position] if position < len(margins) else None
+
+
+def _notes(headers: tuple[Header | None, Header | None], names: tuple[str, str]) -> list[str]:
+    """What a reader must know before calling a difference a mistake."""
+    known = [header for header in headers if header]
+    notes = []
+    sampled = max((header["sampling"]["temperature"] for header in known), default=0)
+    if sampled > 0:
+        notes.append(
+            f"temperature {sampled:g}: sampled answers are not expected to be equal, only alike in distribution"
+        )
+    if len(known) == 2:
+        keys = SAME_OUTPUT | ({"seed"} if sampled > 0 else set())
+        differences = header_differences(known[0], known[1]).items()
+        told = [
+            f"{key} is {ours} in one, {theirs} in the other"
+            for key, (ours, theirs) in differences
+            if _root(key) in keys
+        ]
+        notes += [f"made under different conditions: {', '.join(told)}"] if told else []
+    for header, name in zip(headers, names, strict=True):
+        if header and not header.get("lossless", True):
+            notes.append(f"{name}: {header['method']} is not a lossless method, so it may differ")
+    if not all(header.get("row_invariant", True) for header in known):
+        notes.append("not row-invariant here: a difference at a tiny logit margin is rounding, not a mistake")
+    return notes
+
+
+def _root(key: str) -> str:
+    return key.split(".")[0]
+
+
+def report(comparison: Comparison, show_all: bool) -> Text:
+    """The verdict, and the first turns that are not identical, or all of them."""
+    odd = [turn for turn in comparison.turns if turn.status != "identical"]
+    shown = odd if show_all else odd[:FIRST]
+    text = Text()
+    for turn in shown:
+        text.append(_describe(turn, comparison.names) + "\n")
+    if len(shown) < len(odd):
+        text.append(f"... and {len(odd) - len(shown)} more turns; --all shows them\n")
+    for note in comparison.notes:
+        text.append(f"note: {note}\n", style="yellow")
+    verdict = f"{'equal' if comparison.equal else 'NOT equal'}: {comparison.line}"
+    return text.append(verdict, style="bold green" if comparison.equal else "bold red")
+
+
+def _describe(result: TurnResult, names: tuple[str, str]) -> str:
+    place = f"question {result.question_id}, turn {result.turn + 1}"
+    place += f", repeat {result.repeat + 1}" if result.repeat else ""
+    if result.difference is None:
+        return f"{place}: {result.status} in {result.where}"
+    unit = "token" if result.difference.tokens else "character"
+    lines = [f"{place}: different from {unit} {result.difference.position + 1} on{_margin_words(result.difference)}"]
+    width = max(map(len, names))
+    for side, name in enumerate(names):
+        first, *others = _excerpts(result.difference, side)
+        lines += [f"    {name:<{width}}  {first}"] + [f"    {'':<{width}}  {excerpt}" for excerpt in others]
+    return "\n".join(lines)
+
+
+def _margin_words(difference: Difference) -> str:
+    known = [f"{margin:.3g}" for margin in difference.margins if margin is not None]
+    return f", logit margin {' and '.join(known)}" if known else ""
+
+
+def _excerpts(difference: Difference, side: int) -> list[str]:
+    """What one file has around the difference: its tokens, the differing one in brackets, and its text."""
+    excerpts = []
+    if difference.tokens:
+        at, tokens = difference.position, difference.tokens[side]
+        words = [str(token) for token in tokens[max(0, at - TOKENS_AROUND) : at + TOKENS_AROUND + 1]]
+        here = min(at, TOKENS_AROUND)
+        words[here : here + 1] = [f"[{words[here]}]" if here < len(words) else "[end]"]
+        excerpts.append(("... " if at > TOKENS_AROUND else "") + " ".join(words))
+    at, text = _parting(*difference.texts), difference.texts[side]
+    same = difference.texts[0] == difference.texts[1]
+    excerpts.append("(the same text)" if same else repr(text[max(0, at - TEXT_AROUND) : at + TEXT_AROUND]))
+    return excerpts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Whether two answer files hold the same output. Exit status: 0 equal, 1 not, 2 unusable input.",
+        usage="%(prog)s [--all] A B | --file-path DIR --jsonfile1 A --jsonfile2 B",
+    )
+    parser.add_argument("files", nargs="*", metavar="FILE", help="the two answer files")
+    parser.add_argument("--file-path", default="", metavar="DIR", help="folder of the two files")
+    parser.add_argument("--jsonfile1", metavar="A", help="the first file, in DIR")
+    parser.add_argument("--jsonfile2", metavar="B", help="the second file, in DIR")
+    parser.add_argument("--all", action="store_true", help=f"show every difference, not the first {FIRST}")
+    options = parser.parse_args()
+    files = options.files + [name for name in (options.jsonfile1, options.jsonfile2) if name]
+    if len(files) != 2:
+        parser.error(f"expected two answer files, got {len(files)}")
+    comparison = compare(*(Path(options.file_path) / name for name in files))
+    Console(highlight=False).print(report(comparison, options.all), soft_wrap=True)
+    return 0 if comparison.equal else 1
+
+
+if __name__ == "__main__":
+    command_line(main)
