@@ -44,6 +44,8 @@ class Choice:
     token_ids: list[list[int]] | None = None
     finish: list[str] | None = None
     prefill_time: list[float] | None = None
+    draft_time: list[float] | None = None
+    verify_time: list[float] | None = None
     drafted: list[list[int]] | None = None
     accepted: list[list[int]] | None = None
     margins: list[list[float]] | None = None
@@ -70,7 +72,7 @@ class Choice:
         for key in ("new_tokens", "wall_time", "accept_lengths"):
             if not _is_list(getattr(self, key), (int, float)):
                 raise ValueError(f"'{key}' must be a list of numbers")
-        for key in ("new_tokens", "wall_time", "token_ids", "prefill_time", "drafted", "accepted", "margins"):
+        for key in (f.name for f in fields(self) if f.name not in ("index", "accept_lengths", "decoding_steps")):
             value = getattr(self, key)
             if value is not None and (not isinstance(value, list) or len(value) != len(self.turns)):
                 raise ValueError(f"'{key}' must have one entry for each of the {len(self.turns)} turns")
@@ -197,7 +199,10 @@ class AnswerFile:
             raise ValueError(f"question {answer.question_id} already has an answer in {self.path}")
         line = answer.to_line()
         try:
-            _write_all(self._file, line)
+            written = self._file.write(line)
+            while written < len(line):  # a short write is the first sign of a full disk: the next one says so
+                written += self._file.write(line[written:])
+            os.fsync(self._file)
         except OSError as error:
             self._file.truncate(self._size)
             kept = f"its {len(self.done)} earlier answers are intact: make room and run again to continue"
@@ -341,11 +346,3 @@ def _write_header(path: Path, header: Header) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}; make room or choose another --output") from None
-
-
-def _write_all(file: FileIO, line: bytes) -> None:
-    """Write one line and wait until it is on disk."""
-    written = file.write(line)
-    while written < len(line):  # a short write is the first sign of a full disk: the next one says so
-        written += file.write(line[written:])
-    os.fsync(file)

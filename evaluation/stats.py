@@ -108,6 +108,13 @@ def acceptance_by_position(choices: Iterable[Choice]) -> list[float] | None:
     return ((accepted[:, None] > positions).sum(axis=0) / (drafted[:, None] > positions).sum(axis=0)).tolist()
 
 
+def seconds_per_pass(choices: Sequence[Choice], key: str) -> float | None:
+    """The mean of `draft_time` or `verify_time` over the target's passes; None where a choice does not record it."""
+    times = [getattr(choice, key) for choice in choices]
+    passes = sum(len(choice.accept_lengths) for choice in choices)
+    return None if None in times or not passes else sum(map(sum, times)) / passes
+
+
 def drafted_tokens(choices: Sequence[Choice]) -> int | None:
     """How many tokens were drafted; None where a choice does not record it."""
     return None if any(choice.drafted is None for choice in choices) else int(_per_pass(choices)[0].sum())

@@ -26,6 +26,8 @@ def choice(tokens: Sequence[Sequence[int]], seconds: Sequence[float], index: int
         token_ids=[list(turn) for turn in tokens],
         finish=["length"] * len(tokens),
         prefill_time=[0.1] * len(tokens),
+        draft_time=[0.01 * len(turn) for turn in lengths],
+        verify_time=[0.05 * len(turn) for turn in lengths],
         drafted=[[per_pass - 1] * len(turn) for turn in lengths],
         accepted=[[length - 1 for length in turn] for turn in lengths],
     )

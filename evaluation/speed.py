@@ -1,0 +1,350 @@
+"""How much faster a method is than its baseline: `python evaluation/speed.py --file-path F --base-path B`.
+
+Works on our answer files and on those of Spec-Bench's own scripts. `evaluation/run.py` calls `summarize` for the JSON
+document it prints last, and `table` for what it shows. The numbers are defined in `evaluation/stats.py`.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from evaluation.records import Answer, Choice, Header, QuestionId, header_differences, read_answers, read_header
+from methods.errors import UserError, command_line
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Summary = dict[str, Any]
+Column = tuple[str, Callable[[Summary], str | Text | None]]  # its name, and its cell of a row: None where unknown
+
+# Runs that differ in one of these did other work, or did it elsewhere: the ratio of their times would mean nothing.
+SAME_WORK = {"benchmark", "benchmark_sha256", "target", "dtype", "sampling", "max_new_tokens", "eos_token_ids"}
+SAME_WORK |= {"template", "cpu", "gpu"}
+SHARE_OF_MACHINE = ("devices", "threads", "replicas")  # may differ on purpose: told, not refused
+SAME_LAUNCH = ("methods", "created")
+
+OVERALL = "overall"
+CONVERSATION = "multi-turn conversation"
+MT_BENCH = frozenset({"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"})
+SPEC_BENCH_ORDER = (CONVERSATION, "translation", "summarization", "qa", "math_reasoning", "rag")
+POSITIONS_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Run:
+    """One answer file with its header, which is None beside Spec-Bench's files."""
+
+    path: Path
+    answers: dict[QuestionId, Answer]
+    header: Header | None
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Run":
+        return cls(Path(path), read_answers(path), read_header(path))
+
+    @property
+    def method(self) -> str:
+        return self.header["method"] if self.header else next(iter(self.answers.values())).model_id
+
+    @property
+    def questions(self) -> set[QuestionId]:
+        """The questions the run was given: answered or failed."""
+        failures = self.header.get("failures", []) if self.header else []
+        return set(self.answers) | {failure["question_id"] for failure in failures}
+
+    @property
+    def finished(self) -> set[QuestionId]:
+        """The questions with at least one repeat in which no turn failed."""
+        return {q for q, answer in self.answers.items() if not all(choice.any_failed for choice in answer.choices)}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method's run beside the baseline's, and what a reader must know about the two."""
+
+    method: Run
+    baseline: Run
+    pairs: "pd.DataFrame"  # as `stats.pair_answers` gives it, with a column "group"
+    interleaved: bool
+    notes: list[str]
+
+
+def summarize(
+    method_path: str | Path, base_path: str | Path, question_ids: Collection[QuestionId] | None = None
+) -> Summary:
+    """The overall figures of a method against its baseline, on their common questions or on `question_ids` alone.
+
+    Rates are tokens per second, prefill included; a figure the files do not record is None. Raises UserError where
+    the two files cannot be compared.
+    """
+    comparison = pair_files(method_path, base_path, question_ids)
+    return _summary(comparison, OVERALL, comparison.pairs)
+
+
+def summarize_by_category(method_path: str | Path, base_path: str | Path) -> list[Summary]:
+    """One summary for each category, those of MT-bench taken as one as Spec-Bench does, then the overall one."""
+    comparison = pair_files(method_path, base_path)
+    groups = dict(list(comparison.pairs.groupby("group")))
+    known = [group for group in SPEC_BENCH_ORDER if group in groups]
+    order = known + sorted(set(groups) - set(known))
+    parts = [(group, groups[group]) for group in order]
+    return [_summary(comparison, group, pairs) for group, pairs in [*parts, (OVERALL, comparison.pairs)]]
+
+
+def pair_files(
+    method_path: str | Path, base_path: str | Path, question_ids: Collection[QuestionId] | None = None
+) -> Comparison:
+    """Read and pair two answer files. Raises UserError, one sentence, where a comparison would mean nothing."""
+    from evaluation.stats import pair_answers  # pandas and scipy take a second, for which --help need not wait
+
+    method, base = Run.read(method_path), Run.read(base_path)
+    if not method.questions & base.questions:
+        example = " and ".join(repr(next(iter(run.answers))) for run in (method, base))
+        raise UserError(
+            f"{method.path} and {base.path} have no question in common (they begin with {example}); "
+            "name two answer files of the same benchmark"
+        )
+    notes = _compare_headers(method, base)
+    wanted = method.questions | base.questions if question_ids is None else set(question_ids)
+    common = method.finished & base.finished & wanted
+    pairs = pair_answers(*([run.answers[q] for q in run.answers if q in common] for run in (method, base)))
+    if pairs.empty:
+        raise UserError(f"no question was finished in both {method.path} and {base.path}; run the failed ones again")
+    _refuse_zeros(method, base, pairs)
+    pairs["group"] = _groups(pairs["category"])
+    notes += [note for run in (method, base) if (note := _left_out(run, wanted))]
+    return Comparison(method, base, pairs, _interleaved(method, base), notes)
+
+
+def _compare_headers(method: Run, base: Run) -> list[str]:
+    """Notes on conditions that differ or are unknown. UserError where the work or the machine was another."""
+    notes = []
+    if method.header is None or base.header is None:
+        missing = " and ".join(str(run.path) for run in (method, base) if run.header is None)
+        notes.append(f"conditions not checked: no run header beside {missing}")
+    else:
+        differences = header_differences(method.header, base.header)
+        named = {key: f"{key} is {ours} in one, {theirs} in the other" for key, (ours, theirs) in differences.items()}
+        if fatal := [text for key, text in named.items() if key.split(".")[0] in SAME_WORK]:
+            raise UserError(
+                f"{method.path} and {base.path} cannot be compared: {', '.join(fatal)}; measure both the same way"
+            )
+        notes += [f"not the same share of the machine: {named[key]}" for key in SHARE_OF_MACHINE if key in named]
+    if not _interleaved(method, base):
+        notes.append("not interleaved: the files are not of one launch, so drift of the machine is not in the interval")
+    return notes
+
+
+def _interleaved(method: Run, base: Run) -> bool:
+    """Whether one launch measured both, taking turns: then the machine was the same for both, question by question."""
+    ours, theirs = method.header, base.header
+    return ours is not None and theirs is not None and all(ours.get(k) == theirs.get(k) for k in SAME_LAUNCH)
+
+
+def _refuse_zeros(method: Run, base: Run, pairs: "pd.DataFrame") -> None:
+    for run, ending in ((method, ""), (base, "_base")):
+        for name, unit in (("tokens", "new tokens"), ("time", "seconds")):
+            for row in pairs[~(pairs[name + ending] > 0)].head(1).to_dict("records"):  # NaN too
+                place = f"{run.path}: question {row['question']}, turn {row['turn'] + 1}"
+                raise UserError(
+                    f"{place} has {row[name + ending]:g} {unit}, but a speed needs more than 0; "
+                    "remove that line and measure the question again"
+                )
+
+
+def _groups(categories: "pd.Series[str]") -> "pd.Series[str]":
+    """Each row's group: MT-bench's categories are one where several of them occur, the others stand for themselves."""
+    conversation = categories.isin(MT_BENCH)
+    return categories.mask(conversation, CONVERSATION) if categories[conversation].nunique() > 1 else categories
+
+
+def _left_out(run: Run, wanted: set[QuestionId]) -> str | None:
+    count = len(wanted - run.finished)
+    return f"left out: {count} of {len(wanted)} questions, missing or failed in {run.path}" if count else None
+
+
+def _summary(comparison: Comparison, group: str, pairs: "pd.DataFrame") -> Summary:
+    from evaluation import stats
+
+    method, base = comparison.method, comparison.baseline
+    result = stats.speedup(pairs)
+    choices = _paired_choices(method, pairs)
+    drafted = stats.drafted_tokens(choices)
+    header = method.header or {}
+    return {
+        "method": method.method,
+        "baseline": base.method,
+        "pair": header.get("pair"),
+        "benchmark": header.get("benchmark"),
+        "group": group,
+        "conditions": _conditions(header),
+        "questions": result.questions,
+        "tokens_per_second": float(pairs["tokens"].sum() / pairs["time"].sum()),
+        "baseline_tokens_per_second": float(pairs["tokens_base"].sum() / pairs["time_base"].sum()),
+        "floor_tokens_per_second": _floor(method, base),
+        "speedup": result.ratio,
+        "low": result.low,
+        "high": result.high,
+        "significant": result.significant,
+        "geometric_mean": result.geometric_mean,
+        "decode_speedup": stats.decode_speedup(pairs),
+        "spec_bench_speedup": stats.spec_bench_speedup(pairs),
+        "mat": stats.mean_accept_length(choices),
+        "passes": sum(len(choice.accept_lengths) for choice in choices),
+        "draft_seconds_per_pass": stats.seconds_per_pass(choices, "draft_time"),
+        "verify_seconds_per_pass": stats.seconds_per_pass(choices, "verify_time"),
+        "drafted": drafted,
+        "drafted_per_token": None if drafted is None else float(drafted / pairs["tokens"].sum()),
+        "acceptance_by_position": stats.acceptance_by_position(choices),
+        "repetition": stats.repetition_share(choices),
+        "interleaved": comparison.interleaved,
+        "notes": comparison.notes,
+    }
+
+
+def _paired_choices(run: Run, pairs: "pd.DataFrame") -> list[Choice]:
+    paired = set(zip(pairs["question"], pairs["repeat"], strict=True))
+    return [c for q, answer in run.answers.items() for c in answer.choices if (q, c.index) in paired]
+
+
+def _conditions(header: Header) -> str:
+    """What was run, in words for a title; says so where it is not known."""
+    if not header:
+        return "conditions unknown: no run header"
+    sampling = header["sampling"]
+    drawn = [f"{name} {sampling[name]:g}" for name in ("temperature", "top_k", "top_p") if sampling.get(name)]
+    words = [
+        header["pair"],
+        header["benchmark"],
+        header["dtype"],
+        " ".join(drawn) if sampling["temperature"] else "greedy",
+    ]
+    words.append(f"at most {header['max_new_tokens']} new tokens")
+    return ", ".join(words + ([f"{header['threads']} threads"] if header.get("threads") else []))
+
+
+def _floor(*runs: Run) -> float | None:
+    """Tokens per second if each token cost one reading of the target's weights, where a header has measured it."""
+    seconds = [run.header.get("floor_seconds_per_token") for run in runs if run.header]
+    return next((1 / s for s in seconds if s), None)
+
+
+def table(summaries: Sequence[Summary], spec_bench: bool = False) -> Table:
+    """The headline figures, one row for each summary."""
+    columns: list[Column] = [
+        ("ques-\ntions", lambda s: str(s["questions"])),
+        ("tokens\nper s", lambda s: f"{s['tokens_per_second']:.1f}"),
+        ("base-\nline", lambda s: f"{s['baseline_tokens_per_second']:.1f}"),
+        ("floor", lambda s: _number(s["floor_tokens_per_second"], ".1f")),
+        ("speedup", lambda s: Text(f"{s['speedup']:.2f}x", style=_style(s))),
+        ("95% interval", _interval),
+        ("MAT", lambda s: _number(s["mat"], ".2f")),
+    ]
+    if spec_bench:
+        columns.append(("Spec-Bench speedup\n(mean of rates)", lambda s: f"{s['spec_bench_speedup']:.2f}x"))
+    first = summaries[0]
+    title = f"{first['method']} against {first['baseline']}"
+    if len({s["method"] for s in summaries}) > 1:
+        title = f"speed against {first['baseline']}"
+    return _table(summaries, columns, Text(f"{title}\n{first['conditions']}", style="bold", justify="left"))
+
+
+def details(summaries: Sequence[Summary]) -> Table:
+    """How the headline figures come about, one row for each summary."""
+    columns: list[Column] = [
+        ("geom.\nmean", lambda s: f"{s['geometric_mean']:.2f}x"),
+        ("decode\nonly", lambda s: _number(s["decode_speedup"], ".2f", "x")),
+        ("passes", lambda s: f"{s['passes']}"),
+        ("draft+\nverify ms", _milliseconds),
+        ("drafted\n/token", lambda s: _number(s["drafted_per_token"], ".2f")),
+        ("accepted at\nposition, %", _positions),
+        ("in\nloops", lambda s: _number(s["repetition"], ".1%")),
+    ]
+    return _table(summaries, columns, None)
+
+
+def _table(summaries: Sequence[Summary], columns: Iterable[Column], title: Text | None) -> Table:
+    """Columns that are unknown in every row are left out."""
+    result = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    by_category = any(s["group"] != OVERALL for s in summaries)
+    result.add_column("category" if by_category else "method", max_width=14, overflow="fold")
+    shown = [(name, cells) for name, cell in columns if any(cells := [cell(s) for s in summaries])]
+    for name, _ in shown:
+        result.add_column(name, justify="right", no_wrap=True)
+    for row, summary in enumerate(summaries):
+        label = Text(summary["group"] if by_category else summary["method"])
+        before_overall = by_category and row == len(summaries) - 2
+        result.add_row(label, *(cells[row] or "-" for _, cells in shown), end_section=before_overall)
+    return result
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str | None:
+    return None if value is None else f"{value:{form}}{unit}"
+
+
+def _interval(summary: Summary) -> Text:
+    if summary["low"] is None:
+        return Text("too few questions", style="dim")
+    text = Text(f"{summary['low']:.2f} to {summary['high']:.2f}")
+    return text if summary["significant"] else text.append("\nnot significant", style="yellow")
+
+
+def _style(summary: Summary) -> str:
+    if not summary["significant"]:
+        return "yellow"
+    return "bold green" if summary["speedup"] > 1 else "bold red"
+
+
+def _milliseconds(summary: Summary) -> str | None:
+    draft, verify = summary["draft_seconds_per_pass"], summary["verify_seconds_per_pass"]
+    return None if draft is None or verify is None else f"{draft * 1e3:.1f}+{verify * 1e3:.1f}"
+
+
+def _positions(summary: Summary) -> str | None:
+    rates = summary["acceptance_by_position"]
+    return " ".join(f"{rate:.0%}"[:-1] for rate in rates[:POSITIONS_SHOWN]) if rates else None
+
+
+LEGEND = """\
+speedup: tokens per second over the baseline's, prefill included; interval: bootstrap over questions
+floor: tokens per second at one reading of the target's weights per token; MAT: tokens per target pass
+accepted at position n: drafts whose first n tokens were all accepted; ms: mean of a target pass
+in loops: tokens in a repetition that their answer ends in, which is easy to draft"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="How much faster a method is than its baseline, with an interval.")
+    parser.add_argument("--file-path", required=True, metavar="F", help="answer file of the method")
+    parser.add_argument("--base-path", required=True, metavar="B", help="answer file of the baseline")
+    parser.add_argument("--by", choices=["category"], help="a row for each category too")
+    parser.add_argument("--spec-bench", action="store_true", help="show Spec-Bench's own figure beside ours")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON document: a list of summaries, overall last"
+    )
+    options = parser.parse_args()
+    if options.by:
+        summaries = summarize_by_category(options.file_path, options.base_path)
+    else:
+        summaries = [summarize(options.file_path, options.base_path)]
+    if options.json:
+        print(json.dumps(summaries, indent=2))
+        return 0
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console.print(table(summaries, options.spec_bench), details(summaries), sep="\n")
+    console.print(LEGEND, style="dim", soft_wrap=True)
+    for note in summaries[-1]["notes"]:
+        console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,231 @@
+"""speed.py: the figures of two answer files by hand, and one clear sentence where a comparison would mean nothing."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluation.records import Answer, header_path
+from evaluation.speed import CONVERSATION, summarize, summarize_by_category
+from methods.errors import UserError
+from tests.answer_files import answer, choice, header, run_script, write, write_spec_bench
+
+Paths = tuple[Path, Path]
+
+
+def timed(seconds: dict[int, float], tokens: int = 11, category: str = "qa") -> list[Answer]:
+    """One turn of `tokens` tokens for each question, taking the given seconds, two tokens to a pass."""
+    rows = {q: choice([range(tokens)], [s], per_pass=2) for q, s in seconds.items()}
+    return [answer(q, category, choices=[row]) for q, row in rows.items()]
+
+
+def files(folder: Path, method: list[Answer], base: list[Answer], **changes: Any) -> Paths:
+    """A method's answer file and its baseline's; `changes` go into the header of the method."""
+    pld = write(folder / "pld.jsonl", method, header("pld", **changes))
+    return pld, write(folder / "autoregressive.jsonl", base, header("autoregressive"))
+
+
+@pytest.fixture
+def ten(tmp_path: Path) -> Paths:
+    """Ten questions at half the time of the baseline, give or take."""
+    seconds = {q: 1.0 + 0.02 * q for q in range(10)}
+    return files(tmp_path, timed(seconds), timed(dict.fromkeys(range(10), 2.0)))
+
+
+def error_of(method: Path, base: Path) -> str:
+    with pytest.raises(UserError) as error:
+        summarize(method, base)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_figures_by_hand(ten: Paths) -> None:
+    s = summarize(*ten)
+    assert (s["method"], s["baseline"], s["pair"], s["benchmark"]) == ("pld", "autoregressive", "tiny", "mini_bench")
+    assert s["questions"] == 10 and s["tokens_per_second"] == pytest.approx(110 / 10.9)
+    assert s["baseline_tokens_per_second"] == pytest.approx(110 / 20)
+    assert s["speedup"] == pytest.approx(20 / 10.9)
+    assert 1.6 < s["low"] < s["speedup"] < s["high"] < 2.1 and s["significant"]
+    assert s["decode_speedup"] == pytest.approx(19 / 9.9)  # 0.1 s of prefill in each answer
+    assert s["floor_tokens_per_second"] == pytest.approx(50)
+    assert s["passes"] == 60 and s["mat"] == pytest.approx(11 / 6)
+    assert s["drafted"] == 60 and s["drafted_per_token"] == pytest.approx(60 / 110)
+    assert s["acceptance_by_position"] == pytest.approx([5 / 6]) and s["repetition"] == 0
+    assert (s["draft_seconds_per_pass"], s["verify_seconds_per_pass"]) == pytest.approx((0.01, 0.05))
+    assert s["interleaved"] and s["notes"] == []
+    assert s["conditions"] == "tiny, mini_bench, float32, greedy, at most 64 new tokens, 2 threads"
+
+
+def test_swapping_the_files_gives_the_reciprocal(tmp_path: Path) -> None:
+    rows = [(q, "qa", ["Yes."], [20 + q], [0.5 + 0.1 * q]) for q in range(8)]
+    base_rows = [(q, "qa", ["Yes, indeed."], [23 + q], [1.0 + 0.3 * q]) for q in range(8)]  # counted by another rule
+    method = write_spec_bench(tmp_path / "eagle.jsonl", rows)
+    base = write_spec_bench(tmp_path / "vanilla.jsonl", base_rows[::-1])
+    there, back = summarize(method, base), summarize(base, method)
+    for key, other in (("speedup", "speedup"), ("low", "high"), ("geometric_mean",) * 2, ("spec_bench_speedup",) * 2):
+        assert there[key] * back[other] == pytest.approx(1, rel=1e-12)
+    assert there["tokens_per_second"] == back["baseline_tokens_per_second"] == pytest.approx(188 / 6.8)
+
+
+def test_spec_bench_files_are_compared_with_what_they_record(tmp_path: Path) -> None:
+    rows = [(81, "writing", ["a", "b"], [10, 20], [1.0, 1.0]), (82, "math", ["c"], [30], [1.0])]
+    base_rows = [(81, "writing", ["a", "b"], [10, 20], [2.0, 1.0]), (82, "math", ["c"], [30], [4.0])]
+    method = write_spec_bench(tmp_path / "eagle.jsonl", [*rows, (83, "qa", ["ERROR"], [], [])])
+    base = write_spec_bench(tmp_path / "vanilla.jsonl", [*base_rows, (83, "qa", ["d"], [5], [1.0])])
+    s = summarize(method, base)
+    assert s["method"] == "vicuna-7b-v1.3-eagle" and s["questions"] == 2 and s["mat"] == 2
+    assert s["speedup"] == pytest.approx(7 / 3)
+    assert s["spec_bench_speedup"] == pytest.approx(((15 + 30) / 2) / ((10 + 7.5) / 2))
+    unknown = ("low", "decode_speedup", "floor_tokens_per_second", "acceptance_by_position", "repetition", "drafted")
+    assert [s[key] for key in unknown] == [None] * 6 and not s["significant"]
+    assert [note.split(":")[0] for note in s["notes"]] == ["conditions not checked", "not interleaved", "left out"]
+    assert s["notes"][2] == f"left out: 1 of 3 questions, missing or failed in {method}"
+
+
+def test_only_common_questions_count_and_the_rest_is_told(tmp_path: Path) -> None:
+    method, base = timed({1: 1.0, 2: 1.0, 3: 50.0}), timed({1: 2.0, 2: 2.0, 4: 50.0, 5: 50.0})
+    paths = files(tmp_path, method, base, failures=[{"question_id": 4, "error": "out of memory"}])
+    s = summarize(*paths)
+    assert s["questions"] == 2 and s["speedup"] == pytest.approx(2)
+    assert s["notes"] == [
+        f"left out: 2 of 5 questions, missing or failed in {paths[0]}",
+        f"left out: 1 of 5 questions, missing or failed in {paths[1]}",
+    ]
+    one = summarize(*paths, question_ids=[2])
+    assert one["questions"] == 1 and one["notes"] == []
+    assert summarize(*paths, question_ids=[2, 4])["notes"] == [
+        f"left out: 1 of 2 questions, missing or failed in {paths[0]}"
+    ]
+
+
+def test_categories_are_grouped_as_spec_bench_does_with_overall_last(tmp_path: Path) -> None:
+    kinds = {1: "summarization", 2: "coding", 3: "writing", 4: "translation", 5: "own kind"}
+    method = [a for q, kind in kinds.items() for a in timed({q: 1.0}, category=kind)]
+    base = [a for q, kind in kinds.items() for a in timed({q: q + 1.0}, category=kind)]
+    rows = summarize_by_category(*files(tmp_path, method, base))
+    assert [row["group"] for row in rows] == [CONVERSATION, "translation", "summarization", "own kind", "overall"]
+    assert [row["questions"] for row in rows] == [2, 1, 1, 1, 5]
+    assert [row["speedup"] for row in rows] == pytest.approx([3.5, 5, 2, 6, 4])
+    assert [row["passes"] for row in rows] == [12, 6, 6, 6, 30]
+
+
+def test_one_category_of_mt_bench_alone_keeps_its_name(tmp_path: Path) -> None:
+    rows = timed({1: 1.0, 2: 1.0}, category="coding")  # HumanEval is no conversation
+    assert [row["group"] for row in summarize_by_category(*files(tmp_path, rows, rows))] == ["coding", "overall"]
+
+
+def test_loops_are_reported(tmp_path: Path) -> None:
+    loop = answer(1, choices=[choice([[*range(8), *[8, 9] * 6]], [1.0])])
+    assert summarize(*files(tmp_path, [loop], [loop]))["repetition"] == pytest.approx(12 / 20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "bfloat16"}, "dtype is bfloat16 in one, float32 in the other"),
+        ({"max_new_tokens": 128}, "max_new_tokens is 128 in one, 64 in the other"),
+        ({"benchmark_sha256": "abd"}, "benchmark_sha256 is abd in one, abc in the other"),
+        ({"sampling": {"temperature": 1.0, "top_k": 0, "top_p": 1.0}}, "sampling.temperature is 1.0 in one, 0.0 in"),
+        ({"target": {"source": "tiny/model", "revision": "r2", "weight_bytes": 100}}, "target.revision is r2 in one"),
+        ({"gpu": "Some GPU"}, "gpu is Some GPU in one, None in the other"),
+    ],
+)
+def test_other_work_or_another_machine_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    method, base = files(tmp_path, timed({1: 1.0}), timed({1: 2.0}), **changes)
+    assert message in error_of(method, base) and "cannot be compared" in error_of(base, method)
+
+
+def test_another_launch_is_told_but_not_refused(tmp_path: Path) -> None:
+    changes = {"created": "2025-02-02", "threads": 1, "draft": {"source": "d"}, "git_commit": "f00", "seed": 3}
+    method, base = files(tmp_path, timed({1: 1.0}), timed({1: 2.0}), **changes)
+    s = summarize(method, base)
+    assert not s["interleaved"] and [note.split(":")[0] for note in s["notes"]] == [
+        "not the same share of the machine",
+        "not interleaved",
+    ]
+    assert "threads is 1 in one, 2 in the other" in s["notes"][0]
+    more = files(tmp_path / "more", timed({1: 1.0}), timed({1: 2.0}), methods=["autoregressive", "pld", "sps"])
+    assert not summarize(*more)["interleaved"]
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"wall_time": [0.0]}, "question 1, turn 1 has 0 seconds"),
+        ({"wall_time": [float("nan")]}, "question 1, turn 1 has nan seconds"),
+        ({"new_tokens": [0], "token_ids": None}, "question 1, turn 1 has 0 new tokens"),
+    ],
+)
+def test_no_time_and_no_tokens_are_refused(tmp_path: Path, side: int, changes: dict[str, Any], message: str) -> None:
+    paths = files(tmp_path, timed({1: 1.0}), timed({1: 2.0}))
+    record = json.loads(paths[side].read_text())
+    record["choices"][0] |= changes
+    record["choices"][0] = {key: value for key, value in record["choices"][0].items() if value is not None}
+    paths[side].write_text(json.dumps(record) + "\n")
+    assert message in error_of(*paths) and str(paths[side]) in error_of(*paths)
+
+
+def test_files_of_other_benchmarks_and_without_data_are_refused(tmp_path: Path, ten: Paths) -> None:
+    other = write(tmp_path / "other" / "pld.jsonl", [answer("HumanEval/0")])
+    assert "have no question in common (they begin with 'HumanEval/0' and 0)" in error_of(other, ten[1])
+    assert "holds no answers" in error_of(empty(tmp_path / "empty.jsonl"), ten[1])
+    failed = [replace(choice([[1]], [1.0]), turns=["ERROR"], token_ids=None)]
+    nothing = write(tmp_path / "failed" / "pld.jsonl", [answer(3, choices=failed)])
+    assert "no question was finished in both" in error_of(nothing, ten[1])
+    header_path(ten[0]).write_text("{")
+    assert "pld.run.json is not valid JSON" in error_of(*ten)
+
+
+def empty(path: Path) -> Path:
+    path.write_text("")
+    return path
+
+
+def test_command_line_prints_every_figure(tmp_path: Path, ten: Paths) -> None:
+    done = run_script("speed.py", "--file-path", "pld.jsonl", "--base-path", ten[1], "--spec-bench", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    s = summarize(*ten)
+    interval = f"{s['low']:.2f} to {s['high']:.2f}"
+    for text in (
+        "pld against autoregressive",
+        s["conditions"],
+        "1.83x",
+        interval,
+        "50.0",
+        "10.1",
+        "5.5",
+        "1.92x",
+        "10.0+50.0",
+        "83",
+    ):
+        assert text in done.stdout, text
+    assert "Spec-Bench speedup" in done.stdout and "(mean of rates)" in done.stdout
+    assert "not significant" not in done.stdout and "\x1b" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 120
+
+
+def test_command_line_marks_what_is_not_significant(tmp_path: Path) -> None:
+    uneven = {q: 1.0 + (q % 2) for q in range(10)}
+    paths = files(tmp_path, timed(uneven), timed({q: 2.5 - (q % 2) for q in range(10)}), created="2025-02-02")
+    arguments = ("--file-path", paths[0], "--base-path", paths[1])
+    assert "not significant" in run_script("speed.py", *arguments, cwd=tmp_path).stdout
+    few = files(tmp_path / "few", timed({1: 1.0}), timed({1: 2.0}), created="2025-02-02")
+    shown = run_script("speed.py", "--file-path", few[0], "--base-path", few[1], cwd=tmp_path).stdout
+    assert "too few questions" in shown and "note: not interleaved" in shown
+
+
+def test_command_line_prints_one_json_document(tmp_path: Path, ten: Paths) -> None:
+    arguments = ("--file-path", ten[0], "--base-path", ten[1], "--json")
+    assert json.loads(run_script("speed.py", *arguments, cwd=tmp_path).stdout) == [summarize(*ten)]
+    done = run_script("speed.py", *arguments, "--by", "category", cwd=tmp_path)
+    assert json.loads(done.stdout) == summarize_by_category(*ten)
+
+
+def test_command_line_turns_a_mistake_into_one_sentence(tmp_path: Path, ten: Paths) -> None:
+    done = run_script("speed.py", "--file-path", "pdl.jsonl", "--base-path", ten[1], cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: pdl.jsonl does not exist; did you mean 'pld.jsonl'?{os.linesep}"
