@@ -61,7 +61,7 @@ class HuggingFace:
         answer.wall_time = time.perf_counter() - begin
         answer.prefill_time = passes.times[1] - begin
         for tokens in passes.tokens[1:]:
-            answer.add(Step(tokens, accepted=len(tokens) - 1), limits)
+            answer.add(Step(tokens), limits)
         answer.finish = answer.finish or "context"
         return answer
 

@@ -45,7 +45,7 @@ def probabilities(logits_NV: Tensor, sampling: Sampling) -> Tensor:
         scores = scores.masked_fill(scores < border, -torch.inf)
     p = torch.softmax(scores, -1)
     if sampling.top_p < 1:
-        ordered, order = p.sort(-1, descending=True, stable=True)
+        ordered, order = torch.sort(p, dim=-1, descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered
         p = p.masked_fill(torch.zeros_like(p, dtype=torch.bool).scatter(-1, order, before >= sampling.top_p), 0)
         p = p / p.sum(-1, keepdim=True)

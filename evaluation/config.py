@@ -1,0 +1,192 @@
+"""What a run measures, from the command line: METHOD[,METHOD...] PAIR and options, with every default filled in.
+
+Nothing heavy is imported here, so that help and error messages are instant.
+"""
+
+import argparse
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from evaluation.pairs import Pair, get_pair, known_pairs
+from methods import BASELINE, METHODS, MethodSpec, Option, get_method
+from methods.errors import UserError, nearest
+from methods.paths import ROOT
+
+BENCHMARKS = ("humaneval", "mini_bench", "spec_bench", "mt_bench", "gsm8k", "mgsm")
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
+PASSED_ON = ("temperature", "top_k", "top_p", "seed", "repeats", "threads", "device", "json")
+USAGE = "eval.sh METHOD[,METHOD...] PAIR [options]   (eval.sh METHOD --target MODEL [--draft MODEL] [options])"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One launch: the baseline and the chosen methods on one pair and one benchmark."""
+
+    methods: tuple[str, ...]
+    pair: Pair
+    benchmark: str
+    questions: Path | None
+    limit: int | None
+    max_new_tokens: int
+    dtype: str
+    template: str
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    repeats: int
+    threads: int | None
+    device: str
+    options: dict[str, Any]
+    output: Path
+    json: bool
+
+    @property
+    def specs(self) -> list[MethodSpec]:
+        return [get_method(name) for name in self.methods]
+
+    @property
+    def folder(self) -> Path:
+        """Where the answer files go."""
+        return self.output / self.benchmark / self.pair.name
+
+    def options_of(self, spec: MethodSpec) -> dict[str, Any]:
+        """A method's own options, defaults filled in."""
+        return {name: self.options.get(name, option.default) for name, option in spec.options.items()}
+
+
+def all_options() -> dict[str, Option]:
+    """Every option of every method; one name means the same thing wherever it occurs."""
+    return {name: option for spec in METHODS.values() for name, option in spec.options.items()}
+
+
+def help_text() -> str:
+    """What `./eval.sh` alone prints: the commands, the methods, the pairs."""
+    width = max(map(len, METHODS))
+    rows = [f"  {name:{width}}  {spec.about}" for name, spec in METHODS.items()]
+    return "\n".join(
+        [
+            f"usage: {USAGE}",
+            "",
+            f"Measures methods beside '{BASELINE}' in one interleaved run, and checks that every output is equal.",
+            "",
+            "methods:",
+            *rows,
+            "",
+            "pairs:",
+            *(f"  {name}" for name in known_pairs()),
+            "",
+            "For example: ./eval.sh pld smollm2-135m        All options: ./eval.sh --help",
+        ]
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="eval.sh", usage=USAGE, description="Measure decoding methods on a model pair."
+    )
+    add = parser.add_argument
+    add("methods", metavar="METHOD[,METHOD...]", help="methods to compare with the baseline")
+    add("pair", metavar="PAIR", nargs="?", help="a pair of data/pairs.toml")
+    add("--target", metavar="MODEL", help="target model: folder, .gguf file or hub id, instead of the pair's")
+    add("--draft", metavar="MODEL", help="draft model, instead of the pair's")
+    add("--benchmark", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}")
+    add("--questions", metavar="FILE", type=Path, help="questions of your own, in Spec-Bench's JSONL format")
+    add("--limit", metavar="N", type=_positive, help="measure N questions, taken from all categories in turn")
+    add("--max-new-tokens", metavar="N", type=_positive, help="longest answer of a turn, in tokens")
+    add("--dtype", metavar="TYPE", help=f"one of {', '.join(DTYPES)}")
+    add("--template", metavar="NAME", help="prompt form: chat (the tokenizer's), raw, or fschat:NAME")
+    add("--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (default)")
+    add("--top-p", metavar="P", type=float, default=1.0, help="nucleus sampling (default 1: off)")
+    add("--top-k", metavar="K", type=int, default=0, help="sample among the K most likely (default 0: off)")
+    add("--seed", metavar="N", type=int, default=0, help="seed of all sampling (default 0)")
+    add("--repeats", metavar="N", type=_positive, default=1, help="answer every question N times (default 1)")
+    add("--threads", metavar="N", type=_positive, help="CPU threads of each rank (default: its share of the cores)")
+    add("--device", choices=DEVICES, default="auto", help="auto takes CUDA where there is one (default)")
+    add(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="folder for answers (default: one per configuration in results/local)",
+    )
+    add("--json", action="store_true", help="end with one line of JSON: a list with one object per method")
+    for name, option in all_options().items():
+        metavar = type(option.default).__name__.upper()
+        add(f"--{name.replace('_', '-')}", metavar=metavar, type=type(option.default), help=option.help)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {value}")
+    return value
+
+
+def parse(arguments: list[str]) -> RunConfig:
+    """The configuration of a command line, defaults filled in. Raises UserError for values that do not fit."""
+    args = _parser().parse_args(arguments)
+    pair = _pair(args)
+    own_benchmark = args.questions is None and args.benchmark in (None, pair.benchmark)
+    config = RunConfig(
+        methods=tuple(dict.fromkeys([BASELINE, *filter(None, args.methods.split(","))])),
+        pair=pair,
+        benchmark=args.questions.stem if args.questions else args.benchmark or pair.benchmark,
+        questions=args.questions,
+        limit=args.limit or (pair.limit if own_benchmark else None),
+        max_new_tokens=args.max_new_tokens or pair.max_new_tokens,
+        dtype=args.dtype or pair.dtype,
+        template=args.template or pair.template,
+        options={name: value for name in all_options() if (value := getattr(args, name)) is not None},
+        output=args.output or Path(),
+        **{name: getattr(args, name) for name in PASSED_ON},
+    )
+    _check_methods(config)
+    _check_values(config)
+    return config if args.output else replace(config, output=default_output(config))
+
+
+def _pair(args: argparse.Namespace) -> Pair:
+    """The named pair, with --target and --draft put in; a target alone makes a pair of its own name."""
+    if args.pair is None and args.target is None:
+        raise UserError(f"expected a pair after the methods, got none; known: {', '.join(known_pairs())}")
+    if args.pair is None:
+        return Pair(name=Path(args.target).name.lower(), target=args.target, draft=args.draft)
+    pair = get_pair(args.pair)
+    given = {key: value for key in ("target", "draft") if (value := getattr(args, key)) is not None}
+    return replace(pair, **given)
+
+
+def _check_methods(config: RunConfig) -> None:
+    for name in config.options:
+        if not any(name in spec.options for spec in config.specs):
+            flag = name.replace("_", "-")
+            raise UserError(f"none of {', '.join(config.methods)} has an option --{flag}; leave it out")
+    for spec in config.specs:
+        if spec.needs_draft and config.pair.draft is None:
+            raise UserError(f"'{spec.name}' needs a draft model and {config.pair.name} has none; pass --draft MODEL")
+
+
+def _check_values(config: RunConfig) -> None:
+    if config.questions is None and config.benchmark not in BENCHMARKS:
+        raise UserError(f"no benchmark '{config.benchmark}'{nearest(config.benchmark, BENCHMARKS)}")
+    if config.dtype not in DTYPES:
+        raise UserError(f"no dtype '{config.dtype}'{nearest(config.dtype, DTYPES)}")
+    if config.temperature < 0 or not 0 < config.top_p <= 1 or config.top_k < 0:
+        given = f"{config.temperature}, {config.top_p}, {config.top_k}"
+        raise UserError(f"expected temperature >= 0, 0 < top-p <= 1 and top-k >= 0, got {given}")
+    for name, option in all_options().items():
+        if isinstance(option.default, int) and config.options.get(name, 1) < 1:
+            raise UserError(f"expected --{name.replace('_', '-')} of at least 1, got {config.options[name]}")
+
+
+def default_output(config: RunConfig) -> Path:
+    """One folder per configuration: the same command continues an interrupted run, another one starts its own."""
+    known = {name: value for name, value in asdict(config).items() if name not in ("output", "json")}
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
+    methods = "+".join(name for name in config.methods if name != BASELINE) or BASELINE
+    return ROOT / "results" / "local" / f"{methods}-{digest[:8]}"

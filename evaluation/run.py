@@ -1,0 +1,189 @@
+"""The main job: measure methods beside the baseline in one interleaved launch, then judge equality and speed.
+
+    python evaluation/run.py METHOD[,METHOD...] PAIR [options]          (./eval.sh does the same)
+
+The models are loaded once; the methods answer each question one after the other, in an order that turns round from one
+question to the next (ABBA), so that the drift of a shared machine cancels. An interrupted run is continued by the same
+command: finished questions are not run again.
+"""
+
+import json
+import sys
+import traceback
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from evaluation.config import RunConfig, help_text, parse
+from methods import BASELINE
+from methods.errors import UserError, command_line
+
+if TYPE_CHECKING:
+    from evaluation.questions import Question
+    from evaluation.records import Choice
+    from evaluation.session import Session
+    from evaluation.store import Store
+
+
+def main() -> int:
+    if len(sys.argv) == 1:
+        print(help_text())
+        return 0
+    return run(parse(sys.argv[1:]))
+
+
+def run(config: RunConfig) -> int:
+    """Measure, write, judge. The exit status: 0 if every question finished and every lossless method was identical."""
+    from evaluation.questions import load_questions
+    from evaluation.ranks import choose_device, join_ranks, own_devices
+    from evaluation.session import Session
+    from evaluation.store import Store
+
+    console = Console(stderr=True, highlight=False)
+    benchmark = load_questions(config.benchmark, config.questions, config.limit)
+    device = choose_device(config.device)
+    ranks = join_ranks(max(spec.ranks for spec in config.specs), device)
+    if ranks.rank == 0:
+        console.print(describe(config, len(benchmark.questions)))
+    session = Session(config, benchmark, *own_devices(ranks, device, config.threads), ranks.replicas)
+    with Store(config.folder, {spec.name: session.header(spec) for spec in config.specs}, ranks) as store:
+        open_questions = [q for q in benchmark.questions if store.missing(q.question_id)]
+        share = open_questions[ranks.replica :: ranks.replicas]
+        if share and ranks.leads:
+            measure(session, store, share, console)
+        store.collect()
+        failed = store.failures()
+    return judge(session, failed, console) if ranks.rank == 0 else 0
+
+
+def describe(config: RunConfig, questions: int) -> str:
+    """One paragraph on what will be measured, defaults included."""
+    c = config
+    chosen = f"temperature {c.temperature:g}, top-k {c.top_k}, top-p {c.top_p:g}" if c.temperature else "greedy"
+    options = [f"{spec.name} {name} {value}" for spec in c.specs for name, value in c.options_of(spec).items()]
+    lines = [
+        f"{', '.join(c.methods)} on {c.pair.name} (target {c.pair.target}, draft {c.pair.draft or 'none'})",
+        f"{c.benchmark}: {questions} questions, at most {c.max_new_tokens} new tokens, prompt form {c.template}",
+        f"{c.dtype}, {chosen}, seed {c.seed}" + "".join(f", {option}" for option in options),
+        f"answers in {c.folder}",
+    ]
+    return "\n".join(lines)
+
+
+def measure(session: "Session", store: "Store", questions: "list[Question]", console: Console) -> None:
+    """Answer the questions by all methods, in turn, and write each answer as soon as its question is through."""
+    tally = Tally()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task("warming up", total=len(questions))
+        session.warm_up()
+        for index, question in enumerate(questions):
+            for name, choices in answer_question(session, store, question, index).items():
+                store.files[name].append(session.answer(name, question, choices))
+                tally.add(name, choices)
+            progress.update(task, advance=1, description=tally.text())
+
+
+def answer_question(session: "Session", store: "Store", question: "Question", index: int) -> "dict[str, list[Choice]]":
+    """All repeats of one question by each method, interleaved. A method that raises has its failure recorded and no
+    answer; the others go on."""
+    choices: dict[str, list[Choice]] = {name: [] for name in store.missing(question.question_id)}
+    for repeat in range(session.config.repeats):
+        order = list(choices) if (index + repeat) % 2 == 0 else list(reversed(choices))
+        for name in order:
+            try:
+                choices[name].append(session.choice(name, question, repeat))
+            except UserError:
+                raise
+            except Exception as error:
+                traceback.print_exc()
+                store.files[name].fail(question.question_id, f"{type(error).__name__}: {error}")
+                del choices[name]
+    return choices
+
+
+class Tally:
+    """Speedups so far, for the progress bar."""
+
+    def __init__(self) -> None:
+        self.tokens: Counter[str] = Counter()
+        self.seconds: dict[str, float] = {}
+
+    def add(self, name: str, choices: "list[Choice]") -> None:
+        self.tokens[name] += sum(sum(choice.new_tokens) for choice in choices)
+        self.seconds[name] = self.seconds.get(name, 0.0) + sum(sum(choice.wall_time) for choice in choices)
+
+    def text(self) -> str:
+        rates = {name: self.tokens[name] / seconds for name, seconds in self.seconds.items() if seconds}
+        base = rates.pop(BASELINE, 0)
+        return "  ".join(f"{name} {rate / base:.2f}x" for name, rate in rates.items()) if base else "measuring"
+
+
+def judge(session: "Session", failed: Counter[str], console: Console) -> int:
+    """Print equality, then speed, of the questions of this run; with --json a last line for programs."""
+    config = session.config
+    output = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    equal = print_equality(session, output)
+    for name, count in failed.items():
+        console.print(f"{name}: {count} questions failed; the same command tries them again", style="red")
+    rows = print_speed(session, output)
+    if config.json:
+        print(json.dumps([json_row(config, row, equal.get(row["method"])) for row in rows]), flush=True)
+    wanted = len(session.benchmark.questions)
+    return int(bool(failed) or any(equal[name] != wanted for name in session.lossless))
+
+
+def print_equality(session: "Session", output: Console) -> dict[str, int]:
+    """Identical questions per method; sampled output is not compared, it need not be equal."""
+    from evaluation.equal import compare, report
+
+    config, counts = session.config, {}
+    ids = {question.question_id for question in session.benchmark.questions}
+    if config.temperature > 0:
+        output.print("sampled output: distributions, not tokens, are equal; see the tests")
+        return counts
+    for name in config.methods[1:]:
+        comparison = compare(answer_path(config, name), answer_path(config, BASELINE), ids)
+        counts[name] = comparison.identical
+        if name in session.lossless and not comparison.equal:
+            output.print(report(comparison, False))
+        else:
+            output.print(f"{name}: {comparison.line()}")
+    return counts
+
+
+def print_speed(session: "Session", output: Console) -> list[dict[str, Any]]:
+    from evaluation.speed import LEGEND, details, summarize, table
+
+    config = session.config
+    ids = {question.question_id for question in session.benchmark.questions}
+    rows = [
+        summarize(answer_path(config, name), answer_path(config, BASELINE), ids)
+        for name in (config.methods[1:] or config.methods)
+    ]
+    output.print(table(rows), details(rows), LEGEND, sep="\n")
+    for note in dict.fromkeys(note for row in rows for note in row["notes"]):
+        output.print(f"note: {note}", style="yellow", soft_wrap=True)
+    return rows
+
+
+def answer_path(config: RunConfig, method: str) -> Any:
+    return config.folder / f"{method}.jsonl"
+
+
+def json_row(config: RunConfig, row: dict[str, Any], identical: int | None) -> dict[str, Any]:
+    """One method's entry of the --json list; `identical` counts questions, null where sampling."""
+    figures = ("questions", "speedup", "low", "high", "mat", "tokens_per_second", "baseline_tokens_per_second")
+    return {
+        "method": row["method"],
+        "pair": config.pair.name,
+        "benchmark": config.benchmark,
+        "identical": identical,
+        **{key: row[key] for key in (*figures, "floor_tokens_per_second")},
+    }
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,169 @@
+"""A launch's models, prompts and methods, loaded once: answers one question by one method."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from evaluation.config import RunConfig
+from evaluation.prompts import Prompter, decode, eos_ids
+from evaluation.provenance import environment, read_bandwidth
+from evaluation.questions import Benchmark, Question
+from evaluation.records import SCHEMA_VERSION, Answer, Choice
+from methods import BASELINE, MethodSpec, get_method
+from methods.base import Generation, Limits, Method, Reference, generate
+from methods.engine.sampling import Sampling, seed_of
+from methods.models import Models
+
+WARM_UP_TOKENS = 32
+WARM_UP = (
+    "Write a Python function that returns the sum of the squares of a list of numbers.",
+    "Explain in a few sentences why the sky is blue, then repeat your first sentence word for word.",
+)
+MARGIN = 256  # rows beyond the longest conversation: answers read back as text may take a few more tokens
+
+
+@dataclass
+class Session:
+    """`devices`: this rank's, `device_names` as the run header shows them, `threads` of the CPU."""
+
+    config: RunConfig
+    benchmark: Benchmark
+    devices: list[torch.device]
+    device_names: list[str]
+    threads: int
+    replicas: int
+
+    @cached_property
+    def models(self) -> Models:
+        c = self.config
+        models = Models(c.pair.target, c.pair.draft, c.dtype, self.devices)
+        models.max_length = self._longest(models.target_checkpoint.tokenizer) + MARGIN
+        return models
+
+    def _longest(self, tokenizer: Any) -> int:
+        """Most tokens that a conversation can take: its turns, and an answer of the longest kind to each."""
+        prompter = Prompter(tokenizer, self.config.template, self.benchmark.name)
+        texts = [question.turns for question in self.benchmark.questions]
+        return max(len(prompter.encode(t, [""] * (len(t) - 1))) + len(t) * self.config.max_new_tokens for t in texts)
+
+    @cached_property
+    def prompter(self) -> Prompter:
+        return Prompter(self.models.target_checkpoint.tokenizer, self.config.template, self.benchmark.name)
+
+    @cached_property
+    def limits(self) -> Limits:
+        checkpoint = self.models.target_checkpoint
+        ids = eos_ids(checkpoint.tokenizer, checkpoint.eos_token_ids, self.config.template)
+        return Limits(frozenset(ids), self.config.max_new_tokens)
+
+    @cached_property
+    def methods(self) -> dict[str, Method | Reference]:
+        c = self.config
+        return {spec.name: spec.build(self.models, c.options_of(spec)) for spec in c.specs}
+
+    def warm_up(self) -> None:
+        """Let every method answer questions that are not measured: kernels, caches and allocators settle."""
+        limits = Limits(self.limits.eos_ids, min(WARM_UP_TOKENS, self.limits.max_new_tokens))
+        for text in WARM_UP:
+            prompt = self.prompter.encode([text], [])
+            for method in self.methods.values():
+                generate(method, prompt, self._sampling("warm-up", 0, 0), limits)
+
+    def _sampling(self, question_id: object, turn: int, repeat: int) -> Sampling:
+        c = self.config
+        return Sampling(c.temperature, c.top_k, c.top_p, seed_of(c.seed, question_id, turn, repeat))
+
+    def choice(self, name: str, question: Question, repeat: int) -> Choice:
+        """All turns of a question by one method; each turn sees the method's own earlier answers."""
+        turns: list[Generation] = []
+        texts: list[str] = []
+        for turn in range(len(question.turns)):
+            prompt = self.prompter.encode(question.turns[: turn + 1], texts)
+            sampling = self._sampling(question.question_id, turn, repeat)
+            turns.append(generate(self.methods[name], prompt, sampling, self.limits))
+            texts.append(decode(self.models.target_checkpoint.tokenizer, turns[-1].token_ids))
+        return to_choice(turns, texts, repeat)
+
+    def answer(self, name: str, question: Question, choices: list[Choice]) -> Answer:
+        return Answer(question.question_id, question.category, f"{self.config.pair.name}-{name}", choices)
+
+    def header(self, spec: MethodSpec) -> dict[str, Any]:
+        """The run header of a method: every condition that a reader or a later run must know."""
+        c, checkpoint = self.config, self.models.target_checkpoint
+        model = self.models.target.model
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "method": spec.name,
+            "options": c.options_of(spec),
+            "ranks": spec.ranks,
+            "lossless": spec.lossless,
+            "methods": list(c.methods),
+            "pair": c.pair.name,
+            "target": {
+                "source": checkpoint.source,
+                "revision": checkpoint.revision,
+                "weight_bytes": model.weight_bytes,
+            },
+            "draft": self._draft_header() if spec.needs_draft else None,
+            "dtype": c.dtype,
+            "devices": self.device_names,
+            "threads": self.threads,
+            "replicas": self.replicas,
+            "sampling": {"temperature": c.temperature, "top_k": c.top_k, "top_p": c.top_p},
+            "seed": c.seed,
+            "max_new_tokens": c.max_new_tokens,
+            "eos_token_ids": sorted(self.limits.eos_ids),
+            "template": c.template,
+            "prompt": self.prompter.description,
+            "benchmark": self.benchmark.name,
+            "benchmark_sha256": self.benchmark.sha256,
+            "questions": len(self.benchmark.questions),
+            "repeats": c.repeats,
+            "warm_up": len(WARM_UP),
+            "row_invariant": self.models.target.row_invariant,
+            **self.floor,
+            **environment(),
+            "failures": [],
+        }
+
+    def _draft_header(self) -> dict[str, Any]:
+        return {"source": self.models.draft_source, "revision": self.models.draft_checkpoint.revision}
+
+    @cached_property
+    def floor(self) -> dict[str, float]:
+        """What reading the target's weights once costs on this machine now: no pass can be faster."""
+        bandwidth = read_bandwidth(self.threads)
+        return {
+            "read_bandwidth": bandwidth,
+            "floor_seconds_per_token": self.models.target.model.weight_bytes / bandwidth,
+        }
+
+    @property
+    def lossless(self) -> list[str]:
+        """Methods whose output must equal the baseline's: where sampling, none."""
+        if self.config.temperature > 0:
+            return []
+        return [name for name in self.config.methods if name != BASELINE and get_method(name).lossless]
+
+
+def to_choice(turns: list[Generation], texts: list[str], repeat: int) -> Choice:
+    """One line's choice from the generations of its turns."""
+    margins = [turn.margins or [] for turn in turns]
+    return Choice(
+        turns=texts,
+        new_tokens=[len(turn.token_ids) for turn in turns],
+        wall_time=[turn.wall_time for turn in turns],
+        accept_lengths=[length for turn in turns for length in turn.accept_lengths],
+        index=repeat,
+        decoding_steps=[len(turn.accept_lengths) for turn in turns],
+        token_ids=[turn.token_ids for turn in turns],
+        finish=[turn.finish for turn in turns],
+        prefill_time=[turn.prefill_time for turn in turns],
+        draft_time=[turn.draft_time for turn in turns],
+        verify_time=[turn.verify_time for turn in turns],
+        drafted=[turn.drafted for turn in turns],
+        accepted=[turn.accepted for turn in turns],
+        margins=margins if any(margins) else None,
+    )

@@ -1,0 +1,19 @@
+"""Fixtures shared by engine, method and runner tests."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import save_model
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random target."""
+    return save_model(tmp_path_factory.mktemp("tiny"), seed=0, layers=3)
+
+
+@pytest.fixture(scope="session")
+def tiny_draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another tiny model of the same vocabulary, padded to a larger size, as Qwen's models are."""
+    return save_model(tmp_path_factory.mktemp("tiny_draft"), seed=1, layers=1, vocab_size=104)

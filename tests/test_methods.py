@@ -1,0 +1,162 @@
+"""Every method of the table against the target alone: exact equality, with awkward EOS, limits and prompt lengths."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from methods import BASELINE, METHODS, get_method
+from methods.base import Generation, Limits, Step, generate
+from methods.engine.sampling import Sampling
+from methods.errors import UserError
+from methods.models import Models
+
+OURS = [name for name, spec in METHODS.items() if spec.lossless and name != BASELINE and spec.ranks == 1]
+REFERENCES = [name for name, spec in METHODS.items() if not spec.lossless]
+GREEDY = Sampling()
+PROMPTS = {1: [5], 2: [5, 9], 7: [3, 1, 4, 1, 5, 9, 2], 80: [(7 * i) % 90 + 1 for i in range(80)]}
+
+
+def models(target: Path, draft: Path, dtype: str = "float32", max_length: int | None = None) -> Models:
+    return Models(str(target), str(draft), dtype, [torch.device("cpu")], max_length)
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def pair(request: pytest.FixtureRequest, tiny: Path, tiny_draft: Path) -> Models:
+    return models(tiny, tiny_draft, request.param)
+
+
+def answer(models: Models, name: str, prompt: list[int], limits: Limits, sampling: Sampling = GREEDY) -> Generation:
+    return generate(get_method(name).build(models, {}), prompt, sampling, limits)
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("length", PROMPTS)
+def test_greedy_output_is_the_targets_own(pair: Models, name: str, length: int) -> None:
+    limits = Limits(frozenset(), 60)
+    expected = answer(pair, BASELINE, PROMPTS[length], limits)
+    assert expected.accept_lengths == [1] * 60
+    got = answer(pair, name, PROMPTS[length], limits)
+    assert got.token_ids == expected.token_ids
+    assert got.finish == "length"
+    assert sum(got.accept_lengths) == 60
+
+
+@pytest.mark.parametrize("name", [BASELINE, *OURS])
+def test_answers_end_with_the_first_eos_wherever_it_falls(pair: Models, name: str) -> None:
+    whole = answer(pair, BASELINE, PROMPTS[7], Limits(frozenset(), 40)).token_ids
+    for end in range(1, 40, 3):
+        eos = whole[end - 1]
+        first = whole.index(eos) + 1
+        got = answer(pair, name, PROMPTS[7], Limits(frozenset({eos, 10**6}), 40))
+        assert got.token_ids == whole[:first]
+        assert got.finish == "eos"
+
+
+@pytest.mark.parametrize("name", [BASELINE, *OURS])
+def test_answers_are_cut_at_the_limit(pair: Models, name: str) -> None:
+    whole = answer(pair, BASELINE, PROMPTS[7], Limits(frozenset(), 20)).token_ids
+    for limit in range(1, 12):
+        got = answer(pair, name, PROMPTS[7], Limits(frozenset(), limit))
+        assert got.token_ids == whole[:limit]
+        assert (got.finish, sum(got.accept_lengths)) == ("length", limit)
+
+
+@pytest.mark.parametrize("name", [BASELINE, *OURS])
+@pytest.mark.parametrize("length", [60, 79, 80, 81])
+def test_a_full_context_ends_the_answer(tiny: Path, tiny_draft: Path, name: str, length: int) -> None:
+    """A context of 80 tokens: the last one is decided without being put into the cache."""
+    short, prompt = models(tiny, tiny_draft, max_length=80), [(7 * i) % 90 + 1 for i in range(length)]
+    got = answer(short, name, prompt, Limits(frozenset(), 500))
+    assert got.finish == "context"
+    assert len(got.token_ids) == (0 if length > 80 else 81 - length)
+    assert got.token_ids == answer(short, BASELINE, prompt, Limits(frozenset(), 500)).token_ids
+
+
+def test_a_draft_with_a_shorter_context_stops_drafting(tiny: Path, tmp_path: Path) -> None:
+    from tests.tiny import save_model
+
+    both = models(tiny, save_model(tmp_path / "draft", seed=0, layers=3, context=32))
+    limits = Limits(frozenset(), 60)
+    got = answer(both, "sps", PROMPTS[7], limits)
+    assert got.token_ids == answer(both, BASELINE, PROMPTS[7], limits).token_ids
+    assert got.accept_lengths[1] == 6  # the same weights: every draft is kept while there is room
+    assert got.drafted[-1] == 0
+
+
+def test_a_perfect_draft_is_kept_whole(tiny: Path) -> None:
+    got = answer(models(tiny, tiny), "sps", PROMPTS[7], Limits(frozenset(), 61))
+    assert got.accept_lengths == [1, *[6] * 10]
+    assert got.accepted == got.drafted == [0, *[5] * 10]
+
+
+def test_a_repeating_prompt_is_looked_up(pair: Models) -> None:
+    from methods.drafters.lookup import LookupDrafter
+
+    drafter = LookupDrafter(max_ngram=3)
+    drafter.begin([1, 2, 3, 4, 1, 2, 3], GREEDY, None)  # type: ignore[arg-type]  # lookup reads no features
+    drafter.settle(0, 4, None)  # type: ignore[arg-type]
+    assert drafter.draft(2).tokens_G == [1, 2]
+    assert drafter.draft(2).tokens_G == [3, 4]  # goes on after what it has drafted
+    drafter.settle(1, 9, None)  # type: ignore[arg-type]
+    assert drafter.tokens == [1, 2, 3, 4, 1, 2, 3, 4, 1, 9]
+    assert drafter.draft(5).tokens_G == []
+    drafter.settle(0, 2, None)  # type: ignore[arg-type]
+    assert drafter.draft(1).tokens_G == [3]  # the 1-gram 2
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_reference_rows_agree_in_fp32(tiny: Path, tiny_draft: Path, name: str) -> None:
+    pair = models(tiny, tiny_draft)
+    limits = Limits(frozenset(), 40)
+    expected = answer(pair, BASELINE, PROMPTS[80], limits)
+    got = answer(pair, name, PROMPTS[80], limits)
+    assert got.token_ids == expected.token_ids
+    assert sum(got.accept_lengths) == 40
+    assert 0 < got.prefill_time < got.wall_time
+    eos = expected.token_ids[9]
+    ended = answer(pair, name, PROMPTS[80], Limits(frozenset({eos}), 40))
+    assert ended.token_ids == expected.token_ids[: expected.token_ids.index(eos) + 1]
+    assert ended.finish == "eos"
+
+
+@pytest.mark.parametrize("name", [BASELINE, *OURS])
+def test_sampling_repeats_with_the_seed_and_only_then(pair: Models, name: str) -> None:
+    limits = Limits(frozenset(), 30)
+    runs = [answer(pair, name, PROMPTS[7], limits, Sampling(1.0, seed=seed)).token_ids for seed in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_the_ledger_cuts_at_eos_and_limit() -> None:
+    ledger = Generation()
+    ledger.add(Step([4]), Limits(frozenset({7}), 5))
+    ledger.add(Step([5, 7, 6], drafted=4, accepted=2), Limits(frozenset({7}), 5))
+    assert (ledger.token_ids, ledger.accept_lengths, ledger.finish) == ([4, 5, 7], [1, 2], "eos")
+    ledger = Generation()
+    ledger.add(Step([4, 5, 6, 8, 9, 9, 7], margins=[1.0] * 7), Limits(frozenset({7}), 5))
+    assert (ledger.token_ids, ledger.finish, ledger.margins) == ([4, 5, 6, 8, 9], "length", [1.0] * 5)
+
+
+def test_an_unknown_method_is_named_with_its_nearest() -> None:
+    with pytest.raises(UserError, match="no method 'slp'; did you mean 'sps'"):
+        get_method("slp")
+
+
+def test_a_draft_of_another_vocabulary_is_refused(tiny: Path, tmp_path: Path) -> None:
+    from tests.tiny import save_model, save_tokenizer
+
+    save_tokenizer(save_model(tmp_path / "other"), first=33)
+    with pytest.raises(UserError, match="another vocabulary"):
+        _ = models(tiny, tmp_path / "other").draft
+
+
+@pytest.mark.parametrize("source, message", [("first-3", "1 to 2"), ("first-0", "1 to 2")])
+def test_a_draft_of_first_layers_must_be_shorter(tiny: Path, source: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        _ = Models(str(tiny), source, "float32", [torch.device("cpu")]).draft
+
+
+def test_a_draft_of_the_first_layers_is_lossless(tiny: Path) -> None:
+    pair = Models(str(tiny), "first-2", "bfloat16", [torch.device("cpu")])
+    limits = Limits(frozenset(), 40)
+    assert answer(pair, "sps", PROMPTS[7], limits).token_ids == answer(pair, BASELINE, PROMPTS[7], limits).token_ids
