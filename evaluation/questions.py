@@ -31,25 +31,27 @@ class Question:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Questions in file order, and the SHA-256 of what decides the answers: ids, categories and turns."""
+    """Questions in file order. `sha256` is of all the benchmark's ids, categories and turns, also when some are used."""
 
     name: str
     questions: list[Question]
+    sha256: str
 
-    @property
-    def sha256(self) -> str:
-        lines = (json.dumps([q.question_id, q.category, q.turns]) for q in self.questions)
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    def first(self, limit: int | None) -> list[Question]:
-        """At most `limit` questions in file order, the first ones of every category in equal shares.
+def _content_sha256(questions: list[Question]) -> str:
+    lines = (json.dumps([q.question_id, q.category, q.turns]) for q in questions)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-        Questions of several turns share one place, as in Spec-Bench, where the eight MT-bench categories are one task.
-        """
-        spread = _take_turns(self.questions, lambda q: q.category)
-        spread = _take_turns(spread, lambda q: None if len(q.turns) > 1 else q.category)
-        chosen = {q.question_id for q in spread[:limit]}
-        return [q for q in self.questions if q.question_id in chosen]
+
+def first_questions(questions: list[Question], limit: int) -> list[Question]:
+    """At most `limit` questions in file order, the first ones of every category in equal shares.
+
+    Questions of several turns share one place, as in Spec-Bench, where the eight MT-bench categories are one task.
+    """
+    spread = _take_turns(questions, lambda q: q.category)
+    spread = _take_turns(spread, lambda q: None if len(q.turns) > 1 else q.category)
+    chosen = {q.question_id for q in spread[:limit]}
+    return [q for q in questions if q.question_id in chosen]
 
 
 def _take_turns(questions: list[Question], key: Callable[[Question], Hashable]) -> list[Question]:
@@ -84,23 +86,27 @@ def known_benchmarks() -> list[str]:
     return [*EMBEDDED, *sources()]
 
 
-def load_questions(benchmark: str, path: Path | None = None) -> Benchmark:
-    """A benchmark by name; or, given `path`, the questions of that file under the name of the file.
+def load_questions(benchmark: str, path: Path | None = None, limit: int | None = None) -> Benchmark:
+    """The named benchmark, or the questions of a file under that name; all of them, or `limit` from all categories.
 
     Raises UserError: unknown name, unreadable or empty file, a broken line, an id used twice, no network.
     """
-    if path is not None:
-        return Benchmark(Path(path.name.removesuffix(".gz")).stem, read_file(path))
+    questions = read_file(path) if path else _published(benchmark)
+    chosen = questions if limit is None else first_questions(questions, limit)
+    return Benchmark(benchmark, chosen, _content_sha256(questions))
+
+
+def _published(benchmark: str) -> list[Question]:
     if benchmark == "humaneval":
-        return Benchmark(benchmark, read_file(_packaged_humaneval()))
+        return read_file(_packaged_humaneval())
     if benchmark == "mini_bench":
-        return Benchmark(benchmark, read_file(ROOT / "data/mini_bench/question.jsonl"))
+        return read_file(ROOT / "data/mini_bench/question.jsonl")
     if benchmark not in sources():
         raise UserError(f"unknown benchmark '{benchmark}'{nearest(benchmark, known_benchmarks())}")
     source = sources()[benchmark]
     if all((source.folder / name).exists() for name in source.files):
-        return Benchmark(benchmark, _read_fetched(source))
-    return Benchmark(benchmark, _read_hub(source))
+        return _read_fetched(source)
+    return _read_hub(source)
 
 
 def _packaged_humaneval() -> Path:
