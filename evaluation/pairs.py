@@ -1,4 +1,4 @@
-"""Model pairs: data/pairs.toml -> Pair. Used by evaluation/config.py; imports nothing heavy, so that help is instant."""
+"""Model pairs: data/pairs.toml -> Pair. Used by evaluation/config.py. Imports nothing heavy: help is instant."""
 
 import tomllib
 from dataclasses import dataclass, fields
@@ -51,6 +51,9 @@ def _tables(path: Path) -> dict[str, Any]:
 def _pair(name: str, table: object, path: Path) -> Pair:
     if not isinstance(table, dict):
         raise UserError(f"{path}: expected a section [NAME] for every pair, got the bare entry '{name}'")
+    inner = next((key for key, value in table.items() if isinstance(value, dict)), None)
+    if inner is not None:
+        raise UserError(f'{path}: a name with a dot in it needs quotes: ["{name}.{inner}"]')
     types = {field.name: field.type for field in fields(Pair) if field.name != "name"}
     for key, value in table.items():
         if key not in types:

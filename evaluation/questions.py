@@ -31,7 +31,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Questions in file order. `sha256` is of all the benchmark's ids, categories and turns, also when some are used."""
+    """Questions in file order. `sha256` is of all ids, categories and turns, also when only some are used."""
 
     name: str
     questions: list[Question]
