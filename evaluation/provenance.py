@@ -1,0 +1,97 @@
+"""Where numbers come from: versions, hardware, commit, and how fast this machine reads memory. For the run headers."""
+
+import platform
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from methods.paths import ROOT
+
+BUFFER_BYTES = 1 << 30  # read in a circle, so that no part is in a cache when its turn comes again
+PARTS = (
+    8  # each is read in some milliseconds, about as long as a decoding pass: on a shared machine some are undisturbed
+)
+MEASURING_SECONDS = 0.4
+
+
+def environment() -> dict[str, Any]:
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("torch", "transformers")},
+        },
+        "cpu": cpu_name(),
+        "gpu": gpu_names(),
+        "git_commit": git_commit(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def gpu_names() -> str | None:
+    """Such as "2 x NVIDIA H100 80GB HBM3"."""
+    names = Counter(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return ", ".join(f"{count} x {name}" for name, count in names.items()) or None
+
+
+def git_commit(root: Path = ROOT) -> str | None:
+    """The commit of the repository at `root`, "-dirty" behind it when tracked files differ; None without git."""
+    if not (root / ".git").exists():  # else git would look for a repository further up
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def read_bandwidth(threads: int, device: torch.device | str = "cpu") -> float:
+    """Bytes per second that `threads` CPU threads (or the CUDA device) read from memory: the best of many reads.
+
+    A read is a sum of 64-bit integers, PyTorch's fastest reduction: one addition per eight bytes. No decoding pass can
+    take less than the weights' bytes divided by this.
+    """
+    device = torch.device(device)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        numbers = torch.ones(_buffer_bytes(device) // 8, dtype=torch.int64, device=device)
+        return _best_rate(numbers.chunk(PARTS))
+    finally:
+        torch.set_num_threads(before)
+
+
+def _buffer_bytes(device: torch.device) -> int:
+    """A GPU may be almost full of weights already."""
+    return min(BUFFER_BYTES, torch.cuda.mem_get_info(device)[0] // 2) if device.type == "cuda" else BUFFER_BYTES
+
+
+def _best_rate(parts: Sequence[torch.Tensor]) -> float:
+    _read_seconds(parts[-1])  # the first call sets things up
+    best, end = 0.0, time.perf_counter() + MEASURING_SECONDS
+    while time.perf_counter() < end:
+        best = max(best, *(part.nbytes / _read_seconds(part) for part in parts))
+    return best
+
+
+def _read_seconds(part: torch.Tensor) -> float:
+    """`item` waits for a GPU."""
+    start = time.perf_counter()
+    part.sum().item()
+    return time.perf_counter() - start
