@@ -20,18 +20,18 @@ from evaluation.questions import Source, sources
 from methods.errors import UserError, command_line, nearest
 
 TIMEOUT = 30  # seconds without an answer
+INSTEAD = "try again where there is a network, or read a copy of your own with --questions FILE"
 
 
 def download(url: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
             return answer.read()
+    except urllib.error.HTTPError as error:
+        raise UserError(f"cannot download {url} ({error}): {INSTEAD}") from None
     except (OSError, http.client.HTTPException) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise UserError(
-            f"cannot download {url} ({reason}): try again where there is a network, "
-            "or read a copy of your own with --questions FILE"
-        ) from None
+        reason = getattr(error, "reason", error)  # URLError wraps what happened
+        raise UserError(f"cannot download {url} ({reason}): {INSTEAD}") from None
 
 
 def write_whole(path: Path, content: bytes) -> None:
