@@ -30,13 +30,12 @@ def write_lines(path: Path, *records: object) -> Path:
 
 
 def spec_bench_like() -> list[dict[str, Any]]:
-    """Three kinds of conversation with two turns, and two tasks with one, of four questions each."""
-    talk: list[dict[str, Any]] = [
-        {"question_id": f"t{i}", "category": c, "turns": ["a", "b"]} for c in ("writing", "math") for i in c[:4]
+    """Eight conversations of two turns in two categories, and two tasks of one turn, of four questions each."""
+    categories = ["writing"] * 4 + ["math"] * 4 + ["qa"] * 4 + ["rag"] * 4
+    return [
+        {"question_id": i, "category": category, "turns": ["a", "b"] if i < 8 else ["a"]}
+        for i, category in enumerate(categories)
     ]
-    talk = [{**record, "question_id": i} for i, record in enumerate(talk)]
-    rest = [{"question_id": 100 + i, "category": ("qa", "rag")[i // 4], "turns": ["a"]} for i in range(8)]
-    return talk + rest
 
 
 def test_embedded_benchmarks() -> None:
@@ -55,8 +54,8 @@ def test_embedded_benchmarks() -> None:
 def test_limit_takes_all_categories_in_turn(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "own.jsonl", *spec_bench_like())
     chosen = {n: [q.question_id for q in load_questions("own", path, n).questions] for n in range(1, 17)}
-    assert chosen[3] == [0, 100, 104]
-    assert chosen[6] == [0, 4, 100, 101, 104, 105], "conversations count as one task, their categories alternate"
+    assert chosen[3] == [0, 8, 12]
+    assert chosen[6] == [0, 4, 8, 9, 12, 13], "conversations count as one task, their categories alternate"
     assert chosen[16] == [q.question_id for q in load_questions("own", path).questions]
     for n in range(1, 16):
         assert len(chosen[n]) == n and set(chosen[n]) <= set(chosen[n + 1]), "a larger limit only adds questions"
