@@ -1,35 +1,71 @@
-"""Static key/value cache and the two kinds of attention over it.
+"""Static key/value cache and the two kinds of attention over it, in PyTorch's operators.
+
+Rows are positions: row i holds the i-th committed token; the rows behind the committed ones are provisional.
+Where the native operators run, `native.PackedCache` takes the place of `Cache`.
 
 Legend: N rows of this pass, T prompt tokens, L cache rows read, H query heads, K key/value heads, G = H / K, d head
-width. Rows are positions: row i holds the i-th committed token; the rows behind `length` are provisional.
+width, A accepted.
 """
+
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from methods.engine.tree import TokenTree
+
 BLOCK = 64  # cache rows are read in multiples of this, so that few shapes occur
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_NHd, k_NKd, v_NKd -> out [N, H * d]
 
 
 class Cache:
-    """Keys and values of some layers on one device: a [layers, 2, K, rows, d] tensor allocated once."""
+    """Keys and values of every layer, [layer][2, K, rows, d], allocated once on the layers' devices."""
 
-    def __init__(self, layers: int, kv_heads: int, head_dim: int, rows: int, dtype: torch.dtype, device: torch.device):
+    def __init__(self, kv_heads: int, head_dim: int, rows: int, dtype: torch.dtype, devices: Sequence[torch.device]):
         rows = -(-rows // BLOCK) * BLOCK
-        self.data = torch.zeros(layers, 2, kv_heads, rows, head_dim, dtype=dtype, device=device)
-        self.keys = [self.data[i, 0] for i in range(layers)]
-        self.values = [self.data[i, 1] for i in range(layers)]
+        counts = {device: devices.count(device) for device in devices}
+        self.data = {
+            device: torch.zeros(count, 2, kv_heads, rows, head_dim, dtype=dtype, device=device)
+            for device, count in counts.items()
+        }
+        self.layers = [self.data[device][devices[:i].count(device)] for i, device in enumerate(devices)]
 
     def write(self, layer: int, start: int, k_NKd: Tensor, v_NKd: Tensor) -> None:
         """Store this pass's keys and values in rows start .. start + N."""
         stop = start + k_NKd.shape[0]
-        self.keys[layer][:, start:stop] = k_NKd.transpose(0, 1)
-        self.values[layer][:, start:stop] = v_NKd.transpose(0, 1)
+        self.layers[layer][0, :, start:stop] = k_NKd.transpose(0, 1)
+        self.layers[layer][1, :, start:stop] = v_NKd.transpose(0, 1)
 
     def pack(self, start: int, path_A: Tensor) -> None:
         """Move rows start + path_A to start .. start + A (path_A ascending)."""
         stop = start + path_A.shape[0]
-        self.data[:, :, :, start:stop] = self.data.index_select(3, path_A.to(self.data.device) + start)
+        for data in self.data.values():
+            data[:, :, :, start:stop] = data.index_select(3, path_A.to(data.device) + start)
+
+    def prompt(self) -> Attend:
+        """Attention for a pass over a whole prompt."""
+
+        def attend(layer: int, q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor) -> Tensor:
+            self.write(layer, 0, k_TKd, v_TKd)
+            return causal_attention(q_THd, k_TKd, v_TKd)
+
+        return attend
+
+    def view(self, start: int, tree: TokenTree) -> Attend:
+        """Attention for a pass over `tree`, whose root follows the first `start` rows."""
+        masks: dict[torch.device, Tensor] = {}
+
+        def attend(layer: int, q_NHd: Tensor, k_NKd: Tensor, v_NKd: Tensor) -> Tensor:
+            self.write(layer, start, k_NKd, v_NKd)
+            device, groups = q_NHd.device, q_NHd.shape[1] // k_NKd.shape[1]
+            if device not in masks:
+                masks[device] = attention_mask(tree.visible_NN, start, groups).to(device)
+            keys_KRd, values_KRd = self.layers[layer]
+            return cached_attention(q_NHd, keys_KRd, values_KRd, masks[device])
+
+        return attend
 
 
 def causal_attention(q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.engine.cache import Cache, attention_mask, cached_attention, causal_attention
+from methods.engine.cache import Cache
 from methods.engine.linear import MIN_ROWS
 from methods.engine.model import Transformer
+from methods.engine.native import PackedCache
 from methods.engine.tree import TokenTree
 
 CUDA_ROWS = 64  # on CUDA kernels are chosen by the row count: one count, one kernel, the same bits for a row
@@ -36,22 +37,13 @@ class Decoder:
         self.max_length = longest if max_length is None else min(max_length, longest)
         self.length = 0
         self.row_invariant: bool | None = None  # unknown until probed
-        self._groups = model.config.heads // model.config.kv_heads
-        self._caches: dict[torch.device, Cache] = {}
-        self._slots: list[tuple[Cache, int]] = []
-        self._allocate()
-
-    def _allocate(self) -> None:
-        """One cache per device, with the layers that live there, and room for padding rows."""
-        config, devices = self.model.config, self.model.devices
         rows = self.max_length + CUDA_ROWS
-        for device in dict.fromkeys(devices):
-            count = devices.count(device)
-            self._caches[device] = Cache(count, config.kv_heads, config.head_dim, rows, self.model.dtype, device)
-        seen: dict[torch.device, int] = dict.fromkeys(self._caches, 0)
-        for device in devices:
-            self._slots.append((self._caches[device], seen[device]))
-            seen[device] += 1
+        config, dtype = model.config, model.dtype
+        self._cache: Cache | PackedCache = (
+            Cache(config.kv_heads, config.head_dim, rows, dtype, model.devices)
+            if model.native is None
+            else PackedCache(len(model.layers), config.kv_heads, config.head_dim, rows, dtype)
+        )
 
     @property
     def room(self) -> int:
@@ -64,16 +56,10 @@ class Decoder:
         count = len(tokens_T)
         if not 0 < count <= self.max_length:
             raise ValueError(f"expected a prompt of 1 to {self.max_length} tokens, got {count}")
-        padded = list(tokens_T) + [tokens_T[-1]] * (MIN_ROWS - count)
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            cache, slot = self._slots[layer]
-            cache.write(slot, 0, k, v)
-            return causal_attention(q, k, v)
-
-        hidden, taps = self.model(torch.tensor(padded), torch.arange(len(padded)), attend, self.taps)
+        padded = list(tokens_T) + [tokens_T[-1]] * (self._min_rows - count)
+        hidden, taps = self.model(torch.tensor(padded), torch.arange(len(padded)), self._cache.prompt(), self.taps)
         self.length = count
-        last = hidden[count - 1 : count].expand(MIN_ROWS, -1).contiguous()
+        last = hidden[count - 1 : count].expand(self._min_rows, -1).contiguous()
         return Scores(self.model.logits(last)[:1], hidden[:count], None if taps is None else taps[:, :count])
 
     @torch.inference_mode()
@@ -82,40 +68,33 @@ class Decoder:
         nodes = len(tree.tokens_N)
         if nodes > self.room:
             raise ValueError(f"expected at most {self.room} nodes, got {nodes}: the context is full")
-        tokens, positions, visible = self._padded(tree)
-        masks = {device: attention_mask(visible, self.length, self._groups).to(device) for device in self._caches}
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            cache, slot = self._slots[layer]
-            cache.write(slot, self.length, k, v)
-            return cached_attention(q, cache.keys[slot], cache.values[slot], masks[cache.data.device])
-
-        hidden, taps = self.model(tokens, positions, attend, self.taps)
+        tree = self._padded(tree)
+        view = self._cache.view(self.length, tree)
+        hidden, taps = self.model(tree.tokens_N, self.length + tree.depth_N, view, self.taps)
         logits = self.model.logits(hidden)[:nodes]
         return Scores(logits, hidden[:nodes], None if taps is None else taps[:, :nodes])
 
-    def _padded(self, tree: TokenTree) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens, positions and visibility, with rows added up to a count that keeps the bits; they see the root."""
+    @property
+    def _min_rows(self) -> int:
+        """Fewest rows of a pass whose bits are those of any other."""
+        return MIN_ROWS if self.model.native is None else 1
+
+    def _padded(self, tree: TokenTree) -> TokenTree:
+        """The tree continued after its last node, up to a row count that keeps the bits."""
         nodes = len(tree.tokens_N)
-        step = CUDA_ROWS if self.model.devices[0].type == "cuda" else MIN_ROWS
-        rows = max(MIN_ROWS, nodes) if step == MIN_ROWS else -(-nodes // step) * step
-        positions = self.length + tree.depth_N
+        cuda = self.model.devices[0].type == "cuda"
+        rows = -(-nodes // CUDA_ROWS) * CUDA_ROWS if cuda else max(self._min_rows, nodes)
         if rows == nodes:
-            return tree.tokens_N, positions, tree.visible_NN
-        extra = rows - nodes
-        visible = torch.zeros(rows, rows, dtype=torch.bool)
-        visible[:nodes, :nodes] = tree.visible_NN
-        visible[nodes:, 0] = True
-        tokens = torch.cat((tree.tokens_N, tree.tokens_N[:1].expand(extra)))
-        return tokens, torch.cat((positions, positions[:1].expand(extra))), visible
+            return tree
+        tokens = torch.cat((tree.tokens_N, tree.tokens_N[:1].expand(rows - nodes)))
+        return TokenTree(tokens, torch.cat((tree.parents_N, torch.arange(nodes - 1, rows - 1))))
 
     @torch.inference_mode()
     def commit(self, path_A: Sequence[int]) -> None:
         """Keep the rows of a path of the last tree, root first; they follow the committed ones. length += A."""
         path = list(path_A)
         if path != list(range(len(path))):
-            for cache in self._caches.values():
-                cache.pack(self.length, torch.tensor(path))
+            self._cache.pack(self.length, torch.tensor(path))
         self.length += len(path)
 
     def truncate(self, length: int) -> None:

@@ -1,21 +1,23 @@
 """The linear layer, with the same bits per row however many rows are computed together.
 
 On CPU `F.linear` repacks its weight at every call and picks kernels by the number of rows, so a row's bits depend on
-its neighbours. oneDNN's prepacked form does neither (from 2 rows on: `Decoder` never runs fewer). Its operators are
-private to PyTorch, so this is the only file that names them; where they are missing `F.linear` is used and the
-row-invariance probe of `Decoder` says whether that still holds.
+its neighbours. The native operator does neither. Where it is not available, oneDNN's prepacked form does neither from 2
+rows on (`Decoder` then never runs fewer). Its operators are private to PyTorch, so this is the only file that names
+them; where they are missing too, `F.linear` is used and the row-invariance probe of `Decoder` tells the consequence.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from methods.engine import native
+
 MIN_ROWS = 2  # oneDNN runs one row through other kernels, whose sums are ordered differently
-PACK_ROWS = 4  # the row count that the packed layout is tuned for; any count may be run
+PACK_ROWS = 4  # the row count that oneDNN's packed layout is tuned for; any count may be run
 
 
 def packs(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether weights of this dtype on this device are prepacked."""
+    """Whether oneDNN can prepack weights of this dtype on this device."""
     usable = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return usable and device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
 
@@ -23,14 +25,22 @@ def packs(dtype: torch.dtype, device: torch.device) -> bool:
 class Linear:
     """y = x W^T + b for x [N, I] -> y [N, O], weights fixed for inference."""
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> None:
-        self.bias_O = bias_O
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None = None, out_dtype: torch.dtype | None = None) -> None:
+        """`out_dtype` of y, by default that of the weights. Natively y is not rounded to the weights' first."""
+        self.dtype, self.bias_O = out_dtype or weight_OI.dtype, bias_O
+        self.native: native.NativeLinear | None = None
+        self.packed = False
+        if native.runs(weight_OI.dtype, weight_OI.device) and weight_OI.shape[1] % 2 == 0:
+            self.native = native.NativeLinear(weight_OI, bias_O, self.dtype)
+            return
         self.packed = packs(weight_OI.dtype, weight_OI.device)
         self.weight = (
             torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), PACK_ROWS) if self.packed else weight_OI
         )
 
     def __call__(self, x_NI: Tensor) -> Tensor:
+        if self.native is not None:
+            return self.native(x_NI)
         if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(x_NI, self.weight, self.bias_O, "none", [], "")
-        return F.linear(x_NI, self.weight, self.bias_O)
+            return torch.ops.mkldnn._linear_pointwise(x_NI, self.weight, self.bias_O, "none", [], "").to(self.dtype)
+        return F.linear(x_NI, self.weight, self.bias_O).to(self.dtype)

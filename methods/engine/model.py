@@ -5,16 +5,16 @@ V vocabulary. Read top-down: Transformer, Layer, then the pieces.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from methods.engine import native
+from methods.engine.cache import Attend
 from methods.engine.config import ModelConfig, Rope
 from methods.engine.linear import Linear
-
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_NHd, k_NKd, v_NKd -> out [N, H * d]
 
 
 class Transformer:
@@ -39,15 +39,28 @@ class Transformer:
         self.layers = [Layer(config, i, weights, dtype, device) for i, device in enumerate(self.devices)]
         self.norm_D = get("model.norm.weight", last)
         tied = config.tied and "lm_head.weight" not in weights
-        self.head = Linear(self.embedding_VD.to(last) if tied else get("lm_head.weight", last))
+        head_VD = self.embedding_VD.to(last) if tied else get("lm_head.weight", last)
+        self.head = Linear(head_VD, out_dtype=torch.float32)
         self.frequencies_d = rope_frequencies(config.rope, config.head_dim)
+        self.native = native_layers(config, self.layers, dtype, self.devices)
 
     def __call__(
-        self, tokens_N: Tensor, positions_N: Tensor, attend: Attend, taps: Sequence[int] = ()
+        self, tokens_N: Tensor, positions_N: Tensor, attend: Attend | native.PackedView, taps: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor | None]:
-        """Hidden states before the final norm, [N, D], and those after the layers `taps`, [len(taps), N, D]."""
+        """Hidden states before the final norm, [N, D], and those after the layers `taps`, [len(taps), N, D].
+
+        `attend`: a view of the `Cache`, of the `PackedCache` where the layers are native."""
         x_ND = F.embedding(tokens_N.to(self.devices[0]), self.embedding_VD)
         rotation = rope_rotation(positions_N, self.frequencies_d, self.devices[0])
+        if isinstance(attend, native.PackedView):
+            x_ND, tapped = self._run_native(x_ND, rotation, attend, taps)
+        else:
+            x_ND, tapped = self._run(x_ND, rotation, attend, taps)
+        return x_ND, torch.stack([x.to(x_ND.device) for x in tapped]) if tapped else None
+
+    def _run(
+        self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend, taps: Sequence[int]
+    ) -> tuple[Tensor, list[Tensor]]:
         tapped = []
         for i, layer in enumerate(self.layers):
             if layer.device != x_ND.device:
@@ -56,11 +69,25 @@ class Transformer:
             x_ND = layer(x_ND, rotation, attend)
             if i in taps:
                 tapped.append(x_ND)
-        return x_ND, torch.stack([x.to(x_ND.device) for x in tapped]) if tapped else None
+        return x_ND, tapped
+
+    def _run_native(
+        self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], view: native.PackedView, taps: Sequence[int]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The same in one call, or from tap to tap."""
+        assert self.native is not None, "a view of a packed cache is for native layers"
+        tapped, done = [], 0
+        for stop in sorted({tap + 1 for tap in taps} | {len(self.layers)}):
+            self.native(x_ND, rotation, view, done, stop)
+            done = stop
+            if stop - 1 in taps:
+                tapped.append(x_ND.clone())
+        return x_ND, tapped
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Next-token logits in fp32, [N, V]."""
-        return self.head(rms_norm(hidden_ND, self.norm_D, self.config.norm_eps)).float()
+        norm = rms_norm if self.native is None else native.rms_norm
+        return self.head(norm(hidden_ND, self.norm_D, self.config.norm_eps))
 
     @property
     def weight_bytes(self) -> int:
@@ -108,6 +135,19 @@ class Layer:
         x_ND = x_ND + self.out(attend(self.index, q, k, v))
         gate, up = self.gate_up(rms_norm(x_ND, self.mlp_norm_D, c.norm_eps)).split(c.mlp_width, 1)
         return x_ND + self.down(F.silu(gate) * up)
+
+
+def native_layers(
+    config: ModelConfig, layers: Sequence[Layer], dtype: torch.dtype, devices: Sequence[torch.device]
+) -> native.LayerStack | None:
+    """The layers as one native call, where that can run them."""
+    if not native.runs_layers(config, dtype, devices):
+        return None
+    stack = native.LayerStack(config, dtype)
+    for layer in layers:
+        linears = [part.native for part in (layer.qkv, layer.out, layer.gate_up, layer.down) if part.native]
+        stack.append((layer.attention_norm_D, layer.mlp_norm_D, layer.q_norm_d, layer.k_norm_d), linears)
+    return stack
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

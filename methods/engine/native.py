@@ -1,0 +1,284 @@
+"""The CPU operators of native.c: compiled once with the machine's C compiler, loaded by ctypes. Used by `linear.py`,
+`cache.py` and `model.py`; without a compiler, or with PEARL_BENCH_NATIVE=0, these run on PyTorch's operators instead.
+
+OpenMP comes from PyTorch: the file is compiled with -fopenmp but not linked with it, so its GOMP_* symbols resolve to
+the library that PyTorch has loaded. One pool of threads then serves both, and `torch.set_num_threads` governs it.
+
+Legend: N rows, I inputs, O outputs, D width, d head width.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from methods.engine.config import ModelConfig
+from methods.engine.tree import TokenTree
+from methods.paths import cache_dir
+
+SOURCE = Path(__file__).with_name("native.c")
+DTYPES = (torch.bfloat16, torch.float32)
+COMPILERS = ("gcc", "cc", "clang")
+# No contraction: the places that fuse a multiply and an add say so, and are the same for every number of rows.
+FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-fopenmp")
+
+
+class LinearArguments(ctypes.Structure):
+    """`Linear` of native.c."""
+
+    _fields_ = [
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("inputs", ctypes.c_long),
+        ("outputs", ctypes.c_long),
+    ]
+
+
+class LayerArguments(ctypes.Structure):
+    """`Layer` of native.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")),
+        *((name, LinearArguments) for name in ("qkv", "out", "gate_up", "down")),
+    ]
+
+
+class PassArguments(ctypes.Structure):
+    """`Pass` of native.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_long) for name in ("threads", "bf16", "width", "heads", "kv_heads", "head_dim", "mlp_width")),
+        ("eps", ctypes.c_double),
+        *((name, ctypes.c_long) for name in ("rows", "start", "capacity")),
+        *((name, ctypes.c_void_p) for name in ("parents", "cosines", "sines", "keys", "values")),
+    ]
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled operators, or None where they cannot be had; the reason is told once, as a warning."""
+    if os.environ.get("PEARL_BENCH_NATIVE") == "0":
+        return None
+    try:
+        return _declared(load(build(FLAGS)))
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
+        warnings.warn(f"the native CPU operators are not available, slower ones are used: {detail}", stacklevel=2)
+        return None
+
+
+def build(flags: Sequence[str]) -> Path:
+    """The shared library, compiled unless the same source, compiler, flags and processor did so before.
+
+    Processes may race: each compiles its own file and moves it into place whole."""
+    compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
+    if compiler is None:
+        raise OSError(f"no C compiler found (looked for {', '.join(COMPILERS)})")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    key = hashlib.sha256("\0".join([SOURCE.read_text(), version, *flags, _processor()]).encode()).hexdigest()
+    target = cache_dir() / "native" / f"{key[:16]}.so"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            compiled, linked = f"{folder}/native.o", f"{folder}/native.so"
+            for command in (
+                [compiler, *flags, "-c", str(SOURCE), "-o", compiled],
+                [compiler, "-shared", compiled, "-o", linked, "-lm"],
+            ):
+                subprocess.run(command, capture_output=True, text=True, check=True)
+            os.replace(linked, target)
+    return target
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    return "\n".join(line for line in lines if line.split(":")[0].strip() in ("model name", "flags", "Features"))
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """Load a built library. PyTorch normally makes its OpenMP library's symbols global; where not, this does."""
+    if not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
+        with open("/proc/self/maps") as maps:
+            loaded = {line.split()[-1] for line in maps if "/libgomp" in line}
+        for library_path in sorted(loaded, key=lambda name: "torch" not in name)[:1]:
+            ctypes.CDLL(library_path, ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(str(path))
+
+
+def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
+    number, pointer = ctypes.c_long, ctypes.c_void_p
+    lib.tile.restype = lib.run_layers.restype = number
+    lib.linear.argtypes = [pointer, number, number, number, pointer, pointer, number]
+    lib.rms_norm.argtypes = [pointer, number, number, ctypes.c_double, number, pointer, pointer]
+    lib.run_layers.argtypes = [pointer, pointer, number, number, pointer]
+    return lib
+
+
+def runs(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the native operators compute in this dtype on this device."""
+    return device.type == "cpu" and dtype in DTYPES and library() is not None
+
+
+def _lib() -> ctypes.CDLL:
+    lib = library()
+    assert lib is not None, "native operators used where runs() is false"
+    return lib
+
+
+def tile() -> int:
+    """Outputs per packed tile of weights, cache rows per packed tile of keys."""
+    return _lib().tile()
+
+
+def pair(dtype: torch.dtype) -> int:
+    """Inputs that lie side by side in a packed tile."""
+    return 2 if dtype == torch.bfloat16 else 1
+
+
+def pack_weight(weight_OI: Tensor) -> Tensor:
+    """[tiles, I / pair, tile, pair], the last tile filled with zeros."""
+    outputs, inputs = weight_OI.shape
+    tiles, side = -(-outputs // tile()), pair(weight_OI.dtype)
+    padded = torch.nn.functional.pad(weight_OI, (0, 0, 0, tiles * tile() - outputs))
+    return padded.view(tiles, tile(), inputs // side, side).transpose(1, 2).contiguous()
+
+
+class NativeLinear:
+    """y = x W^T + b for weights with an even number of inputs."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, out_dtype: torch.dtype) -> None:
+        self.dtype, self.out_dtype = weight_OI.dtype, out_dtype
+        self.outputs, self.inputs = weight_OI.shape
+        self._weight = pack_weight(weight_OI)
+        self._bias = None
+        if bias_O is not None:
+            self._bias = torch.zeros(len(self._weight) * tile())
+            self._bias[: self.outputs] = bias_O
+        self.arguments = LinearArguments(self._weight.data_ptr(), _pointer(self._bias), self.inputs, self.outputs)
+
+    def __call__(self, x_NI: Tensor) -> Tensor:
+        x_NI = _checked(x_NI, self.dtype, self.inputs)
+        y_NO = torch.empty(len(x_NI), self.outputs, dtype=self.out_dtype)
+        bf16, out_bf16 = self.dtype == torch.bfloat16, self.out_dtype == torch.bfloat16
+        _lib().linear(
+            ctypes.byref(self.arguments),
+            torch.get_num_threads(),
+            len(x_NI),
+            bf16,
+            x_NI.data_ptr(),
+            y_NO.data_ptr(),
+            out_bf16,
+        )
+        return y_NO
+
+
+def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight over the last dimension, D a multiple of 16."""
+    weight_D = weight_D.float()
+    x_ND = _checked(x_ND, x_ND.dtype, len(weight_D))
+    y_ND = torch.empty_like(x_ND)
+    bf16 = x_ND.dtype == torch.bfloat16
+    _lib().rms_norm(weight_D.data_ptr(), *x_ND.shape, eps, bf16, x_ND.data_ptr(), y_ND.data_ptr())
+    return y_ND
+
+
+def runs_layers(config: ModelConfig, dtype: torch.dtype, devices: Sequence[torch.device]) -> bool:
+    """Whether whole layers of such a model can run natively: its widths must fill vectors and tiles."""
+    if not all(runs(dtype, device) for device in devices):
+        return False
+    return config.width % 16 == 0 and config.head_dim % 16 == 0 and config.mlp_width % tile() == 0
+
+
+class LayerStack:
+    """The layers of a Transformer in one call, sharing its weights."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        self.config, self.dtype = config, dtype
+        self._layers: list[LayerArguments] = []
+        self._kept: list[Tensor | NativeLinear | None] = []  # what the arguments point to
+        self._table: ctypes.Array[ctypes.c_void_p] = (ctypes.c_void_p * 0)()
+
+    def append(self, norms: Sequence[Tensor | None], linears: Sequence[NativeLinear]) -> None:
+        """Add a layer: norms before attention, before the MLP, of q and of k heads; qkv, out, gate-up, down."""
+        norms = [None if norm is None else norm.float() for norm in norms]
+        self._layers.append(LayerArguments(*map(_pointer, norms), *(linear.arguments for linear in linears)))
+        self._kept += [*norms, *linears]
+        self._table = (ctypes.c_void_p * len(self._layers))(*map(ctypes.addressof, self._layers))
+
+    def __call__(
+        self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], view: "PackedView", first: int, stop: int
+    ) -> None:
+        """Run layers first .. stop on the residual stream x_ND, in place. `rotation`: cosine and sine, [N, 1, d]."""
+        x_ND, cache = _checked(x_ND, self.dtype, self.config.width), view.cache
+        if view.start + len(x_ND) > cache.rows or stop > min(len(self._layers), len(cache.keys)):
+            raise ValueError(f"expected {view.start} + {len(x_ND)} rows of {stop} layers to fit the cache")
+        c, (cosines, sines) = self.config, rotation
+        arguments = PassArguments(
+            *(torch.get_num_threads(), self.dtype == torch.bfloat16, c.width, c.heads, c.kv_heads, c.head_dim),
+            *(c.mlp_width, c.norm_eps, len(x_ND), view.start, cache.rows),
+            *map(_pointer, (view.parents_N, cosines, sines, cache.keys, cache.values)),
+        )
+        if _lib().run_layers(ctypes.byref(arguments), self._table, first, stop - first, x_ND.data_ptr()):
+            raise MemoryError(f"no memory for a pass over {len(x_ND)} rows")
+
+
+class PackedCache:
+    """Keys and values of all layers, in the layouts that native.c reads: see there."""
+
+    def __init__(self, layers: int, kv_heads: int, head_dim: int, rows: int, dtype: torch.dtype) -> None:
+        tiles, side = -(-rows // tile()), pair(dtype)
+        self.rows = tiles * tile()
+        self.keys = torch.zeros(layers, kv_heads, tiles, head_dim // side, tile(), side, dtype=dtype)
+        self.values = torch.zeros(layers, kv_heads, -(-head_dim // tile()), self.rows, tile(), dtype=dtype)
+
+    def prompt(self) -> "PackedView":
+        """What the rows of a prompt see: a pass like any other."""
+        return PackedView(self, 0, None)
+
+    def view(self, start: int, tree: TokenTree) -> "PackedView":
+        """What the rows of a pass over `tree` see, whose root follows the first `start` rows."""
+        return PackedView(self, start, None if tree.is_chain else tree.parents_N.contiguous())
+
+    def pack(self, start: int, path_A: Tensor) -> None:
+        """Move rows start + path_A to start .. start + A (path_A ascending)."""
+        size, stop = tile(), start + len(path_A)
+        source, target = start + path_A, torch.arange(start, stop)
+        self.keys[:, :, target // size, :, target % size] = self.keys[:, :, source // size, :, source % size]
+        self.values[:, :, :, start:stop] = self.values[:, :, :, source]
+
+
+@dataclass(frozen=True)
+class PackedView:
+    """What the rows of a pass see: the `start` committed rows, and their ancestors (`parents_N`; None: a chain)."""
+
+    cache: PackedCache
+    start: int
+    parents_N: Tensor | None
+
+
+def _checked(x: Tensor, dtype: torch.dtype, width: int) -> Tensor:
+    """x, contiguous: what lies behind a pointer is not checked any more."""
+    if x.dim() != 2 or x.shape[1] != width or x.dtype != dtype or x.device.type != "cpu":
+        raise ValueError(
+            f"expected a CPU tensor [rows, {width}] of {dtype}, got {x.dtype} {list(x.shape)} on {x.device}"
+        )
+    return x.contiguous()
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
