@@ -10,13 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evaluation.pairs import Pair, get_pair, known_pairs
+from evaluation.pairs import DTYPES, Pair, get_pair, known_pairs
+from evaluation.questions import known_benchmarks
 from methods import BASELINE, METHODS, MethodSpec, Option, get_method
 from methods.errors import UserError, nearest
 from methods.paths import ROOT
 
-BENCHMARKS = ("humaneval", "mini_bench", "spec_bench", "mt_bench", "gsm8k", "mgsm")
-DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 PASSED_ON = ("temperature", "top_k", "top_p", "seed", "repeats", "threads", "device", "json")
 USAGE = "eval.sh METHOD[,METHOD...] PAIR [options]   (eval.sh METHOD --target MODEL [--draft MODEL] [options])"
@@ -94,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     add("pair", metavar="PAIR", nargs="?", help="a pair of data/pairs.toml")
     add("--target", metavar="MODEL", help="target model: folder, .gguf file or hub id, instead of the pair's")
     add("--draft", metavar="MODEL", help="draft model, instead of the pair's")
-    add("--benchmark", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}")
+    add("--benchmark", metavar="NAME", help=f"one of {', '.join(known_benchmarks())}")
     add("--questions", metavar="FILE", type=Path, help="questions of your own, in Spec-Bench's JSONL format")
     add("--limit", metavar="N", type=_positive, help="measure N questions, taken from all categories in turn")
     add("--max-new-tokens", metavar="N", type=_positive, help="longest answer of a turn, in tokens")
@@ -172,8 +171,8 @@ def _check_methods(config: RunConfig) -> None:
 
 
 def _check_values(config: RunConfig) -> None:
-    if config.questions is None and config.benchmark not in BENCHMARKS:
-        raise UserError(f"no benchmark '{config.benchmark}'{nearest(config.benchmark, BENCHMARKS)}")
+    if config.questions is None and config.benchmark not in known_benchmarks():
+        raise UserError(f"no benchmark '{config.benchmark}'{nearest(config.benchmark, known_benchmarks())}")
     if config.dtype not in DTYPES:
         raise UserError(f"no dtype '{config.dtype}'{nearest(config.dtype, DTYPES)}")
     if config.temperature < 0 or not 0 < config.top_p <= 1 or config.top_k < 0:

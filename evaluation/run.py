@@ -46,7 +46,7 @@ def run(config: RunConfig) -> int:
     device = choose_device(config.device)
     ranks = join_ranks(max(spec.ranks for spec in config.specs), device)
     if ranks.rank == 0:
-        console.print(describe(config, len(benchmark.questions)))
+        console.print(describe(config, len(benchmark.questions)), soft_wrap=True)
     session = Session(config, benchmark, *own_devices(ranks, device, config.threads), ranks.replicas)
     with Store(config.folder, {spec.name: session.header(spec) for spec in config.specs}, ranks) as store:
         open_questions = [q for q in benchmark.questions if store.missing(q.question_id)]
@@ -150,7 +150,7 @@ def print_equality(session: "Session", output: Console) -> dict[str, int]:
         if name in session.lossless and not comparison.equal:
             output.print(report(comparison, False))
         else:
-            output.print(f"{name}: {comparison.line()}")
+            output.print(f"{name}: {comparison.line}")
     return counts
 
 

@@ -26,7 +26,7 @@ MARGIN = 256  # rows beyond the longest conversation: answers read back as text 
 
 @dataclass
 class Session:
-    """`devices`: this rank's, `device_names` as the run header shows them, `threads` of the CPU."""
+    """`devices`: this rank's, and `device_names` as the run header shows them; `threads` of the CPU."""
 
     config: RunConfig
     benchmark: Benchmark
@@ -134,7 +134,7 @@ class Session:
     @cached_property
     def floor(self) -> dict[str, float]:
         """What reading the target's weights once costs on this machine now: no pass can be faster."""
-        bandwidth = read_bandwidth(self.threads)
+        bandwidth = read_bandwidth(self.threads, self.devices[0])
         return {
             "read_bandwidth": bandwidth,
             "floor_seconds_per_token": self.models.target.model.weight_bytes / bandwidth,
