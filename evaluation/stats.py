@@ -153,9 +153,8 @@ def _measurements(answers: Iterable[Answer]) -> pd.DataFrame:
         for turn in range(len(choice.turns))
     ]
     names = [*KEYS, "category", "tokens", "time", "decode_tokens", "decode_time", "passes"]
-    return pd.DataFrame(rows, columns=names).astype(
-        {"question": object}
-    )  # ids may be numbers in one file, texts in another
+    ids_of_any_kind = {"question": object}  # numbers in one file, texts in another
+    return pd.DataFrame(rows, columns=names).astype(ids_of_any_kind)
 
 
 def _measured(choice: Choice, turn: int) -> tuple[float, float, float, float, float]:

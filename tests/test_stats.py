@@ -49,6 +49,10 @@ def test_pairs_join_on_question_turn_and_repeat() -> None:
     assert pairs["decode_time_base"].tolist() == pytest.approx([2.9, 3.9])
 
 
+def test_questions_named_by_number_and_by_text_do_not_mix_up() -> None:
+    assert pair_answers(timed({"81": 1.0}), timed({81: 1.0})).empty
+
+
 def test_a_choice_with_a_failed_turn_is_left_out_whole() -> None:
     bad = Choice(["Once", "ERROR"], [3, 3], [1.0, 1.0], [1] * 6)
     good = Choice(["Once", "upon"], [3, 3], [1.0, 1.0], [1] * 6, index=1)
@@ -106,7 +110,7 @@ def test_no_significance_where_there_is_no_speedup() -> None:
 def test_turns_and_repeats_of_a_question_are_one_observation() -> None:
     """Copies of the same measurements must not make the interval narrower."""
     pairs = simulated(np.random.default_rng(3), 12, 1.5, 0.3)
-    once, thrice = speedup(pairs), speedup(pd.concat([pairs] * 3))
+    once, thrice = speedup(pairs), speedup(pd.concat([pairs] * 3, ignore_index=True))
     assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high)) and thrice.questions == 12
 
 
@@ -114,6 +118,11 @@ def test_equal_questions_have_an_interval_of_no_width() -> None:
     pairs = pair_answers(timed(dict.fromkeys(range(8), 1.0)), timed(dict.fromkeys(range(8), 3.0)))
     result = speedup(pairs)
     assert (result.low, result.ratio, result.high) == pytest.approx((3, 3, 3)) and result.significant
+
+
+def test_a_slow_down_is_significant_too() -> None:
+    result = speedup(simulated(np.random.default_rng(0), 20, 0.5, 0.1))
+    assert result.high is not None and result.high < 1 and result.significant
 
 
 @pytest.mark.parametrize("questions", [1, 2, 4, 5])
