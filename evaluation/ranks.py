@@ -1,7 +1,8 @@
 """Who this process is: its rank, its replica, and the devices it owns.
 
 A replica is as many ranks as the most demanding method of the launch needs; replicas share the questions. Processes
-come from `accelerate launch --num_processes N`, on one node or several; a plain start is a launch of one.
+come from `accelerate launch --num_processes N` on GPUs, or `torchrun --nproc_per_node N` on CPUs (of which accelerate
+launches one only), on one node or several; a plain start is a launch of one.
 """
 
 import os
@@ -45,7 +46,7 @@ def join_ranks(size: int, device: str) -> Ranks:
     if ranks.world % size:
         raise UserError(
             f"expected processes in multiples of {size}, which the chosen methods need, got {ranks.world}: "
-            f"launch with accelerate launch --num_processes {size}"
+            f"launch {size} or a multiple of it"
         )
     if ranks.world > 1:
         from accelerate import PartialState

@@ -1,0 +1,206 @@
+"""The main job as a user starts it: real processes on a tiny model. Resume, failures, refusals, replicas."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from evaluation.records import read_answers, read_header
+from methods.paths import ROOT
+from tests.tiny import save_model
+
+RUN = [sys.executable, str(ROOT / "evaluation/run.py")]
+TURNS = [["hello there hello there"], ["one two", "three"], ["abc abc abc abc"], ["what is 1+1"]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target, a draft, and questions, one of two turns."""
+    folder = tmp_path_factory.mktemp("run")
+    save_model(folder / "target", seed=0, layers=3)
+    save_model(folder / "draft", seed=1, layers=1)
+    lines = [{"question_id": i + 1, "category": "qa", "turns": turns} for i, turns in enumerate(TURNS)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def command(folder: Path, output: Path, *more: str, methods: str = "pld,sps", tokens: int = 24) -> list[str]:
+    models = ["--target", str(folder / "target"), "--draft", str(folder / "draft")]
+    task = ["--questions", str(folder / "questions.jsonl"), "--max-new-tokens", str(tokens), "--template", "chat"]
+    return [methods, *models, *task, "--dtype", "float32", "--threads", "1", "--output", str(output), *more]
+
+
+def run(
+    arguments: list[str], launcher: list[str] | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    # Not in the repository's folder: everything must work from anywhere.
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    start = launcher or RUN
+    return subprocess.run([*start, *arguments], capture_output=True, text=True, env=env, cwd="/", timeout=120)
+
+
+def answers(output: Path, method: str) -> Path:
+    return output / "questions" / "target" / f"{method}.jsonl"
+
+
+def test_a_run_answers_judges_and_reports(folder: Path, tmp_path: Path) -> None:
+    done = run(command(folder, tmp_path, "--json"))
+    assert done.returncode == 0, done.stderr
+    assert "pld: 4/4 identical" in done.stdout
+    rows = json.loads(done.stdout.splitlines()[-1])
+    assert [row["method"] for row in rows] == ["pld", "sps"]
+    assert all(row["identical"] == row["questions"] == 4 and row["speedup"] > 0 for row in rows)
+    assert {"pair", "benchmark", "low", "high", "mat", "tokens_per_second", "floor_tokens_per_second"} <= set(rows[0])
+    for method in ("autoregressive", "pld", "sps"):
+        header = read_header(answers(tmp_path, method))
+        assert header is not None
+        assert header["methods"] == ["autoregressive", "pld", "sps"]
+        assert header["row_invariant"] is True
+        assert header["failures"] == []
+        for answer in read_answers(answers(tmp_path, method)).values():
+            (choice,) = answer.choices
+            assert sum(choice.accept_lengths) == sum(choice.new_tokens)
+            assert len(choice.turns) == len(TURNS[answer.question_id - 1])  # type: ignore[operator]
+
+
+def test_a_killed_run_is_continued_and_nothing_is_run_twice(folder: Path, tmp_path: Path) -> None:
+    arguments = command(folder, tmp_path, methods="pld", tokens=400)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([*RUN, *arguments], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    path = answers(tmp_path, "pld")
+    while not (path.exists() and path.read_bytes().count(b"\n")):
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = read_answers(path)
+    assert 0 < len(before) < len(TURNS), "killed too late to test anything"
+    with path.open("ab") as file:
+        file.write(b'{"question_id": 3, "categ')  # as a torn write leaves it
+    done = run(arguments)
+    assert done.returncode == 0, done.stderr
+    after = read_answers(path)
+    assert sorted(after) == [1, 2, 3, 4]
+    assert len(path.read_text().splitlines()) == 4
+    assert all(after[q].answer_id == answer.answer_id for q, answer in before.items())
+
+
+def test_a_finished_run_is_only_judged_again(folder: Path, tmp_path: Path) -> None:
+    arguments = command(folder, tmp_path, methods="pld")
+    assert run(arguments).returncode == 0
+    before = answers(tmp_path, "pld").read_bytes()
+    again = run(arguments)
+    assert (again.returncode, answers(tmp_path, "pld").read_bytes()) == (0, before)
+    assert "4/4 identical" in again.stdout
+
+
+def test_another_configuration_is_refused_and_named(folder: Path, tmp_path: Path) -> None:
+    assert run(command(folder, tmp_path, methods="pld")).returncode == 0
+    before = answers(tmp_path, "pld").read_bytes()
+    refused = run(command(folder, tmp_path, methods="pld", tokens=25))
+    assert refused.returncode == 2
+    assert "max_new_tokens=24, now 25" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert answers(tmp_path, "pld").read_bytes() == before
+
+
+def test_two_replicas_share_the_questions_and_leave_one_file(folder: Path, tmp_path: Path) -> None:
+    assert run(command(folder, tmp_path / "one", methods="pld")).returncode == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", RUN[1]]
+    done = run(command(folder, tmp_path / "two", "--device", "cpu", methods="pld"), launcher)
+    assert done.returncode == 0, done.stderr
+    one, two = (read_answers(answers(tmp_path / name, "pld")) for name in ("one", "two"))
+    assert sorted(two) == sorted(one)
+    assert all(two[q].choices[0].token_ids == one[q].choices[0].token_ids for q in one)
+    assert not list((tmp_path / "two").rglob("parts/*"))
+    header = read_header(answers(tmp_path / "two", "pld"))
+    assert header is not None
+    assert header["replicas"] == 2
+
+
+def test_a_failed_question_is_no_answer_and_is_tried_again(folder: Path, tmp_path: Path) -> None:
+    """A drafter that raises on one question, loaded from a real module put in front of the real one."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "sitecustomize.py").write_text(
+        "import methods.drafters.lookup as lookup\n"
+        "whole = lookup.LookupDrafter.begin\n"
+        "def begin(self, prompt, sampling, features):\n"
+        "    if ord('+') - 31 in prompt:  # the last question\n"
+        "        raise RuntimeError('out of paper')\n"
+        "    whole(self, prompt, sampling, features)\n"
+        "lookup.LookupDrafter.begin = begin\n"
+    )
+    arguments = command(folder, tmp_path / "out", methods="pld")
+    failed = run(arguments, PYTHONPATH=f"{broken}:{ROOT}")
+    assert failed.returncode == 1
+    assert "pld: 1 questions failed" in failed.stderr
+    assert "RuntimeError: out of paper" in failed.stderr
+    header = read_header(answers(tmp_path / "out", "pld"))
+    assert header is not None
+    assert [failure["error"] for failure in header["failures"]] == ["RuntimeError: out of paper"]
+    assert len(read_answers(answers(tmp_path / "out", "pld"))) == 3
+    mended = run(arguments)
+    assert mended.returncode == 0, mended.stderr
+    assert len(read_answers(answers(tmp_path / "out", "pld"))) == 4
+
+
+def test_sampling_runs_are_reported_without_a_verdict_on_equality(folder: Path, tmp_path: Path) -> None:
+    done = run(command(folder, tmp_path, "--temperature", "1", "--top-k", "20", "--repeats", "2", "--json"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])[0]["identical"] is None
+    (first, *_) = read_answers(answers(tmp_path, "sps")).values()
+    assert [choice.index for choice in first.choices] == [0, 1]
+    assert first.choices[0].token_ids != first.choices[1].token_ids
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["spss", "smollm2-135m"], "no method 'spss'; did you mean 'sps'?"),
+        (["pld", "smolm2-135m"], "did you mean 'smollm2-135m'?"),
+        (["pld"], "expected a pair"),
+        (["pld", "smollm2-135m", "--benchmark", "humanevil"], "did you mean 'humaneval'?"),
+        (["pld", "smollm2-135m", "--dtype", "float61"], "did you mean 'float16'?"),
+        (["pld", "smollm2-135m", "--dtype", "float16"], "float16 runs on CUDA only"),
+        (["pld", "smollm2-135m", "--questions", "/nowhere.jsonl"], "/nowhere.jsonl"),
+        (["sps", "--target", "/nowhere"], "needs a draft model"),
+        (["pld", "--target", "/nowhere"], "expected a model folder"),
+        (["pld", "smollm2-135m", "--temperature", "-1"], "temperature >= 0"),
+        (["sps", "smollm2-135m", "--max-ngram", "2"], "none of autoregressive, sps has an option --max-ngram"),
+        (["pld", "smollm2-135m", "--gamma", "0"], "--gamma of at least 1, got 0"),
+    ],
+)
+def test_mistakes_get_one_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:
+    if "/nowhere" in arguments:
+        arguments = [*arguments, "--benchmark", "mini_bench"]
+    done = run([*arguments, "--output", str(tmp_path)])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_help_names_methods_and_pairs_at_once() -> None:
+    begin = time.perf_counter()
+    done = run([])
+    assert done.returncode == 0
+    assert time.perf_counter() - begin < 5
+    for word in ("autoregressive", "sps", "pld", "smollm2-135m", "vicuna-7b-68m"):
+        assert word in done.stdout
+
+
+def test_broken_questions_are_named_by_number(folder: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text((folder / "questions.jsonl").read_text() + "{nonsense\n")
+    arguments = ["pld", "--target", str(folder / "target"), "--questions", str(bad), "--output", str(tmp_path / "out")]
+    done = run(arguments)
+    assert done.returncode == 2
+    assert "5" in done.stderr
+    assert "bad.jsonl" in done.stderr
+    assert "Traceback" not in done.stderr
