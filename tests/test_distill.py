@@ -46,7 +46,7 @@ def test_answers_are_the_targets_and_a_torn_file_is_gone_on_with(tiny: Path, tmp
         AutoTokenizer.from_pretrained(tiny),
     )
     row = max((row for row in whole if row["temperature"] == 0), key=lambda row: len(row["prompt"]))
-    assert tokenizer.decode(row["prompt_ids"]) == f"u:{row['prompt']}\na:"
+    assert tokenizer.decode(row["prompt_ids"]) == f"u:{row['prompt']}<eos>a:"  # it has no newline
     best = model(torch.tensor([row["prompt_ids"] + row["output_ids"]])).logits[0, len(row["prompt_ids"]) - 1 : -1]
     chosen = best.gather(-1, torch.tensor(row["output_ids"])[:, None])[:, 0]
     assert (best.amax(-1) - chosen).max() < 0.5  # bf16 in other batch shapes
@@ -72,8 +72,8 @@ def test_conversations_are_kept_as_they_are(tiny: Path, tmp_path: Path) -> None:
     distill("--target", tiny, "--prompts", path, "--out", tmp_path / "out.jsonl", "--keep-answers")
     (row,) = rows(tmp_path / "out.jsonl")
     tokenizer = AutoTokenizer.from_pretrained(tiny)
-    assert row["prompt"] == "hi" and tokenizer.decode(row["prompt_ids"]) == "u:hi\na:"
-    assert tokenizer.decode(row["prompt_ids"] + row["output_ids"]) == "u:hi\na:yes?\nu:go\na:gone\n"  # the template's
+    assert row["prompt"] == "hi" and tokenizer.decode(row["prompt_ids"]) == "u:hi<eos>a:"
+    assert tokenizer.decode(row["prompt_ids"] + row["output_ids"]) == "u:hi<eos>a:yes?<eos>u:go<eos>a:gone<eos>"
 
 
 def test_prompt_formats(tmp_path: Path) -> None:
