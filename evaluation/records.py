@@ -24,7 +24,7 @@ Header = dict[str, Any]
 SCHEMA_VERSION = 1
 FAILED_TURN = "ERROR"  # what Spec-Bench writes for a turn that raised
 # Keys that may differ between the run that began a file and the one that continues it.
-VOLATILE_KEYS = frozenset({"created", "failures", "floor_seconds_per_token", "read_bandwidth"})
+VOLATILE_KEYS = frozenset({"created", "failures", "floor_seconds_per_token", "git_commit", "read_bandwidth"})
 
 
 @dataclass(frozen=True)
@@ -168,9 +168,12 @@ def header_differences(one: Header, other: Header) -> dict[str, tuple[Any, Any]]
 class AnswerFile:
     """The answers of one run of one method, open for adding by one process: each line is there whole or not at all."""
 
-    def __init__(self, path: Path, file: FileIO, header: Header, done: set[QuestionId], size: int) -> None:
+    def __init__(
+        self, path: Path, file: FileIO, header: Header, commit: str | None, done: set[QuestionId], size: int
+    ) -> None:
         self.path = path
         self.header = header
+        self._commit = commit  # of the code that runs now
         self.done = done  # the questions that have an answer
         self._file = file
         self._size = size  # bytes of whole lines
@@ -186,12 +189,13 @@ class AnswerFile:
         try:
             data = _read(path)
             answers, size = _parse(path, data[: data.rfind(b"\n") + 1])
+            commit = header.get("git_commit")
             header = _settle_header(path, header, answers)
             file.truncate(size)
         except BaseException:
             file.close()
             raise
-        return cls(path, file, header, set(answers), size)
+        return cls(path, file, header, commit, set(answers), size)
 
     def append(self, answer: Answer) -> None:
         """Add one answer and make sure it is on disk. On a full disk earlier answers stay intact; raises UserError."""
@@ -209,7 +213,15 @@ class AnswerFile:
             raise UserError(f"cannot write {self.path}: {error.strerror}; {kept}") from None
         self._size += len(line)
         self.done.add(answer.question_id)
+        self._name_commit()
         self._set_failures(self._failures_without(answer.question_id))
+
+    def _name_commit(self) -> None:
+        """A file that a later version of the code continued names both commits."""
+        named = str(self.header.get("git_commit")).split(", ")
+        if self._commit and self._commit not in named:
+            self.header["git_commit"] = ", ".join([*named, self._commit])
+            _write_header(self.path, self.header)
 
     def fail(self, question_id: QuestionId, error: str) -> None:
         """Record in the header that a question could not be answered; it is tried again when the run is continued."""

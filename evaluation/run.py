@@ -125,26 +125,31 @@ def judge(session: "Session", failed: Counter[str], console: Console) -> int:
     """Print equality, then speed, of the questions of this run; with --json a last line for programs."""
     config = session.config
     output = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    equal = print_equality(session, output)
+    wanted = len(session.benchmark.questions)
     for name, count in failed.items():
         console.print(f"{name}: {count} questions failed; the same command tries them again", style="red")
-    rows = print_speed(session, output)
+    # A method that failed everywhere has nothing to be judged by, and without the baseline nobody has.
+    judged = [name for name in config.methods if failed[name] < wanted]
+    if BASELINE not in judged:
+        return 1
+    equal = print_equality(session, judged, output)
+    rows = print_speed(session, judged, output)
     if config.json:
         print(json.dumps([json_row(config, row, equal.get(row["method"])) for row in rows]), flush=True)
-    wanted = len(session.benchmark.questions)
-    return int(bool(failed) or any(equal[name] != wanted for name in session.lossless))
+    return int(bool(failed) or any(equal.get(name) != wanted for name in session.lossless))
 
 
-def print_equality(session: "Session", output: Console) -> dict[str, int]:
+def print_equality(session: "Session", judged: list[str], output: Console) -> dict[str, int]:
     """Identical questions per method; sampled output is not compared, it need not be equal."""
     from evaluation.equal import compare, report
 
-    config, counts = session.config, {}
+    config = session.config
+    counts: dict[str, int] = {}
     ids = {question.question_id for question in session.benchmark.questions}
     if config.temperature > 0:
         output.print("sampled output: distributions, not tokens, are equal; see the tests")
         return counts
-    for name in config.methods[1:]:
+    for name in judged[1:]:
         comparison = compare(answer_path(config, name), answer_path(config, BASELINE), ids)
         counts[name] = comparison.identical
         if name in session.lossless and not comparison.equal:
@@ -154,15 +159,12 @@ def print_equality(session: "Session", output: Console) -> dict[str, int]:
     return counts
 
 
-def print_speed(session: "Session", output: Console) -> list[dict[str, Any]]:
+def print_speed(session: "Session", judged: list[str], output: Console) -> list[dict[str, Any]]:
     from evaluation.speed import LEGEND, details, summarize, table
 
     config = session.config
     ids = {question.question_id for question in session.benchmark.questions}
-    rows = [
-        summarize(answer_path(config, name), answer_path(config, BASELINE), ids)
-        for name in (config.methods[1:] or config.methods)
-    ]
+    rows = [summarize(answer_path(config, name), answer_path(config, BASELINE), ids) for name in judged[1:] or judged]
     output.print(table(rows), details(rows), LEGEND, sep="\n")
     for note in dict.fromkeys(note for row in rows for note in row["notes"]):
         output.print(f"note: {note}", style="yellow", soft_wrap=True)

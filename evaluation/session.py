@@ -124,7 +124,7 @@ class Session:
             "warm_up": len(WARM_UP),
             "row_invariant": self.models.target.row_invariant,
             **self.floor,
-            **environment(),
+            **self.environment,
             "failures": [],
         }
 
@@ -139,6 +139,11 @@ class Session:
             "read_bandwidth": bandwidth,
             "floor_seconds_per_token": self.models.target.model.weight_bytes / bandwidth,
         }
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """The same for all methods of the launch: by it `speed.py` knows that they were interleaved."""
+        return environment()
 
     @property
     def lossless(self) -> list[str]:

@@ -37,7 +37,8 @@ class HuggingFace:
     """`PreTrainedModel.generate` with fixed extra arguments (an assistant model, or prompt lookup)."""
 
     def __init__(self, model: PreTrainedModel, **arguments: Any) -> None:
-        self.model, self.arguments = model, arguments
+        self.model: Any = model  # its generate() is typed as a tensor
+        self.arguments = arguments
 
     def generate(self, prompt_T: Sequence[int], sampling: Sampling, limits: Limits) -> Generation:
         answer = Generation()
@@ -83,6 +84,10 @@ def _load(checkpoint: Checkpoint, models: Models) -> PreTrainedModel:
     """The checkpoint as Transformers itself loads it."""
     _quiet()
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=DTYPES[models.dtype])
+    return _placed(model, models)
+
+
+def _placed(model: Any, models: Models) -> PreTrainedModel:
     return model.to(models.devices[0]).eval()
 
 
@@ -95,7 +100,7 @@ def _load_draft(models: Models) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(checkpoint.folder)
     config.num_hidden_layers = models.draft_layers
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, config=config, dtype=DTYPES[models.dtype])
-    return model.to(models.devices[0]).eval()
+    return _placed(model, models)
 
 
 def build_generate(models: Models) -> HuggingFace:

@@ -319,3 +319,14 @@ def test_answers_are_frozen() -> None:
     with pytest.raises(AttributeError):
         answer().category = "qa"  # type: ignore[misc]
     assert isinstance(Answer.from_json(json.loads(answer().to_line())), Answer)
+
+
+def test_a_file_continued_by_other_code_names_both_commits(path: Path) -> None:
+    for number, commit in enumerate(("aaa", "aaa", "bbb")):
+        with AnswerFile.open(path, header(git_commit=commit)) as file:
+            file.append(answer(number))
+    with AnswerFile.open(path, header(git_commit="ccc")):
+        pass  # nothing was added by this one
+    kept = read_header(path)
+    assert kept is not None
+    assert kept["git_commit"] == "aaa, bbb"
