@@ -57,7 +57,7 @@ def draft_config(target_config: Any, recipe: dict[str, Any], name: str) -> dict[
     from draft_model import chosen_layers
 
     layers = chosen_layers(recipe["layers"], target_config.num_hidden_layers)
-    config = json.loads(target_config.to_json_string(use_diff=False))
+    config = {key: value for key, value in target_config.to_dict().items() if not key.startswith("_")}
     about = {"target": name, "layers": layers, "exits": list(recipe["exits"]), "format": 1}
     return {**config, "num_hidden_layers": len(layers), "tie_word_embeddings": False, "draft": about}
 
