@@ -173,9 +173,9 @@ def test_other_options_do_not_continue_a_run(folder: Path, tmp_path: Path) -> No
 
 def test_training_learns_the_target(folder: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"vocabulary": 48, "learning_rate": 3e-3, "batch_tokens": 64}
-    trainer(folder, tmp_path, tokens=4000, validate_every=1000, **options).train()
+    trainer(folder, tmp_path, tokens=6000, validate_every=1000, **options).train()
     losses = [line["loss"] for line in read_log(tmp_path)[1:]]
-    assert losses[-1] < losses[0] - 0.5, losses
+    assert losses[-1] < losses[0] - 0.4, losses
 
 
 def test_an_epoch_sees_every_training_answer_once_and_no_held_out_one(folder: Path, tmp_path: Path) -> None:
