@@ -134,7 +134,7 @@ def parse(arguments: list[str]) -> RunConfig:
     config = RunConfig(
         methods=tuple(dict.fromkeys([BASELINE, *filter(None, args.methods.split(","))])),
         pair=pair,
-        benchmark=args.questions.stem if args.questions else args.benchmark or pair.benchmark,
+        benchmark=args.questions.name.split(".")[0] if args.questions else args.benchmark or pair.benchmark,
         questions=args.questions,
         limit=args.limit or (pair.limit if own_benchmark else None),
         max_new_tokens=args.max_new_tokens or pair.max_new_tokens,

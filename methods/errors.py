@@ -1,6 +1,7 @@
 """User errors: one clear sentence and exit status 2, the same way in every command."""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
 
@@ -23,6 +24,9 @@ def command_line(main: Callable[[], int]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read our output has gone, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -69,12 +69,13 @@ def first_layers(model: Transformer, count: int) -> Transformer:
 
 
 def check_same_tokenizer(target: Checkpoint, draft: Checkpoint) -> None:
-    """A draft must speak the target's token ids. Sizes of the models may differ (padding), ids may not."""
+    """A draft must know every token of the target by the same id. It may know more (CodeLlama's infilling tokens),
+    and the models' sizes may differ (Qwen2.5's padding)."""
     ours, theirs = target.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
-    if ours == theirs:
+    differing = [token for token, number in ours.items() if theirs.get(token) != number]
+    if not differing:
         return
-    differing = [token for token in {*ours, *theirs} if ours.get(token) != theirs.get(token)]
-    example = min(differing, key=lambda token: ours.get(token, theirs.get(token, 0)))
+    example = min(differing, key=ours.__getitem__)
     raise UserError(
         f"the draft {draft.source} has another vocabulary than the target {target.source}: {len(differing)} tokens "
         f"differ, for example {example!r}; choose a draft of the same tokenizer"

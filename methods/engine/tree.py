@@ -19,7 +19,11 @@ class TokenTree:
     parents_N: Tensor
     q_NV: Tensor | None = None
 
+    is_chain: bool = False  # set by `chain`: every node is the next one's parent
+
     def __post_init__(self) -> None:
+        if self.is_chain:
+            return
         parents = self.parents_N.tolist()
         if not parents or parents[0] != -1 or len(parents) != len(self.tokens_N):
             raise ValueError(f"expected a root with parent -1 and one parent per token, got parents {parents}")
@@ -30,11 +34,7 @@ class TokenTree:
     def chain(cls, tokens: list[int], q_GV: Tensor | None = None) -> "TokenTree":
         """The chain of `tokens`, the pending token first; q_GV are the rows of the G = N - 1 drafted ones."""
         q_NV = None if q_GV is None else torch.cat([q_GV.new_zeros(1, q_GV.shape[1]), q_GV])
-        return cls(torch.tensor(tokens), torch.arange(-1, len(tokens) - 1), q_NV)
-
-    @cached_property
-    def is_chain(self) -> bool:
-        return self.parents_N.tolist() == list(range(-1, len(self.tokens_N) - 1))
+        return cls(torch.tensor(tokens), torch.arange(-1, len(tokens) - 1), q_NV, is_chain=True)
 
     @cached_property
     def visible_NN(self) -> Tensor:
@@ -50,6 +50,8 @@ class TokenTree:
     @cached_property
     def depth_N(self) -> Tensor:
         """Distance from the root: node i sits at position `length + depth_N[i]`."""
+        if self.is_chain:
+            return torch.arange(len(self.tokens_N))
         return self.visible_NN.sum(1) - 1
 
     @cached_property
