@@ -31,7 +31,7 @@ class Models:
     def draft_checkpoint(self) -> Checkpoint:
         if self.draft_source is None:
             raise UserError("this method needs a draft model; pass --draft PATH, or choose a pair that has one")
-        if self.draft_layers:
+        if self.draft_layers is not None:
             return self.target_checkpoint
         checkpoint = find_checkpoint(self.draft_source)
         check_same_tokenizer(self.target_checkpoint, checkpoint)
@@ -53,7 +53,7 @@ class Models:
     @cached_property
     def draft(self) -> Decoder:
         """The draft on the target's (first) device."""
-        if self.draft_layers:
+        if self.draft_layers is not None:
             return Decoder(first_layers(self.target.model, self.draft_layers), self.max_length)
         return Decoder(self.draft_checkpoint.transformer(self.dtype, self.devices[:1]), self.max_length)
 

@@ -94,7 +94,7 @@ def _placed(model: Any, models: Models) -> PreTrainedModel:
 def _load_draft(models: Models) -> PreTrainedModel:
     """The pair's draft for Transformers; of a "first-K" draft the target's first layers."""
     checkpoint = models.draft_checkpoint
-    if not models.draft_layers:
+    if models.draft_layers is None:
         return _load(checkpoint, models)
     _quiet()
     config = AutoConfig.from_pretrained(checkpoint.folder)
@@ -113,7 +113,13 @@ def build_assisted(models: Models, gamma: int) -> HuggingFace:
     config = assistant.generation_config
     config.num_assistant_tokens, config.num_assistant_tokens_schedule = gamma, "constant"
     config.assistant_confidence_threshold = 0.0
-    return HuggingFace(_load(models.target_checkpoint, models), assistant_model=assistant)
+    target = _load(models.target_checkpoint, models)
+    tokenizers = {}
+    if assistant.config.vocab_size != target.config.vocab_size:  # padded differently: Transformers goes through text
+        names = ("tokenizer", "assistant_tokenizer")
+        checkpoints = (models.target_checkpoint, models.draft_checkpoint)
+        tokenizers = {name: checkpoint.tokenizer for name, checkpoint in zip(names, checkpoints, strict=True)}
+    return HuggingFace(target, assistant_model=assistant, **tokenizers)
 
 
 def build_pld(models: Models, gamma: int, max_ngram: int) -> HuggingFace:

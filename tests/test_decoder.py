@@ -131,5 +131,5 @@ def test_the_probe_passes_here_and_notices_a_row_that_leaks(tiny: Path) -> None:
     assert decoder.length == 0
     final = decoder.model.logits
     # A sum over the rows of a pass is what a row-variant kernel amounts to.
-    decoder.model.logits = lambda hidden: final(hidden + hidden.sum(0) * 1e-3)  # type: ignore[method-assign]
+    decoder.model.logits = lambda hidden_ND: final(hidden_ND + hidden_ND.sum(0) * 1e-3)  # type: ignore[method-assign]
     assert probe_row_invariance(decoder) is False

