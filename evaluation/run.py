@@ -41,12 +41,11 @@ def run(config: RunConfig) -> int:
     from evaluation.session import Session
     from evaluation.store import Store
 
-    console = Console(stderr=True, highlight=False)
     benchmark = load_questions(config.benchmark, config.questions, config.limit)
     device = choose_device(config.device)
     ranks = join_ranks(max(spec.ranks for spec in config.specs), device)
-    if ranks.rank == 0:
-        console.print(describe(config, len(benchmark.questions)), soft_wrap=True)
+    console = Console(stderr=True, highlight=False, quiet=ranks.rank != 0)  # one voice for all ranks
+    console.print(describe(config, len(benchmark.questions)), soft_wrap=True)
     session = Session(config, benchmark, *own_devices(ranks, device, config.threads), ranks.replicas)
     with Store(config.folder, {spec.name: session.header(spec) for spec in config.specs}, ranks) as store:
         open_questions = [q for q in benchmark.questions if store.missing(q.question_id)]
@@ -152,10 +151,12 @@ def print_equality(session: "Session", judged: list[str], output: Console) -> di
     for name in judged[1:]:
         comparison = compare(answer_path(config, name), answer_path(config, BASELINE), ids)
         counts[name] = comparison.identical
-        if name in session.lossless and not comparison.equal:
-            output.print(report(comparison, False))
-        else:
+        if name not in session.lossless:
+            output.print(f"{name}: {comparison.line}; a reference row, which need not be")
+        elif comparison.equal:
             output.print(f"{name}: {comparison.line}")
+        else:
+            output.print(report(comparison, False))
     return counts
 
 

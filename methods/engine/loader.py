@@ -164,24 +164,29 @@ def check_weights(config: ModelConfig, weights: Mapping[str, Tensor], source: st
 
 
 def plan_layers(checkpoint: Checkpoint, dtype: torch.dtype, devices: list[torch.device]) -> list[torch.device]:
-    """A device for every layer: the first device if there is only one, else by accelerate's memory planning."""
-    layers = checkpoint.config.layers
+    """A device for every layer: the first device if there is only one, else as their free memory allows."""
     if len(devices) == 1:
-        return devices * layers
-    from accelerate import infer_auto_device_map, init_empty_weights
+        return devices * checkpoint.config.layers
     from accelerate.utils import get_max_memory
+
+    free = get_max_memory()
+    places = spread_layers(checkpoint, dtype, {device.index: free[device.index] for device in devices})
+    return [torch.device("cuda", place) for place in places]
+
+
+def spread_layers(checkpoint: Checkpoint, dtype: torch.dtype, memory: dict[int, int]) -> list[int]:
+    """The GPU of every layer by accelerate's memory planning; `memory`: bytes that each GPU has to give."""
+    from accelerate import infer_auto_device_map, init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with init_empty_weights():
         skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint.folder), dtype=dtype)
-    free = get_max_memory()
-    memory = {device.index: free[device.index] for device in devices}
     split = sorted(skeleton._no_split_modules or [])
     plan = infer_auto_device_map(skeleton, memory, no_split_module_classes=split, dtype=dtype)
-    places = [plan.get(f"model.layers.{i}", plan.get("model", plan.get(""))) for i in range(layers)]
+    places = [plan.get(f"model.layers.{i}", plan.get("model", plan.get(""))) for i in range(checkpoint.config.layers)]
     if any(not isinstance(place, int) for place in places):
-        raise UserError(f"{checkpoint.source} does not fit into the memory of {len(devices)} devices; give it more")
-    return [torch.device("cuda", place) for place in places]
+        raise UserError(f"{checkpoint.source} does not fit into the memory of {len(memory)} GPUs; give it more of them")
+    return places
 
 
 def find_checkpoint(source: str) -> Checkpoint:
