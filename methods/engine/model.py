@@ -78,10 +78,9 @@ class Transformer:
         assert self.native is not None, "a view of a packed cache is for native layers"
         tapped, done = [], 0
         for stop in sorted({tap + 1 for tap in taps} | {len(self.layers)}):
-            self.native(x_ND, rotation, view, done, stop)
-            done = stop
+            x_ND, done = self.native(x_ND, rotation, view, done, stop), stop
             if stop - 1 in taps:
-                tapped.append(x_ND.clone())
+                tapped.append(x_ND)
         return x_ND, tapped
 
     def logits(self, hidden_ND: Tensor) -> Tensor:

@@ -379,6 +379,9 @@ static void layer(Step *step, const Pass *p, const Layer *l, const Buffers *b, W
 
 /* ---- what Python calls ---- */
 
+/* Waking threads costs microseconds: a small step (in multiplications) is done by one. */
+static int crew(long threads, long work) { return work < 1 << 17 ? 1 : threads; }
+
 long tile(void) { return TILE; }
 
 /* x [n][width]: the residual stream before layer `first`, afterwards the one behind the last of `count` layers.
@@ -396,7 +399,8 @@ long run_layers(const Pass *p, const Layer *const *layers, long first, long coun
     b.q = b.normed + 4 * rows * p->width;
     b.attended = b.q + 4 * rows * inner;
     b.product = b.attended + 4 * rows * inner;
-#pragma omp parallel num_threads(p->threads)
+    const long weights = p->width * (qkv + inner + 3 * p->mlp_width);
+#pragma omp parallel num_threads(crew(p->threads, rows * weights))
     {
         char *own = b.product + 4 * rows * p->mlp_width + omp_get_thread_num() * workspace;
         Workspace w = {(float *)own, (long *)(own + ROWS * 4 * stride), stride};
@@ -410,7 +414,7 @@ long run_layers(const Pass *p, const Layer *const *layers, long first, long coun
 /* y [n][outputs] = x [n][inputs] W^T + b; y may be fp32 where x is bf16 */
 void linear(const Linear *l, long threads, long rows, long bf16, const char *x, char *y, long y_bf16) {
     Step step = {0};
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(crew(threads, rows * l->inputs * l->outputs))
     linear_rows(&step, threads, l, bf16, rows, x, y, y_bf16, 0);
 }
 

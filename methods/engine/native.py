@@ -71,7 +71,7 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get("PEARL_BENCH_NATIVE") == "0":
         return None
     try:
-        return _declared(load(build(FLAGS)))
+        return load(build(FLAGS))
     except (OSError, subprocess.SubprocessError) as error:
         detail = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
         warnings.warn(f"the native CPU operators are not available, slower ones are used: {detail}", stacklevel=2)
@@ -111,16 +111,13 @@ def _processor() -> str:
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """Load a built library. PyTorch normally makes its OpenMP library's symbols global; where not, this does."""
+    """Open a built library. PyTorch normally makes its OpenMP library's symbols global; where not, this does."""
     if not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
         with open("/proc/self/maps") as maps:
             loaded = {line.split()[-1] for line in maps if "/libgomp" in line}
         for library_path in sorted(loaded, key=lambda name: "torch" not in name)[:1]:
             ctypes.CDLL(library_path, ctypes.RTLD_GLOBAL)
-    return ctypes.CDLL(str(path))
-
-
-def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
+    lib = ctypes.CDLL(str(path))
     number, pointer = ctypes.c_long, ctypes.c_void_p
     lib.tile.restype = lib.run_layers.restype = number
     lib.linear.argtypes = [pointer, number, number, number, pointer, pointer, number]
@@ -174,16 +171,9 @@ class NativeLinear:
     def __call__(self, x_NI: Tensor) -> Tensor:
         x_NI = _checked(x_NI, self.dtype, self.inputs)
         y_NO = torch.empty(len(x_NI), self.outputs, dtype=self.out_dtype)
-        bf16, out_bf16 = self.dtype == torch.bfloat16, self.out_dtype == torch.bfloat16
-        _lib().linear(
-            ctypes.byref(self.arguments),
-            torch.get_num_threads(),
-            len(x_NI),
-            bf16,
-            x_NI.data_ptr(),
-            y_NO.data_ptr(),
-            out_bf16,
-        )
+        size = (torch.get_num_threads(), len(x_NI), self.dtype == torch.bfloat16)
+        out_bf16 = self.out_dtype == torch.bfloat16
+        _lib().linear(ctypes.byref(self.arguments), *size, x_NI.data_ptr(), y_NO.data_ptr(), out_bf16)
         return y_NO
 
 
@@ -222,9 +212,9 @@ class LayerStack:
 
     def __call__(
         self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], view: "PackedView", first: int, stop: int
-    ) -> None:
-        """Run layers first .. stop on the residual stream x_ND, in place. `rotation`: cosine and sine, [N, 1, d]."""
-        x_ND, cache = _checked(x_ND, self.dtype, self.config.width), view.cache
+    ) -> Tensor:
+        """The residual stream x_ND after layers first .. stop. `rotation`: cosine, signed sine, [N, 1, d] in fp32."""
+        x_ND, cache = _checked(x_ND, self.dtype, self.config.width).clone(), view.cache
         if view.start + len(x_ND) > cache.rows or stop > min(len(self._layers), len(cache.keys)):
             raise ValueError(f"expected {view.start} + {len(x_ND)} rows of {stop} layers to fit the cache")
         c, (cosines, sines) = self.config, rotation
@@ -235,6 +225,7 @@ class LayerStack:
         )
         if _lib().run_layers(ctypes.byref(arguments), self._table, first, stop - first, x_ND.data_ptr()):
             raise MemoryError(f"no memory for a pass over {len(x_ND)} rows")
+        return x_ND
 
 
 class PackedCache:
@@ -252,7 +243,7 @@ class PackedCache:
 
     def view(self, start: int, tree: TokenTree) -> "PackedView":
         """What the rows of a pass over `tree` see, whose root follows the first `start` rows."""
-        return PackedView(self, start, None if tree.is_chain else tree.parents_N.contiguous())
+        return PackedView(self, start, None if tree.is_chain else tree.parents_N.long().contiguous())
 
     def pack(self, start: int, path_A: Tensor) -> None:
         """Move rows start + path_A to start .. start + A (path_A ascending)."""
