@@ -1,6 +1,7 @@
 """Loading: sources, sharded and pickled weights, races, and every way in which a folder can be wrong."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -151,6 +152,41 @@ def test_eos_ids_come_from_generation_config_first(tmp_path: Path) -> None:
     assert find_checkpoint(str(folder)).eos_token_ids == [3, 4]
     (folder / "generation_config.json").unlink()
     assert find_checkpoint(str(folder)).eos_token_ids == [0]
+
+
+def hub_process(source: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    """Load a hub id in a process of its own that may use the given hub cache and no network."""
+    code = f"""
+from methods.engine.loader import find_checkpoint
+from methods.errors import command_line
+def main():
+    checkpoint = find_checkpoint({source!r})
+    print(checkpoint.revision, len(checkpoint.weights), checkpoint.config.layers)
+    return 0
+command_line(main)
+"""
+    environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_hub_id_is_read_from_the_hubs_own_layout(tiny: Path, tmp_path: Path, pickled: bool) -> None:
+    repository = tmp_path / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc123")
+    snapshot = copy_of(tiny, repository / "snapshots" / "abc123")
+    if pickled:
+        torch.save(load_file(snapshot / "model.safetensors"), snapshot / "pytorch_model.bin")
+        (snapshot / "model.safetensors").unlink()
+    done = hub_process("owner/name", tmp_path)
+    assert done.stdout == f"abc123 {len(find_checkpoint(str(tiny)).weights)} 3\n", done.stderr
+
+
+def test_a_hub_id_that_cannot_be_had_is_one_sentence(tmp_path: Path) -> None:
+    done = hub_process("owner/other", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "cannot get owner/other from the Hugging Face hub" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.timeout(300)
