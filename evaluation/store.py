@@ -5,6 +5,7 @@ parts together at the end, and at the start those that an interrupted launch lef
 """
 
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,6 +67,8 @@ class Store:
         for path in parts.values():
             path.unlink()
             header_path(path).unlink(missing_ok=True)
+        with suppress(OSError):  # the last one out finds the folder empty; there may be none
+            (self.folder / "parts").rmdir()
 
     def failures(self) -> Counter[str]:
         """Failed questions per method, as rank 0 knows them."""

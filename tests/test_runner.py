@@ -117,7 +117,7 @@ def test_two_replicas_share_the_questions_and_leave_one_file(folder: Path, tmp_p
     one, two = (read_answers(answers(tmp_path / name, "pld")) for name in ("one", "two"))
     assert sorted(two) == sorted(one)
     assert all(two[q].choices[0].token_ids == one[q].choices[0].token_ids for q in one)
-    assert not list((tmp_path / "two").rglob("parts/*"))
+    assert not list((tmp_path / "two").rglob("parts"))
     header = read_header(answers(tmp_path / "two", "pld"))
     assert header is not None
     assert header["replicas"] == 2
