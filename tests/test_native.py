@@ -1,0 +1,249 @@
+"""The native operators: right, the same bits for every row count and thread count, built safely, and dispensable."""
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from methods.engine import native
+from methods.engine.decoder import Decoder
+from methods.engine.linear import Linear
+from methods.engine.loader import find_checkpoint
+from methods.engine.native import FLAGS, NativeLinear
+from methods.engine.tree import TokenTree
+from methods.paths import ROOT
+from tests.tiny import save_model
+
+CPU = torch.device("cpu")
+DTYPES = [torch.float32, torch.bfloat16]
+HAS_COMPILER = any(map(shutil.which, native.COMPILERS))
+X86 = platform.machine() == "x86_64"
+WEAKER = {  # the same file for lesser processors: no bf16 products, no AVX-512, nothing beyond SSE2
+    "avx512": ["-mno-avx512bf16"],
+    "avx2": ["-mno-avx512f"],
+    "sse2": ["-march=x86-64"],
+}
+
+pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler")
+
+
+@pytest.fixture(scope="module", params=["native", *(WEAKER if X86 else [])])
+def operators(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
+    """The operators as compiled for this processor and for lesser ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PEARL_BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        lib = native.load(native.build([*FLAGS, *WEAKER.get(request.param, [])]))
+        patch.setattr(native, "library", lambda: lib)
+        yield lib
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Restores the number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def test_a_machine_with_a_compiler_has_the_operators() -> None:
+    assert native.library() is not None
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (34, 7), (64, 64), (146, 33), (576, 97), (1000, 200)])
+def test_linear_is_the_sum_of_its_products(
+    operators: ctypes.CDLL, dtype: torch.dtype, inputs: int, outputs: int
+) -> None:
+    weight, bias = random(outputs, inputs, dtype=dtype), random(outputs, dtype=dtype, seed=1)
+    for rows in (1, 3, 8, 21):
+        x = random(rows, inputs, dtype=dtype, seed=2)
+        for b in (None, bias):
+            exact = x.double() @ weight.double().T + (0 if b is None else b.double())
+            size = x.double().abs() @ weight.double().abs().T + 1
+            wide = NativeLinear(weight, b, torch.float32)(x)
+            assert wide.dtype == torch.float32
+            assert ((wide - exact).abs() / size).max() < 1e-6
+            assert torch.equal(NativeLinear(weight, b, dtype)(x), wide.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rms_norm_divides_by_the_root_mean_square(operators: ctypes.CDLL, dtype: torch.dtype) -> None:
+    x, weight = random(5, 48, dtype=dtype), random(48, dtype=dtype, seed=1)
+    exact = x.double() / (x.double().square().mean(1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    precision = 2.0**-8 if dtype == torch.bfloat16 else 1e-6
+    assert torch.allclose(native.rms_norm(x, weight, 1e-5).double(), exact, rtol=precision, atol=0)
+
+
+def test_numbers_are_rounded_to_the_nearest_bf16_like_pytorchs(operators: ctypes.CDLL) -> None:
+    """Ties to even, overflow, infinities, NaN: a bias passes any fp32 number through."""
+    patterns = [0x3F808000, 0x3F818000, 0x3F808001, 0x3F807FFF, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7FC00001]
+    patterns += [0x7FFFFFFF, 0x80000000, 0xC0490FDB]
+    values = torch.tensor([p - (1 << 32) if p >> 31 else p for p in patterns], dtype=torch.int32).view(torch.float32)
+    linear = NativeLinear(torch.zeros(len(values), 2, dtype=torch.bfloat16), values, torch.bfloat16)
+    got, expected = linear(torch.ones(1, 2, dtype=torch.bfloat16))[0], values.to(torch.bfloat16)
+    assert torch.equal(got.isnan(), expected.isnan())
+    assert torch.equal(got.nan_to_num(), expected.nan_to_num())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_linear_rows_have_the_same_bits_among_others(operators: ctypes.CDLL, threads: None, dtype: torch.dtype) -> None:
+    layer, x = NativeLinear(random(300, 578, dtype=dtype), None, torch.float32), random(70, 578, dtype=dtype, seed=1)
+    alone = torch.cat([layer(row[None]) for row in x])
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        for rows in range(1, 71):
+            assert torch.equal(layer(x[:rows]), alone[:rows])
+
+
+@pytest.fixture(scope="module", params=[(6, 2, 16), (3, 1, 80)], ids=str)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model by (query heads, key/value heads, head width), wide enough that several threads share its steps."""
+    heads, kv_heads, width = request.param
+    return save_model(
+        tmp_path_factory.mktemp("model"),
+        hidden_size=192,
+        intermediate_size=320,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=width,
+    )
+
+
+def native_decoder(folder: Path, dtype: str) -> Decoder:
+    model = find_checkpoint(str(folder)).transformer(dtype, [CPU])
+    assert model.native is not None
+    return Decoder(model)
+
+
+def plain(decoder: Decoder, tokens: list[int], prompt: int) -> Tensor:
+    """Logits of tokens[prompt:], decoded one by one after a prefill of the others."""
+    decoder.prefill(tokens[:prompt])
+    rows = []
+    for token in tokens[prompt:]:
+        rows.append(decoder.score(TokenTree.chain([token])).logits_NV[0])
+        decoder.commit([0])
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_chains_and_prompts_have_the_bits_of_plain_decoding(
+    operators: ctypes.CDLL, threads: None, folder: Path, dtype: str
+) -> None:
+    decoder, tokens = native_decoder(folder, dtype), [(11 * i) % 90 + 1 for i in range(110)]
+    expected = plain(decoder, tokens, 40)
+    for count in (2, 1):
+        torch.set_num_threads(count)
+        decoder.prefill(tokens[:40])
+        for nodes in (*range(1, 12), 23, 40, 70):
+            assert torch.equal(decoder.score(TokenTree.chain(tokens[40 : 40 + nodes])).logits_NV, expected[:nodes])
+        for length in (41, 42, 50, 97, 110):
+            assert torch.equal(decoder.prefill(tokens[:length]).logits_NV[0], expected[length - 41])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("nodes", [2, 9, 60])
+def test_tree_paths_have_the_bits_of_plain_decoding(
+    operators: ctypes.CDLL, threads: None, folder: Path, dtype: str, nodes: int
+) -> None:
+    generator = torch.Generator().manual_seed(nodes)
+    parents = [-1] + [int(torch.randint(max(0, i - 6), i, (), generator=generator)) for i in range(1, nodes)]
+    tree = TokenTree(torch.randint(1, 95, (nodes,), generator=generator), torch.tensor(parents))
+    decoder, prompt = native_decoder(folder, dtype), [(7 * i) % 90 + 1 for i in range(70)]
+    decoder.prefill(prompt)
+    logits = decoder.score(tree).logits_NV
+    torch.set_num_threads(1)
+    for leaf in range(nodes - 1, 0, -max(1, nodes // 4)):
+        path = tree.path(leaf)
+        expected = plain(decoder, prompt + tree.tokens_N[path].tolist(), 70)
+        assert torch.equal(logits[path], expected)
+        decoder.prefill(prompt)
+        decoder.score(tree)
+        decoder.commit(path)  # moves the path's rows together, across tiles of the cache
+        after = decoder.score(TokenTree.chain([5])).logits_NV[0]
+        assert torch.equal(after, plain(decoder, [*prompt, *tree.tokens_N[path].tolist(), 5], 70)[-1])
+
+
+def test_what_does_not_fit_a_pointer_is_refused(folder: Path) -> None:
+    layer = NativeLinear(random(8, 4), None, torch.float32)
+    for x in (random(2, 6), random(4), random(2, 4).double()):
+        with pytest.raises(ValueError, match=r"CPU tensor \[rows, 4\] of torch.float32"):
+            layer(x)
+    assert torch.equal(layer(random(4, 2).T), layer(random(4, 2).T.contiguous()))
+    decoder = native_decoder(folder, "float32")
+    with pytest.raises(ValueError, match="fit the cache"):
+        decoder.model(torch.ones(9, dtype=torch.long), torch.arange(9), decoder._cache.view(570, TokenTree.chain([1])))
+
+
+def python(code: str, cache: Path, **environment: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PEARL_BENCH_CACHE": str(cache), "PYTHONPATH": str(ROOT)} | environment
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_racing_processes_build_one_library(tmp_path: Path) -> None:
+    code = "from methods.engine.native import library; print(library().tile())"
+    racers = [python(code, tmp_path) for _ in range(3)]
+    for racer in racers:
+        out, err = racer.communicate(timeout=120)
+        assert racer.returncode == 0, err
+        assert int(out) > 0
+    assert [path.suffix for path in (tmp_path / "native").iterdir()] == [".so"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_pytorchs_openmp_is_the_only_one(tmp_path: Path) -> None:
+    code = (
+        "from methods.engine.native import library; library()\n"
+        "print(len({line.split()[-1] for line in open('/proc/self/maps') if 'omp' in line.split('/')[-1]}))"
+    )
+    out, err = python(code, tmp_path).communicate(timeout=120)
+    assert out.strip() == "1", err
+
+
+FALLBACK = """
+import sys, torch
+from methods.engine.loader import find_checkpoint
+from methods.models import Models
+decoder = Models(sys.argv[1], None, "bfloat16", [torch.device("cpu")]).target
+print(decoder.model.native is None, decoder.row_invariant)
+"""
+
+
+@pytest.mark.parametrize("cause", ["switched off", "no compiler", "broken compiler", "read-only cache"])
+def test_without_the_operators_pytorchs_take_over(tmp_path: Path, tiny: Path, cause: str) -> None:
+    code, environment = FALLBACK.replace("sys.argv[1]", repr(str(tiny))), {}
+    if cause == "switched off":
+        environment["PEARL_BENCH_NATIVE"] = "0"
+    elif cause == "read-only cache":
+        environment["PEARL_BENCH_CACHE"] = "/proc"
+    else:
+        (tmp_path / "bin").mkdir()
+        environment["PATH"] = str(tmp_path / "bin")
+        if cause == "broken compiler":
+            (tmp_path / "bin/gcc").write_text("#!/bin/sh\necho cannot do that >&2; exit 1\n")
+            (tmp_path / "bin/gcc").chmod(0o755)
+    process = python(code, tmp_path, **environment)
+    out, err = process.communicate(timeout=120)
+    assert out.split() == ["True", "True"], err
+    reason = {"no compiler": "no C compiler found", "broken compiler": "cannot do that", "read-only cache": "/proc"}
+    assert ("not available" in err) == (cause != "switched off")
+    assert reason.get(cause, "") in err
+
+
+def test_linear_falls_back_where_inputs_are_odd() -> None:
+    weight, x = random(5, 7), random(4, 7, seed=1)
+    layer = Linear(weight)
+    assert layer.native is None
+    assert torch.allclose(layer(x), x @ weight.T, atol=1e-5)
