@@ -179,8 +179,9 @@ def _check_values(config: RunConfig) -> None:
         given = f"{config.temperature}, {config.top_p}, {config.top_k}"
         raise UserError(f"expected temperature >= 0, 0 < top-p <= 1 and top-k >= 0, got {given}")
     for name, option in all_options().items():
-        if isinstance(option.default, int) and config.options.get(name, 1) < 1:
-            raise UserError(f"expected --{name.replace('_', '-')} of at least 1, got {config.options[name]}")
+        if not isinstance(option.default, str) and config.options.get(name, option.default) < option.least:
+            given = config.options[name]
+            raise UserError(f"expected --{name.replace('_', '-')} of at least {option.least}, got {given}")
 
 
 def default_output(config: RunConfig) -> Path:

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Option:
-    """A method's option: `--name` on the command line. Its type is its default's."""
+    """A method's option: `--name` on the command line. Its type is its default's; of a number `least` is allowed."""
 
     default: int | float | str
     help: str
+    least: int | float = 1
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ def _window(default: int) -> Option:
 
 
 _NGRAM = Option(3, "longest n-gram looked up")
+_EXITS = {
+    "threshold": Option(0.5, "top probability above which the draft is left at an exit", least=0),
+    "exit": Option(0, "always leave the draft after this many layers (0: adaptive)", least=0),
+}
 
 BASELINE = "autoregressive"
 METHODS: dict[str, MethodSpec] = {
@@ -69,6 +74,27 @@ METHODS: dict[str, MethodSpec] = {
             "prompt lookup: copies what followed the last occurrence of the current n-gram",
             "Saxena 2023",
             {"gamma": _window(7), "max_ngram": _NGRAM},
+        ),
+        MethodSpec(
+            "sd2",
+            "methods.speculative:build_sd2",
+            "a trained draft that is left at the first of its exits that is confident",
+            "Kavehzadeh et al. 2024",
+            {"gamma": _window(5), **_EXITS},
+            needs_draft=True,
+        ),
+        MethodSpec(
+            "sd2-tree",
+            "methods.speculative:build_sd2_tree",
+            "the same draft, drafting a tree where it is confident",
+            "Kavehzadeh et al. 2024",
+            {
+                "branches": Option(10, "nodes expanded per level of the tree, and children of each"),
+                "depth": Option(4, "levels of the tree"),
+                "nodes": Option(60, "drafted tokens in the tree"),
+                **_EXITS,
+            },
+            needs_draft=True,
         ),
         MethodSpec(
             "hf-generate",

@@ -9,13 +9,15 @@ import torch
 from methods.engine.decoder import Decoder
 from methods.engine.loader import Checkpoint, find_checkpoint
 from methods.engine.model import Transformer
+from methods.engine.sorted_draft import exits_of, is_trained_draft, load_draft
 from methods.errors import UserError
 
 
 @dataclass
 class Models:
     """`target` and `draft` sources as `find_checkpoint` takes them; a draft may also be "first-K", the target's own
-    first K layers. `max_length`: most tokens per sequence (None: the model's context)."""
+    first K layers, or what scripts/train_draft.py exports. `max_length`: most tokens per sequence (None: the model's
+    context)."""
 
     target_source: str
     draft_source: str | None
@@ -34,6 +36,8 @@ class Models:
         if self.draft_layers is not None:
             return self.target_checkpoint
         checkpoint = find_checkpoint(self.draft_source)
+        if is_trained_draft(checkpoint):  # it has the target's own tokens
+            return checkpoint
         check_same_tokenizer(self.target_checkpoint, checkpoint)
         return checkpoint
 
@@ -52,10 +56,26 @@ class Models:
 
     @cached_property
     def draft(self) -> Decoder:
+        return Decoder(self.draft_model, self.max_length)
+
+    @cached_property
+    def draft_model(self) -> Transformer:
         """The draft on the target's (first) device."""
+        checkpoint = self.draft_checkpoint
         if self.draft_layers is not None:
-            return Decoder(first_layers(self.target.model, self.draft_layers), self.max_length)
-        return Decoder(self.draft_checkpoint.transformer(self.dtype, self.devices[:1]), self.max_length)
+            return first_layers(self.target.model, self.draft_layers)
+        if is_trained_draft(checkpoint):
+            return load_draft(checkpoint, self.target.model, self.dtype, self.devices[0])
+        return checkpoint.transformer(self.dtype, self.devices[:1])
+
+    @property
+    def draft_exits(self) -> tuple[int, ...]:
+        """Layers after which a trained draft can be left, ascending."""
+        if not is_trained_draft(self.draft_checkpoint):
+            raise UserError(
+                f"expected a draft with exits, as scripts/train_draft.py makes them; {self.draft_source} has none"
+            )
+        return exits_of(self.draft_checkpoint)
 
 
 def first_layers(model: Transformer, count: int) -> Transformer:

@@ -15,6 +15,8 @@ from transformers.utils import logging
 from methods.base import Generation, Limits, Step
 from methods.engine.loader import DTYPES, Checkpoint
 from methods.engine.sampling import Sampling
+from methods.engine.sorted_draft import is_trained_draft
+from methods.errors import UserError
 from methods.models import Models
 
 
@@ -94,6 +96,8 @@ def _placed(model: Any, models: Models) -> PreTrainedModel:
 def _load_draft(models: Models) -> PreTrainedModel:
     """The pair's draft for Transformers; of a "first-K" draft the target's first layers."""
     checkpoint = models.draft_checkpoint
+    if is_trained_draft(checkpoint):
+        raise UserError(f"Transformers cannot run the trained draft {models.draft_source}; leave out hf-assisted")
     if models.draft_layers is None:
         return _load(checkpoint, models)
     _quiet()

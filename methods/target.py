@@ -16,9 +16,11 @@ from methods.engine.verify import verify
 
 @dataclass(frozen=True)
 class Ruling:
-    """A pass's outcome: the decided tokens (kept drafts, then the target's own), and the pass's scores."""
+    """A pass's outcome: the decided tokens (kept drafts, then the target's own), the kept nodes (root first), and the
+    pass's scores."""
 
     tokens: list[int]
+    path_A: list[int]
     scores: Scores
     margins: list[float] | None = None
 
@@ -61,7 +63,7 @@ class Target:
         kept = [int(tree.tokens_N[node]) for node in verdict.path_A[1:]]
         doubtful = self.decoder.row_invariant is False and self.sampling.greedy
         margins = _margins(scores.logits_NV[verdict.path_A]) if doubtful else None
-        return Ruling([*kept, verdict.next_token], scores, margins)
+        return Ruling([*kept, verdict.next_token], verdict.path_A, scores, margins)
 
 
 def _margins(logits_AV: Tensor) -> list[float]:

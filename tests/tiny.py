@@ -1,9 +1,12 @@
 """Tiny random models with a real tokenizer, in Hugging Face format: what engine and runner tests run on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from draft_export import draft_config, write_draft
+from draft_model import SortedDraft
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
@@ -22,6 +25,17 @@ def save_tokenizer(folder: Path, first: int = 32) -> None:
     raw.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", chat_template=TEMPLATE)
     tokenizer.save_pretrained(folder)
+
+
+def save_draft(folder: Path, target: Path, tokens: Sequence[int] = range(VOCABULARY), **changes: Any) -> Path:
+    """What train_draft.py would export of a draft of three layers of `target` with an exit after each, untrained.
+
+    `tokens`: the vocabulary of its head; `changes` of its configuration."""
+    model = AutoModelForCausalLM.from_pretrained(target)
+    recipe = {"layers": "first-3", "exits": [1, 2, 3]}
+    draft = SortedDraft(model, [0, 1, 2], recipe["exits"], torch.tensor(tokens))
+    write_draft(folder, draft.state_dict(), draft_config(model.config, recipe, target.name) | changes)
+    return folder
 
 
 def save_model(folder: Path, seed: int = 0, layers: int = 2, context: int = 512, **changes: Any) -> Path:

@@ -1,6 +1,6 @@
 """The contract of every drafter. It proposes; it never sees the clock, EOS or limits.
 
-Legend: T prompt tokens, G drafted tokens, V target vocabulary.
+Legend: T prompt tokens, G drafted tokens, A kept nodes of a tree, V target vocabulary.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from methods.engine.decoder import Scores
 from methods.engine.sampling import Sampling
+from methods.engine.tree import TokenTree
 
 
 @dataclass(frozen=True)
@@ -34,4 +35,20 @@ class Drafter(Protocol):
 
     def settle(self, accepted: int, next_token: int, features: Scores) -> None:
         """Keep the first `accepted` drafted tokens, drop the rest, and go on after `next_token`."""
+        ...
+
+
+class TreeDrafter(Protocol):
+    """Proposes a tree, a new one after each `settle`."""
+
+    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features: Scores) -> None:
+        """A new prompt. `settle([0], first_token, ...)` follows before the first tree."""
+        ...
+
+    def grow(self, n: int) -> TokenTree:
+        """A tree of at most n drafted tokens behind the pending one."""
+        ...
+
+    def settle(self, path_A: Sequence[int], next_token: int, features: Scores) -> None:
+        """Keep the nodes `path_A` of the last tree, root first, drop the rest, and go on after `next_token`."""
         ...

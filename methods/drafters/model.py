@@ -1,25 +1,49 @@
 """A smaller language model as drafter (Leviathan et al. 2023; Chen et al. 2023).
 
-Legend: T prompt tokens, G drafted tokens, V target vocabulary.
+Legend: T prompt tokens, G drafted tokens, V target vocabulary, R rows of the draft's head.
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from methods.drafters.base import Draft
-from methods.engine.decoder import Decoder, Scores
+from methods.engine.decoder import Scores
+from methods.engine.model import Transformer
 from methods.engine.sampling import Sampling, draw, probabilities
-from methods.engine.tree import TokenTree
+
+
+class LanguageModel(Protocol):
+    """What a drafter asks of a decoder: see `Decoder`."""
+
+    model: Transformer
+    length: int
+    max_length: int
+
+    @property
+    def room(self) -> int: ...
+    def prefill(self, tokens_T: Sequence[int]) -> object: ...
+    def extend(self, tokens_N: Sequence[int]) -> Tensor: ...
+    def truncate(self, length: int) -> None: ...
+
+
+def head_tokens(model: Transformer, vocabulary: int) -> Tensor:
+    """The target's token for each row of the draft's head, ascending rows; rows behind these are padding."""
+    if model.tokens_R is not None:
+        return model.tokens_R
+    return torch.arange(min(model.config.vocab_size, vocabulary))
 
 
 class ModelDrafter:
     """Greedy where the target is greedy; else draws from its own distribution under the same sampling rules."""
 
-    def __init__(self, decoder: Decoder, vocabulary: int) -> None:
-        """`vocabulary`: the target's size V. Models of one tokenizer may be padded to different sizes."""
+    def __init__(self, decoder: LanguageModel, vocabulary: int) -> None:
+        """`vocabulary`: the target's size V. Models of one tokenizer may be padded to different sizes, and a draft's
+        head may know part of the vocabulary only: what it does not know, it never drafts."""
         self.decoder, self.vocabulary = decoder, vocabulary
+        self.tokens_R = head_tokens(decoder.model, vocabulary)
         self.sampling = Sampling()
         self.generator = self.sampling.generator("draft")
         self.base = 0  # tokens in the draft's cache that are confirmed
@@ -39,19 +63,18 @@ class ModelDrafter:
             unseen = (self.roots + self.drafted)[self.decoder.length - self.base :]
             if self.decoder.room < len(unseen):
                 break
-            logits_1V = self.decoder.score(TokenTree.chain(unseen)).logits_NV[-1:, : self.vocabulary]
-            self.decoder.commit(range(len(unseen)))
-            tokens.append(self._choose(logits_1V, rows))
+            logits_1R = self.decoder.extend(unseen)[:, : len(self.tokens_R)]
+            tokens.append(self._choose(logits_1R, rows))
             self.drafted.append(tokens[-1])
         return Draft(tokens, torch.cat(rows) if rows else None)
 
-    def _choose(self, logits_1V: Tensor, rows: list[Tensor]) -> int:
-        """The next draft token; when sampling, its q, padded to the target's vocabulary, is added to `rows`."""
+    def _choose(self, logits_1R: Tensor, rows: list[Tensor]) -> int:
+        """The next draft token; when sampling, its q over the target's vocabulary is added to `rows`."""
         if self.sampling.greedy:
-            return int(logits_1V.argmax(-1))
-        q_1V = probabilities(logits_1V, self.sampling).cpu()
-        rows.append(torch.nn.functional.pad(q_1V, (0, self.vocabulary - q_1V.shape[1])))
-        return draw(q_1V[0], self.generator)
+            return int(self.tokens_R[int(logits_1R.argmax())])
+        q_1R = probabilities(logits_1R, self.sampling).cpu()
+        rows.append(q_1R.new_zeros(1, self.vocabulary).index_copy(1, self.tokens_R, q_1R))
+        return int(self.tokens_R[draw(q_1R[0], self.generator)])
 
     def settle(self, accepted: int, next_token: int, features: Scores) -> None:
         confirmed = self.roots + self.drafted[:accepted]

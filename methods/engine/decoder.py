@@ -18,6 +18,14 @@ from methods.engine.tree import TokenTree
 CUDA_ROWS = 64  # on CUDA kernels are chosen by the row count: one count, one kernel, the same bits for a row
 
 
+def new_cache(model: Transformer, rows: int) -> Cache | PackedCache:
+    """An empty cache for the layers of `model`."""
+    config, dtype = model.config, model.dtype
+    if model.native is None:
+        return Cache(config.kv_heads, config.head_dim, rows, dtype, model.devices)
+    return PackedCache(len(model.layers), config.kv_heads, config.head_dim, rows, dtype)
+
+
 @dataclass(frozen=True)
 class Scores:
     """logits_NV: fp32. hidden_ND: before the final norm; of a prompt all T rows. taps_KND: after the tapped layers."""
@@ -37,13 +45,7 @@ class Decoder:
         self.max_length = longest if max_length is None else min(max_length, longest)
         self.length = 0
         self.row_invariant: bool | None = None  # unknown until probed
-        rows = self.max_length + CUDA_ROWS
-        config, dtype = model.config, model.dtype
-        self._cache: Cache | PackedCache = (
-            Cache(config.kv_heads, config.head_dim, rows, dtype, model.devices)
-            if model.native is None
-            else PackedCache(len(model.layers), config.kv_heads, config.head_dim, rows, dtype)
-        )
+        self._cache = new_cache(model, self.max_length + CUDA_ROWS)
 
     @property
     def room(self) -> int:
@@ -73,6 +75,12 @@ class Decoder:
         hidden, taps = self.model(tree.tokens_N, self.length + tree.depth_N, view, self.taps)
         logits = self.model.logits(hidden)[:nodes]
         return Scores(logits, hidden[:nodes], None if taps is None else taps[:, :nodes])
+
+    def extend(self, tokens_N: Sequence[int]) -> Tensor:
+        """Commit tokens, N <= room. Returns the logits of the last one, [1, V]."""
+        scores = self.score(TokenTree.chain(list(tokens_N)))
+        self.commit(range(len(tokens_N)))
+        return scores.logits_NV[-1:]
 
     @property
     def _min_rows(self) -> int:

@@ -127,8 +127,10 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights that a model of this configuration needs (an untied head included)."""
+def expected_shapes(config: ModelConfig, head_rows: int | None = None) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights that a model of this configuration needs (an untied head included).
+
+    `head_rows`: rows of a head over part of the vocabulary, which names its tokens."""
     q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
     attention = {"q_proj": (q, config.width), "k_proj": (kv, config.width), "v_proj": (kv, config.width)}
     mlp = {"gate_proj": (config.mlp_width, config.width), "up_proj": (config.mlp_width, config.width)}
@@ -145,12 +147,16 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "model.norm.weight": (config.width,),
     }
     shapes |= {f"model.layers.{i}.{name}": shape for i in range(config.layers) for name, shape in layer.items()}
+    if head_rows is not None:
+        return shapes | {"lm_head.weight": (head_rows, config.width), "lm_head.tokens": (head_rows,)}
     return shapes if config.tied else shapes | {"lm_head.weight": (config.vocab_size, config.width)}
 
 
-def check_weights(config: ModelConfig, weights: Mapping[str, Tensor], source: str) -> None:
+def check_weights(
+    config: ModelConfig, weights: Mapping[str, Tensor], source: str, head_rows: int | None = None
+) -> None:
     """Every expected tensor is there in its shape, and nothing else (but constants that older files carry)."""
-    shapes = expected_shapes(config)
+    shapes = expected_shapes(config, head_rows)
     missing = [name for name in shapes if name not in weights]
     optional = {"lm_head.weight"} if config.tied else set()
     unexpected = [n for n in weights if n not in shapes and n not in optional and not n.endswith("rotary_emb.inv_freq")]

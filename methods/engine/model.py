@@ -1,7 +1,7 @@
 """The one Transformer: Llama, Mistral, Qwen2 and Qwen3 families, for inference, one sequence at a time.
 
 Legend: N rows (positions computed in this pass), D width, H query heads, K key/value heads, d head width, I MLP width,
-V vocabulary. Read top-down: Transformer, Layer, then the pieces.
+V vocabulary, R rows of a reduced head. Read top-down: Transformer, Layer, then the pieces.
 """
 
 import math
@@ -28,7 +28,7 @@ class Transformer:
         devices: Sequence[torch.device],
     ) -> None:
         """`weights` by Hugging Face names; `devices`: one per layer. The embedding lives on the first layer's device,
-        the head on the last layer's."""
+        the head on the last layer's. `lm_head.tokens`: the token of each row of a head over part of the vocabulary."""
         self.config, self.dtype, self.devices = config, dtype, list(devices)
 
         def get(name: str, device: torch.device) -> Tensor:
@@ -41,6 +41,7 @@ class Transformer:
         tied = config.tied and "lm_head.weight" not in weights
         head_VD = self.embedding_VD.to(last) if tied else get("lm_head.weight", last)
         self.head = Linear(head_VD, out_dtype=torch.float32)
+        self.tokens_R = weights["lm_head.tokens"].long() if "lm_head.tokens" in weights else None
         self.frequencies_d = rope_frequencies(config.rope, config.head_dim)
         self.native = native_layers(config, self.layers, dtype, self.devices)
 
@@ -50,41 +51,39 @@ class Transformer:
         """Hidden states before the final norm, [N, D], and those after the layers `taps`, [len(taps), N, D].
 
         `attend`: a view of the `Cache`, of the `PackedCache` where the layers are native."""
-        x_ND = F.embedding(tokens_N.to(self.devices[0]), self.embedding_VD)
-        rotation = rope_rotation(positions_N, self.frequencies_d, self.devices[0])
-        if isinstance(attend, native.PackedView):
-            x_ND, tapped = self._run_native(x_ND, rotation, attend, taps)
-        else:
-            x_ND, tapped = self._run(x_ND, rotation, attend, taps)
-        return x_ND, torch.stack([x.to(x_ND.device) for x in tapped]) if tapped else None
-
-    def _run(
-        self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend, taps: Sequence[int]
-    ) -> tuple[Tensor, list[Tensor]]:
-        tapped = []
-        for i, layer in enumerate(self.layers):
-            if layer.device != x_ND.device:
-                x_ND = x_ND.to(layer.device)
-                rotation = (rotation[0].to(layer.device), rotation[1].to(layer.device))
-            x_ND = layer(x_ND, rotation, attend)
-            if i in taps:
-                tapped.append(x_ND)
-        return x_ND, tapped
-
-    def _run_native(
-        self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], view: native.PackedView, taps: Sequence[int]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The same in one call, or from tap to tap."""
-        assert self.native is not None, "a view of a packed cache is for native layers"
-        tapped, done = [], 0
+        x_ND, tapped, done = self.embed(tokens_N), [], 0
+        rotation = self.rotation(positions_N)
         for stop in sorted({tap + 1 for tap in taps} | {len(self.layers)}):
-            x_ND, done = self.native(x_ND, rotation, view, done, stop), stop
+            x_ND, done = self.run(x_ND, rotation, attend, done, stop), stop
             if stop - 1 in taps:
                 tapped.append(x_ND)
-        return x_ND, tapped
+        return x_ND, torch.stack([x.to(x_ND.device) for x in tapped]) if tapped else None
+
+    def embed(self, tokens_N: Tensor) -> Tensor:
+        """The states before the first layer, [N, D]."""
+        return F.embedding(tokens_N.to(self.devices[0]), self.embedding_VD)
+
+    def rotation(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
+        """What `run` must know of its rows' positions."""
+        return rope_rotation(positions_N, self.frequencies_d, self.devices[0])
+
+    def run(
+        self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend | native.PackedView, first: int, stop: int
+    ) -> Tensor:
+        """The states after layers first .. stop, from those before. Natively one call."""
+        if isinstance(attend, native.PackedView):
+            assert self.native is not None, "a view of a packed cache is for native layers"
+            return self.native(x_ND, rotation, attend, first, stop)
+        for layer in self.layers[first:stop]:
+            if layer.device != x_ND.device:
+                x_ND = x_ND.to(layer.device)
+            if layer.device != rotation[0].device:
+                rotation = (rotation[0].to(layer.device), rotation[1].to(layer.device))
+            x_ND = layer(x_ND, rotation, attend)
+        return x_ND
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """Next-token logits in fp32, [N, V]."""
+        """Next-token logits in fp32, [N, V]; of a reduced head [N, R], of the tokens `tokens_R`."""
         norm = rms_norm if self.native is None else native.rms_norm
         return self.head(norm(hidden_ND, self.norm_D, self.config.norm_eps))
 
@@ -95,7 +94,8 @@ class Transformer:
         c = self.config
         qkv = c.width * c.head_dim * (c.heads + 2 * c.kv_heads)
         layer = qkv + c.width * c.head_dim * c.heads + 3 * c.width * c.mlp_width
-        return size * (c.layers * layer + c.vocab_size * c.width)
+        head_rows = c.vocab_size if self.tokens_R is None else len(self.tokens_R)
+        return size * (c.layers * layer + head_rows * c.width)
 
 
 class Layer:

@@ -36,6 +36,11 @@ class TokenTree:
         q_NV = None if q_GV is None else torch.cat([q_GV.new_zeros(1, q_GV.shape[1]), q_GV])
         return cls(torch.tensor(tokens), torch.arange(-1, len(tokens) - 1), q_NV, is_chain=True)
 
+    def behind(self, count: int) -> "TokenTree":
+        """This tree behind a chain of `count` more nodes (token 0), the last of which becomes the root's parent."""
+        tokens = torch.cat((self.tokens_N.new_zeros(count), self.tokens_N))
+        return TokenTree(tokens, torch.cat((torch.arange(-1, count - 1), self.parents_N + count)))
+
     @cached_property
     def visible_NN(self) -> Tensor:
         """visible_NN[i, j]: node j is node i or one of its ancestors."""

@@ -1,0 +1,124 @@
+"""A draft whose layers run in stages, each up to an exit that shares norm and head with the others (Sorted Fine-Tuning,
+Valipour et al. 2023). A token goes on to the next stage only where the exit is not confident. For drafters/sorted.py.
+
+So the later stages lag behind. The states that a stage has not seen yet are kept; when it is next needed, it sees all
+of them and the newest in one pass.
+
+Legend: N rows of a pass, W waiting rows, T prompt tokens, D width, R rows of the head, K tree nodes asked for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from methods.engine.decoder import new_cache
+from methods.engine.model import Transformer
+from methods.engine.tree import TokenTree
+
+
+@dataclass
+class Stage:
+    """Layers first .. stop. Its caches hold `length` positions; `waiting_WD` are the states of those that follow."""
+
+    first: int
+    stop: int
+    waiting_WD: Tensor
+    length: int = 0
+
+
+class StagedDecoder:
+    """What `Decoder` is for a draft with one exit. Positions 0 .. length - 1 are committed, whoever has seen them."""
+
+    def __init__(
+        self, model: Transformer, exits: Sequence[int], threshold: float, max_length: int | None = None
+    ) -> None:
+        """`exits`: ascending depths, in layers. The first whose top probability exceeds `threshold` answers, else the
+        last. `max_length` as `Decoder` has it."""
+        longest = model.config.max_length
+        self.model, self.threshold = model, threshold
+        self.max_length = longest if max_length is None else min(max_length, longest)
+        self.length = 0
+        self._cache = new_cache(model, self.max_length)
+        none_0D = model.embedding_VD[:0]
+        self._stages = [Stage(first, stop, none_0D) for first, stop in zip([0, *exits], exits, strict=False)]
+
+    @property
+    def room(self) -> int:
+        """Positions that can still be committed."""
+        return self.max_length - self.length
+
+    @torch.inference_mode()
+    def prefill(self, tokens_T: Sequence[int]) -> None:
+        """Start anew with a prompt, 1 <= T <= max_length, that all stages see."""
+        if not 0 < len(tokens_T) <= self.max_length:
+            raise ValueError(f"expected a prompt of 1 to {self.max_length} tokens, got {len(tokens_T)}")
+        self.truncate(0)
+        self.feed(tokens_T)
+        for index in range(len(self._stages)):
+            self._advance(index)
+
+    @torch.inference_mode()
+    def feed(self, tokens_N: Sequence[int]) -> None:
+        """Commit tokens, N <= room, for the stages to see when they are next needed."""
+        if len(tokens_N) > self.room:
+            raise ValueError(f"expected at most {self.room} tokens, got {len(tokens_N)}: the context is full")
+        entry = self._stages[0]
+        entry.waiting_WD = torch.cat((entry.waiting_WD, self.model.embed(torch.tensor(list(tokens_N)).long())))
+        self.length += len(tokens_N)
+
+    def extend(self, tokens_N: Sequence[int]) -> Tensor:
+        """Commit tokens, 1 <= N <= room. Returns the logits of the last one at its exit, [1, R]."""
+        self.feed(tokens_N)
+        return self._first_confident(None, 1)
+
+    def branch(self, tree: TokenTree, count: int) -> Tensor:
+        """Score the last `count` nodes of a tree that follows the committed tokens, [K, R]; nothing of it is kept.
+
+        All take the exit that the first of them takes."""
+        if len(tree.tokens_N) > self.room:
+            raise ValueError(f"expected at most {self.room} nodes, got {len(tree.tokens_N)}: the context is full")
+        return self._first_confident(tree, count)
+
+    @torch.inference_mode()
+    def _first_confident(self, tree: TokenTree | None, count: int) -> Tensor:
+        x_ND = None if tree is None else self.model.embed(tree.tokens_N)
+        for index in range(len(self._stages)):
+            x_ND = self._advance(index, tree, x_ND)
+            logits_KR = self.model.logits(x_ND[-count:])
+            # The last exit answers anyway; its probabilities need not be known.
+            if index + 1 == len(self._stages) or top_probability(logits_KR[0]) > self.threshold:
+                break
+        return logits_KR
+
+    def _advance(self, index: int, tree: TokenTree | None = None, tree_ND: Tensor | None = None) -> Tensor:
+        """Run a stage over its waiting rows, which the next stage then waits for, and over a tree behind them.
+
+        Returns the states after it: the tree's, or without one those of the rows that waited."""
+        stage = self._stages[index]
+        x_ND, start, waiting = stage.waiting_WD, stage.length, len(stage.waiting_WD)
+        shape = TokenTree.chain([0] * waiting)
+        if tree is not None and tree_ND is not None:
+            x_ND, shape = torch.cat((x_ND, tree_ND)), tree.behind(waiting)
+        prompt = start == 0 and tree is None
+        view = self._cache.prompt() if prompt else self._cache.view(start, shape)
+        x_ND = self.model.run(x_ND, self.model.rotation(start + shape.depth_N), view, stage.first, stage.stop)
+        stage.length, stage.waiting_WD = start + waiting, stage.waiting_WD[:0]
+        for following in self._stages[index + 1 : index + 2]:
+            following.waiting_WD = torch.cat((following.waiting_WD, x_ND[:waiting]))
+        return x_ND if tree is None else x_ND[waiting:]
+
+    def truncate(self, length: int) -> None:
+        """Forget the committed tokens from `length` on, whether a stage has seen them or not."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"expected a length of 0 to {self.length}, got {length}")
+        self.length = length
+        for stage in self._stages:
+            stage.waiting_WD = stage.waiting_WD[: max(0, length - stage.length)]
+            stage.length = min(stage.length, length)
+
+
+def top_probability(logits_R: Tensor) -> float:
+    """Probability of the most likely token."""
+    return float((logits_R.max() - logits_R.logsumexp(-1)).exp())
