@@ -27,7 +27,7 @@ from methods.engine.config import ModelConfig
 from methods.engine.tree import TokenTree
 from methods.paths import cache_dir
 
-SOURCE = Path(__file__).with_name("native.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "native.h"))
 DTYPES = (torch.bfloat16, torch.float32)
 COMPILERS = ("gcc", "cc", "clang")
 # No contraction: the places that fuse a multiply and an add say so, and are the same for every number of rows.
@@ -86,14 +86,15 @@ def build(flags: Sequence[str]) -> Path:
     if compiler is None:
         raise OSError(f"no C compiler found (looked for {', '.join(COMPILERS)})")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256("\0".join([SOURCE.read_text(), version, *flags, _processor()]).encode()).hexdigest()
+    sources = [path.read_text() for path in SOURCES]
+    key = hashlib.sha256("\0".join([*sources, version, *flags, _processor()]).encode()).hexdigest()
     target = cache_dir() / "native" / f"{key[:16]}.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             compiled, linked = f"{folder}/native.o", f"{folder}/native.so"
             for command in (
-                [compiler, *flags, "-c", str(SOURCE), "-o", compiled],
+                [compiler, *flags, "-c", str(SOURCES[0]), "-o", compiled],
                 [compiler, "-shared", compiled, "-o", linked, "-lm"],
             ):
                 subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,0 +1,139 @@
+/* Vectors of numbers, and the kernel that sums products: all that depends on the processor. Part of native.c.
+ *
+ * Weights are packed in tiles of TILE outputs: [tile][step][TILE], a step being 4 bytes, one input in fp32 or two in
+ * bf16. A lane of a vector register belongs to one output and a register to one row, so nothing is summed across lanes,
+ * and a row is summed in the same order among any number of rows. A tile is read from memory once for all rows. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+enum { LANES = 16, ROWS = 8 }; /* ROWS x 2 sums fit the registers, and suffice to hide a multiply-add's latency */
+#elif defined(__AVX2__) && defined(__FMA__)
+enum { LANES = 8, ROWS = 6 };
+#else
+enum { LANES = 4, ROWS = 6 };
+#endif
+enum { TILE = 2 * LANES, AHEAD = 6144 }; /* AHEAD: bytes by which weights are fetched into the L2 cache in advance */
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
+typedef uint16_t half __attribute__((vector_size(2 * LANES)));
+typedef vec vec_at __attribute__((aligned(1), may_alias)); /* the same in memory, anywhere */
+typedef half half_at __attribute__((aligned(1), may_alias));
+typedef uint32_t unit __attribute__((may_alias)); /* 4 bytes: one fp32 or two bf16 numbers */
+
+static inline long least(long a, long b) { return a < b ? a : b; }
+static inline long tiles(long outputs) { return (outputs + TILE - 1) / TILE; }
+static inline long size_of(long bf16) { return bf16 ? 2 : 4; }
+static inline vec all(float x) { return x - (vec){0}; }
+static inline vec at(const float *x) { return *(const vec_at *)x; }
+static inline vec pick(bits mask, vec yes, vec no) { return (vec)((mask & (bits)yes) | (~mask & (bits)no)); }
+
+/* Tell the processor that this thread only waits. */
+static inline void relax(void) {
+#ifdef __SSE2__
+    _mm_pause();
+#endif
+}
+
+static inline vec multiply_add(vec a, vec b, vec sum) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#else
+    return a * b + sum;
+#endif
+}
+
+/* sum + both products of bf16 pairs */
+static inline vec multiply_add_pairs(vec a, vec b, vec sum) {
+#if defined(__AVX512BF16__)
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+    const bits upper = (bits){0} + 0xffff0000u;
+    sum = multiply_add((vec)((bits)a << 16), (vec)((bits)b << 16), sum);
+    return multiply_add((vec)((bits)a & upper), (vec)((bits)b & upper), sum);
+#endif
+}
+
+static inline vec load(const char *x, long i, long bf16) {
+    if (!bf16) return at((const float *)x + i);
+    return (vec)(__builtin_convertvector(*(const half_at *)((const uint16_t *)x + i), bits) << 16);
+}
+
+/* x[i .. i + LANES] = v, in bf16 rounded to nearest even; at most `room` of them */
+static inline void store(char *x, long i, long room, vec v, long bf16) {
+    bits rounded = (bits)v + 0x7fff + ((bits)v >> 16 & 1);
+    rounded = (bits)pick((bits)(v == v), (vec)rounded, (vec)((bits){0} + 0x7fc00000u));
+    half narrow = __builtin_convertvector(rounded >> 16, half);
+    const void *from = bf16 ? (const void *)&narrow : (const void *)&v;
+    x += i * size_of(bf16);
+    if (room < LANES)
+        memcpy(x, from, room > 0 ? room * size_of(bf16) : 0);
+    else if (bf16)
+        *(half_at *)x = narrow;
+    else
+        *(vec_at *)x = v;
+}
+
+static float total(vec v) {
+    for (int step = LANES / 2; step; step /= 2)
+        for (int i = 0; i < step; i++) v[i] += v[i + step];
+    return v[0];
+}
+
+/* e^x to about 1 ulp for -87 < x < 88, clamped beyond: 2^n times the Taylor polynomial of what is left of x */
+static vec exponential(vec x) {
+    const float terms[] = {1 / 720.f, 1 / 120.f, 1 / 24.f, 1 / 6.f, 0.5f, 1, 1};
+    x = pick((bits)(x > -87), x, all(-87));
+    x = pick((bits)(x < 88), x, all(88));
+    vec shifted = multiply_add(x, all(1.44269504f), all(12582912)); /* 1.5 * 2^23 leaves n in the lowest bits */
+    vec n = shifted - 12582912, p = all(1 / 5040.f);
+    x = multiply_add(n, all(2.12194440e-4f), multiply_add(n, all(-0.693359375f), x)); /* ln 2 in two parts */
+    for (int i = 0; i < 7; i++) p = multiply_add(p, x, all(terms[i]));
+    return (vec)((bits)p + ((bits)shifted << 23));
+}
+
+/* ---- the kernel ---- */
+
+enum { FLOATS, PAIRS, MIXED }; /* weights and inputs: both fp32; both bf16, in pairs; weights bf16 and inputs fp32 */
+
+/* dot() for a constant number of rows, so that their sums stay in registers */
+static inline __attribute__((always_inline)) void dot_block(const int kind, const int rows, long steps, const char *w,
+                                                            const unit *x, long stride, vec (*sum)[2]) {
+    const long size = kind == MIXED ? 2 * TILE : 4 * TILE;
+    vec s[ROWS][2];
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) s[r][0] = sum[r][0], s[r][1] = sum[r][1];
+    for (long i = 0; i < steps; i++) {
+        __builtin_prefetch(w + i * size + AHEAD, 0, 2);
+        if (size > 64) __builtin_prefetch(w + i * size + AHEAD + 64, 0, 2);
+        vec w0 = load(w, i * TILE, kind == MIXED), w1 = load(w, i * TILE + LANES, kind == MIXED);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) {
+            vec value = (vec)((bits){0} + x[r * stride + i]);
+            s[r][0] = kind == PAIRS ? multiply_add_pairs(w0, value, s[r][0]) : multiply_add(w0, value, s[r][0]);
+            s[r][1] = kind == PAIRS ? multiply_add_pairs(w1, value, s[r][1]) : multiply_add(w1, value, s[r][1]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) sum[r][0] = s[r][0], sum[r][1] = s[r][1];
+}
+
+#define BLOCK(kind, rows)                                                                   \
+    case 8 * kind + rows - 1:                                                               \
+        dot_block(kind, rows < ROWS ? rows : ROWS, steps, w, (const unit *)x, stride, sum); \
+        break;
+#define BLOCKS(kind)                                                \
+    BLOCK(kind, 1) BLOCK(kind, 2) BLOCK(kind, 3) BLOCK(kind, 4)     \
+    BLOCK(kind, 5) BLOCK(kind, 6) BLOCK(kind, 7) BLOCK(kind, 8)
+
+/* sum[row] += `steps` steps of the tile w times x[row], for 1 to ROWS rows of x that lie `stride` x 4 bytes apart */
+static void dot(int kind, int rows, long steps, const char *w, const void *x, long stride, vec (*sum)[2]) {
+    switch (8 * kind + rows - 1) { BLOCKS(FLOATS) BLOCKS(PAIRS) BLOCKS(MIXED) }
+}
