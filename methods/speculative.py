@@ -1,6 +1,7 @@
 """Draft, then verify, on one device: any drafter, chain or tree (Leviathan et al. 2023, algorithm 1)."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from methods.base import Step
@@ -17,7 +18,7 @@ from methods.models import Models
 from methods.target import Target
 
 
-class _DraftThenVerify:
+class _DraftThenVerify(ABC):
     """Each pass verifies what was drafted and adds one token of the target's own."""
 
     drafter: Drafter | TreeDrafter
@@ -47,13 +48,13 @@ class _DraftThenVerify:
             margins=ruling.margins,
         )
 
+    @abstractmethod
     def _propose(self, room: int) -> TokenTree:
         """A tree rooted at the pending token, with at most `room` drafted ones."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _settle(self, path_A: Sequence[int], scores: Scores) -> None:
         """Tell the drafter which nodes were kept; the target's pending token follows them."""
-        raise NotImplementedError
 
 
 class Speculative(_DraftThenVerify):
