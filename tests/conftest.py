@@ -1,9 +1,12 @@
 """Fixtures shared by engine, method and runner tests."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from methods.engine import native
 from tests.tiny import VOCABULARY, save_draft, save_model
 
 
@@ -24,3 +27,23 @@ def tiny_sorted(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny target's own layers as a draft with exits, in int8, that knows three quarters of the tokens."""
     known = [token for token in range(VOCABULARY) if token % 4]
     return save_draft(tmp_path_factory.mktemp("tiny_sorted"), tiny, known)
+
+
+@pytest.fixture(params=["native", "torch"])
+def operators(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Which operators run the models of this test."""
+    monkeypatch.setenv("PEARL_BENCH_NATIVE", "1" if request.param == "native" else "0")
+    native.library.cache_clear()
+    if request.param == "native" and native.library() is None:
+        pytest.skip("no native operators here")
+    yield request.param
+    native.library.cache_clear()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For such small models more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

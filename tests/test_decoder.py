@@ -13,6 +13,8 @@ from methods.models import Models
 CPU = [torch.device("cpu")]
 PROMPT = [(7 * i) % 90 + 1 for i in range(70)]
 
+pytestmark = pytest.mark.usefixtures("operators", "one_thread")
+
 
 @pytest.fixture(params=["float32", "bfloat16"])
 def decoder(request: pytest.FixtureRequest, tiny: Path) -> Decoder:

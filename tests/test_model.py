@@ -1,6 +1,5 @@
 """The Transformer against Transformers' own models: every family and kind of RoPE, native and PyTorch's operators."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from transformers import (
     Qwen3Config,
 )
 
-from methods.engine import native
 from methods.engine.decoder import Decoder
 from methods.engine.loader import find_checkpoint
 from methods.engine.tree import TokenTree
@@ -51,6 +49,8 @@ MODELS: dict[str, PreTrainedConfig] = {
 }
 PROMPT = [(37 * i) % 199 for i in range(50)]
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module", params=MODELS)
 def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
@@ -64,26 +64,6 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
     return folder, model
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """For such small models more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(params=["native", "torch"])
-def operators(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Which operators run the model."""
-    monkeypatch.setenv("PEARL_BENCH_NATIVE", "1" if request.param == "native" else "0")
-    native.library.cache_clear()
-    if request.param == "native" and native.library() is None:
-        pytest.skip("no native operators here")
-    yield request.param
-    native.library.cache_clear()
 
 
 def load(folder: Path, dtype: str = "float32", taps: tuple[int, ...] = ()) -> Decoder:
