@@ -12,12 +12,12 @@ from typing import Any
 
 from evaluation.pairs import DTYPES, Pair, get_pair, known_pairs
 from evaluation.questions import known_benchmarks
-from methods import BASELINE, METHODS, MethodSpec, Option, get_method
+from methods import BASELINE, METHODS, MethodSpec, get_method
 from methods.errors import UserError, nearest
 from methods.paths import ROOT
 
 DEVICES = ("auto", "cpu", "cuda")
-PASSED_ON = ("temperature", "top_k", "top_p", "seed", "repeats", "threads", "device", "json")
+PASSED_ON = ("temperature", "top_k", "top_p", "seed", "repeats", "threads", "device", "replicas", "trace", "json")
 USAGE = "eval.sh METHOD[,METHOD...] PAIR [options]   (eval.sh METHOD --target MODEL [--draft MODEL] [options])"
 
 
@@ -40,7 +40,9 @@ class RunConfig:
     repeats: int
     threads: int | None
     device: str
-    options: dict[str, Any]
+    options: dict[str, str]  # of methods, as typed
+    replicas: int
+    trace: Path | None
     output: Path
     json: bool
 
@@ -54,13 +56,19 @@ class RunConfig:
         return self.output / self.benchmark / self.pair.name
 
     def options_of(self, spec: MethodSpec) -> dict[str, Any]:
-        """A method's own options, defaults filled in."""
-        return {name: self.options.get(name, option.default) for name, option in spec.options.items()}
+        """A method's own options, defaults filled in, also for what other methods of the run can be told only."""
+        typed = {name: option.read(self.options.get(name, "")) for name, option in spec.options.items()}
+        return {name: option.default if typed[name] is None else typed[name] for name, option in spec.options.items()}
+
+    @property
+    def ranks(self) -> int:
+        """Processes of a replica."""
+        return max(spec.ranks for spec in self.specs)
 
 
-def all_options() -> dict[str, Option]:
-    """Every option of every method; one name means the same thing wherever it occurs."""
-    return {name: option for spec in METHODS.values() for name, option in spec.options.items()}
+def all_options() -> dict[str, str]:
+    """Every option of every method, with its help; one name means the same thing wherever it occurs."""
+    return {name: option.help for spec in METHODS.values() for name, option in spec.options.items()}
 
 
 def help_text() -> str:
@@ -105,6 +113,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", metavar="N", type=int, default=0, help="seed of all sampling (default 0)")
     add("--repeats", metavar="N", type=_positive, default=1, help="answer every question N times (default 1)")
     add("--threads", metavar="N", type=_positive, help="CPU threads of each rank (default: its share of the cores)")
+    add(
+        "--replicas",
+        metavar="N",
+        type=_positive,
+        default=1,
+        help="processes (or pairs) that share the questions",
+    )
+    add("--trace", metavar="FILE", type=Path, help="write what each rank did and when, in Chrome's trace format")
+    add("--alone", action="store_true", help="leave out the methods that are measured beside the chosen ones")
     add("--device", choices=DEVICES, default="auto", help="auto takes CUDA where there is one (default)")
     add(
         "--output",
@@ -113,9 +130,8 @@ def _parser() -> argparse.ArgumentParser:
         help="folder for answers (default: one per configuration in results/local)",
     )
     add("--json", action="store_true", help="end with one line of JSON: a list with one object per method")
-    for name, option in all_options().items():
-        metavar = type(option.default).__name__.upper()
-        add(f"--{name.replace('_', '-')}", metavar=metavar, type=type(option.default), help=option.help)
+    for name, text in all_options().items():
+        add(f"--{name.replace('_', '-')}", metavar="VALUE", help=text)
     return parser
 
 
@@ -132,7 +148,7 @@ def parse(arguments: list[str]) -> RunConfig:
     pair = _pair(args)
     own_benchmark = args.questions is None and args.benchmark in (None, pair.benchmark)
     config = RunConfig(
-        methods=tuple(dict.fromkeys([BASELINE, *filter(None, args.methods.split(","))])),
+        methods=_with_companions(args.methods, args.alone),
         pair=pair,
         benchmark=args.questions.name.split(".")[0] if args.questions else args.benchmark or pair.benchmark,
         questions=args.questions,
@@ -147,6 +163,13 @@ def parse(arguments: list[str]) -> RunConfig:
     _check_methods(config)
     _check_values(config)
     return config if args.output else replace(config, output=default_output(config))
+
+
+def _with_companions(chosen: str, alone: bool) -> tuple[str, ...]:
+    """The baseline, what is measured beside the chosen methods, and these."""
+    names = list(filter(None, chosen.split(",")))
+    beside = [] if alone else [other for name in names for other in get_method(name).beside]
+    return tuple(dict.fromkeys([BASELINE, *(name for name in beside if name not in names), *names]))
 
 
 def _pair(args: argparse.Namespace) -> Pair:
@@ -178,15 +201,16 @@ def _check_values(config: RunConfig) -> None:
     if config.temperature < 0 or not 0 < config.top_p <= 1 or config.top_k < 0:
         given = f"{config.temperature}, {config.top_p}, {config.top_k}"
         raise UserError(f"expected temperature >= 0, 0 < top-p <= 1 and top-k >= 0, got {given}")
-    for name, option in all_options().items():
-        if not isinstance(option.default, str) and config.options.get(name, option.default) < option.least:
-            given = config.options[name]
-            raise UserError(f"expected --{name.replace('_', '-')} of at least {option.least}, got {given}")
+    for name, text in config.options.items():
+        takers = [spec.options[name] for spec in config.specs if name in spec.options]
+        if all(option.read(text) is None for option in takers):
+            expected = max((option.expected for option in takers), key=len)
+            raise UserError(f"expected --{name.replace('_', '-')} to be {expected}, got {text}")
 
 
 def default_output(config: RunConfig) -> Path:
     """One folder per configuration: the same command continues an interrupted run, another one starts its own."""
-    known = {name: value for name, value in asdict(config).items() if name not in ("output", "json")}
+    known = {name: value for name, value in asdict(config).items() if name not in ("output", "trace", "json")}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
     methods = "+".join(name for name in config.methods if name != BASELINE) or BASELINE
     return ROOT / "results" / "local" / f"{methods}-{digest[:8]}"

@@ -1,18 +1,27 @@
 """Who this process is: its rank, its replica, and the devices it owns.
 
-A replica is as many ranks as the most demanding method of the launch needs; replicas share the questions. Processes
-come from `accelerate launch --num_processes N` on GPUs, or `torchrun --nproc_per_node N` on CPUs (of which accelerate
-launches one only), on one node or several; a plain start is a launch of one.
+A replica is as many ranks as the most demanding method of the launch needs: one, or two, of which the first is the
+target's and the second the draft's. Replicas share the questions. The processes are started by `launch.py`, or by
+`accelerate launch --num_processes N` on GPUs and `torchrun --nproc_per_node N` on CPUs (of which accelerate launches
+one only), on one node or several.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from methods.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+    from methods.engine.link import Link
+
+PATIENCE = 6.0  # seconds that a rank waits for the other within a round
+_PATIENT = timedelta(days=7)  # where replicas wait for each other, or the draft for the next question
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ def join_ranks(size: int, device: str) -> Ranks:
     if ranks.world > 1:
         from accelerate import PartialState
 
-        PartialState(cpu=device == "cpu")
+        PartialState(cpu=device == "cpu", timeout=_PATIENT)
     return ranks
 
 
@@ -76,27 +85,79 @@ def choose_device(wanted: str) -> str:
     return "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
 
 
-def own_devices(ranks: Ranks, device: str, threads: int | None) -> tuple[list["torch.device"], list[str], int]:
-    """Take this rank's share of the node: devices, their names for the run header, and CPU threads.
+@dataclass(frozen=True)
+class Share:
+    """What a rank owns: devices, their names for the run header, CPU threads. `all_cores`: those of all ranks of its
+    replica on this node, with as many threads altogether."""
+
+    devices: list["torch.device"]
+    names: list[str]
+    threads: int
+    all_cores: list[int]
+    all_threads: int
+
+
+def take_share(ranks: Ranks, device: str, threads: int | None) -> Share:
+    """Take this rank's share of the node.
 
     CUDA: the visible GPUs in equal parts, shared where there are more ranks than GPUs. CPU: a set of cores each."""
     import torch
 
-    cores = _share(sorted(os.sched_getaffinity(0)), ranks)
+    node = sorted(os.sched_getaffinity(0))
+    cores = _share(node, ranks, ranks.local_rank)
+    first = ranks.local_rank // ranks.size * ranks.size
+    together = range(first, min(first + ranks.size, ranks.local_world))
+    all_cores = sorted({core for local_rank in together for core in _share(node, ranks, local_rank)})
     if ranks.local_world > 1:
         os.sched_setaffinity(0, cores)
     threads = threads or len(cores)
     torch.set_num_threads(threads)
+    all_threads = min(threads * len(together), len(all_cores))
     if device == "cpu":
-        return [torch.device("cpu")], ["cpu:" + ",".join(map(str, cores))], threads
-    own = _share(list(range(torch.cuda.device_count())), ranks)
+        names = ["cpu:" + ",".join(map(str, cores))]
+        return Share([torch.device("cpu")], names, threads, all_cores, all_threads)
+    own = _share(list(range(torch.cuda.device_count())), ranks, ranks.local_rank)
     torch.cuda.set_device(own[0])
-    return [torch.device("cuda", i) for i in own], [f"cuda:{i}" for i in own], threads
+    devices = [torch.device("cuda", i) for i in own]
+    return Share(devices, [f"cuda:{i}" for i in own], threads, all_cores, all_threads)
 
 
-def _share(items: list[int], ranks: Ranks) -> list[int]:
-    """This local rank's part of the node's cores or GPUs; with fewer items than ranks, one item in turn."""
+@contextmanager
+def all_devices(share: Share) -> Iterator[None]:
+    """Let this rank use the cores of its whole replica. GPUs need no more: the target's layers run one after the other,
+    so one sequence is no faster on several."""
+    import torch
+
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, share.all_cores)
+    torch.set_num_threads(share.all_threads)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(share.threads)
+
+
+def open_link(ranks: Ranks) -> "Link | None":
+    """The link between the two ranks of this replica; None where a replica is one rank. All ranks must call it."""
+    if ranks.size == 1:
+        return None
+    import torch.distributed as dist
+
+    from methods.engine.link import Link
+
+    for first in range(0, ranks.world, ranks.size):
+        group = dist.new_group([first, first + 1], timeout=_PATIENT, backend="gloo")
+        if first == ranks.replica * ranks.size:
+            own = group
+    first = ranks.replica * ranks.size
+    names = f"rank {first} (target)", f"rank {first + 1} (draft)"
+    return Link(own, names if ranks.leads else names[::-1], float(os.environ.get("PEARL_BENCH_PATIENCE", PATIENCE)))
+
+
+def _share(items: list[int], ranks: Ranks, local_rank: int) -> list[int]:
+    """A local rank's part of the node's cores or GPUs; with fewer items than ranks, one item in turn."""
     if len(items) < ranks.local_world:
-        return [items[ranks.local_rank % len(items)]]
+        return [items[local_rank % len(items)]]
     size = len(items) // ranks.local_world
-    return items[ranks.local_rank * size : (ranks.local_rank + 1) * size]
+    return items[local_rank * size : (local_rank + 1) * size]

@@ -46,6 +46,7 @@ class Choice:
     prefill_time: list[float] | None = None
     draft_time: list[float] | None = None
     verify_time: list[float] | None = None
+    wait_time: list[float] | None = None
     drafted: list[list[int]] | None = None
     accepted: list[list[int]] | None = None
     margins: list[list[float]] | None = None

@@ -11,14 +11,16 @@ import json
 import sys
 import traceback
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from evaluation.config import RunConfig, help_text, parse
+from evaluation.launch import launch, launched
 from methods import BASELINE
-from methods.errors import UserError, command_line
+from methods.errors import RunError, UserError, command_line
 
 if TYPE_CHECKING:
     from evaluation.questions import Question
@@ -31,27 +33,53 @@ def main() -> int:
     if len(sys.argv) == 1:
         print(help_text())
         return 0
-    return run(parse(sys.argv[1:]))
+    config = parse(sys.argv[1:])
+    processes = config.ranks * config.replicas
+    if processes == 1 or launched():
+        return run(config)
+    check(config)
+    return launch(partial(run, config), processes)
+
+
+def check(config: RunConfig) -> None:
+    """Find the user's mistakes before any process is started, so that each is told once."""
+    from evaluation.questions import load_questions
+    from evaluation.ranks import choose_device
+    from methods.models import Models
+
+    load_questions(config.benchmark, config.questions, config.limit)
+    choose_device(config.device)
+    models = Models(config.pair.target, config.pair.draft, config.dtype, [])
+    _ = models.target_checkpoint.config
+    if any(spec.needs_draft for spec in config.specs):
+        _ = models.draft_checkpoint
 
 
 def run(config: RunConfig) -> int:
     """Measure, write, judge. The exit status: 0 if every question finished and every lossless method was identical."""
     from evaluation.questions import load_questions
-    from evaluation.ranks import choose_device, join_ranks, own_devices
+    from evaluation.ranks import choose_device, join_ranks, open_link, take_share
     from evaluation.session import Session
     from evaluation.store import Store
+    from evaluation.trace import Trace
 
     benchmark = load_questions(config.benchmark, config.questions, config.limit)
     device = choose_device(config.device)
-    ranks = join_ranks(max(spec.ranks for spec in config.specs), device)
+    ranks = join_ranks(config.ranks, device)
     console = Console(stderr=True, highlight=False, quiet=ranks.rank != 0)  # one voice for all ranks
     console.print(describe(config, len(benchmark.questions)), soft_wrap=True)
-    session = Session(config, benchmark, *own_devices(ranks, device, config.threads), ranks.replicas)
-    with Store(config.folder, {spec.name: session.header(spec) for spec in config.specs}, ranks) as store:
+    session = Session(config, benchmark, ranks, take_share(ranks, device, config.threads), open_link(ranks))
+    if config.trace is not None and ranks.rank == 0:
+        session.trace = Trace(config.trace)
+    headers = {spec.name: session.header(spec) for spec in config.specs} if ranks.leads else {}
+    with Store(config.folder, headers, ranks) as store:
         open_questions = [q for q in benchmark.questions if store.missing(q.question_id)]
         share = open_questions[ranks.replica :: ranks.replicas]
         if share and ranks.leads:
             measure(session, store, share, console)
+            session.close()
+        elif share:
+            session.serve()
         store.collect()
         failed = store.failures()
     return judge(session, failed, console) if ranks.rank == 0 else 0
@@ -74,6 +102,7 @@ def describe(config: RunConfig, questions: int) -> str:
 def measure(session: "Session", store: "Store", questions: "list[Question]", console: Console) -> None:
     """Answer the questions by all methods, in turn, and write each answer as soon as its question is through."""
     tally = Tally()
+    session.meet()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("warming up", total=len(questions))
@@ -83,6 +112,8 @@ def measure(session: "Session", store: "Store", questions: "list[Question]", con
                 store.files[name].append(session.answer(name, question, choices))
                 tally.add(name, choices)
             progress.update(task, advance=1, description=tally.text())
+    if session.trace is not None:
+        session.trace.write()
 
 
 def answer_question(session: "Session", store: "Store", question: "Question", index: int) -> "dict[str, list[Choice]]":
@@ -94,7 +125,7 @@ def answer_question(session: "Session", store: "Store", question: "Question", in
         for name in order:
             try:
                 choices[name].append(session.choice(name, question, repeat))
-            except UserError:
+            except (UserError, RunError):
                 raise
             except Exception as error:
                 traceback.print_exc()

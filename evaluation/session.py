@@ -1,20 +1,23 @@
 """A launch's models, prompts and methods, loaded once: answers one question by one method."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-
-import torch
 
 from evaluation.config import RunConfig
 from evaluation.prompts import Prompter, decode, eos_ids
 from evaluation.provenance import environment, read_bandwidth
 from evaluation.questions import Benchmark, Question
+from evaluation.ranks import Ranks, Share, all_devices
 from evaluation.records import SCHEMA_VERSION, Answer, Choice
+from evaluation.trace import Trace
 from methods import BASELINE, MethodSpec, get_method
 from methods.base import Generation, Limits, Method, Reference, generate
+from methods.engine.link import Close, Link
 from methods.engine.sampling import Sampling, seed_of
 from methods.models import Models
+from methods.pearl import serve
 
 WARM_UP_TOKENS = 32
 WARM_UP = (
@@ -26,19 +29,20 @@ MARGIN = 256  # rows beyond the longest conversation: answers read back as text 
 
 @dataclass
 class Session:
-    """`devices`: this rank's, and `device_names` as the run header shows them; `threads` of the CPU."""
+    """On every rank. `link`: to the other rank of a pair. The target's rank decodes; the draft's rank serves it."""
 
     config: RunConfig
     benchmark: Benchmark
-    devices: list[torch.device]
-    device_names: list[str]
-    threads: int
-    replicas: int
+    ranks: Ranks
+    share: Share
+    link: Link | None = None
+    trace: Trace | None = None
 
     @cached_property
     def models(self) -> Models:
         c = self.config
-        models = Models(c.pair.target, c.pair.draft, c.dtype, self.devices)
+        models = Models(c.pair.target, c.pair.draft, c.dtype, self.share.devices)
+        models.link, models.drafts_only = self.link, not self.ranks.leads
         models.max_length = self._longest(models.target_checkpoint.tokenizer) + MARGIN
         return models
 
@@ -63,13 +67,40 @@ class Session:
         c = self.config
         return {spec.name: spec.build(self.models, c.options_of(spec)) for spec in c.specs}
 
+    def serve(self) -> None:
+        """The draft's rank: draft for the target's rank until it has no more questions."""
+        c = self.config
+        if self.link is None:
+            raise ValueError("expected a link to the target's rank, got none")
+        serve(
+            self.link,
+            {spec.name: spec.build_drafter(self.models, c.options_of(spec)) for spec in c.specs if spec.drafter},
+        )
+
+    def meet(self) -> None:
+        """The target's rank: load the methods, and wait until the draft's rank has loaded its drafters too."""
+        _ = self.methods
+        if self.link is not None:
+            self.link.receive("the drafters", None)
+
+    def close(self) -> None:
+        """The target's rank: let the draft's rank end."""
+        if self.link is not None:
+            self.link.send(Close())
+            self.link.receive("its farewell")
+
+    def _place(self, name: str) -> AbstractContextManager[None]:
+        """The devices on which a method runs: this rank's, or those of the whole replica."""
+        return all_devices(self.share) if get_method(name).all_devices else nullcontext()
+
     def warm_up(self) -> None:
         """Let every method answer questions that are not measured: kernels, caches and allocators settle."""
         limits = Limits(self.limits.eos_ids, min(WARM_UP_TOKENS, self.limits.max_new_tokens))
         for text in WARM_UP:
             prompt = self.prompter.encode([text], [])
-            for method in self.methods.values():
-                generate(method, prompt, self._sampling("warm-up", 0, 0), limits)
+            for name, method in self.methods.items():
+                with self._place(name):
+                    generate(method, prompt, self._sampling("warm-up", 0, 0), limits)
 
     def _sampling(self, question_id: object, turn: int, repeat: int) -> Sampling:
         c = self.config
@@ -82,7 +113,10 @@ class Session:
         for turn in range(len(question.turns)):
             prompt = self.prompter.encode(question.turns[: turn + 1], texts)
             sampling = self._sampling(question.question_id, turn, repeat)
-            turns.append(generate(self.methods[name], prompt, sampling, self.limits))
+            with self._place(name):
+                turns.append(generate(self.methods[name], prompt, sampling, self.limits))
+            if self.trace is not None:
+                self.trace.add(name, question.question_id, turn, turns[-1])
             texts.append(decode(self.models.target_checkpoint.tokenizer, turns[-1].token_ids))
         return to_choice(turns, texts, repeat)
 
@@ -108,9 +142,9 @@ class Session:
             },
             "draft": self._draft_header() if spec.needs_draft else None,
             "dtype": c.dtype,
-            "devices": self.device_names,
-            "threads": self.threads,
-            "replicas": self.replicas,
+            "devices": self.share.names,
+            "threads": self.share.all_threads if spec.all_devices else self.share.threads,
+            "replicas": self.ranks.replicas,
             "sampling": {"temperature": c.temperature, "top_k": c.top_k, "top_p": c.top_p},
             "seed": c.seed,
             "max_new_tokens": c.max_new_tokens,
@@ -135,7 +169,7 @@ class Session:
     @cached_property
     def floor(self) -> dict[str, float]:
         """What reading the target's weights once costs on this machine now: no pass can be faster."""
-        bandwidth = read_bandwidth(self.threads, self.devices[0])
+        bandwidth = read_bandwidth(self.share.threads, self.share.devices[0])
         return {
             "read_bandwidth": bandwidth,
             "floor_seconds_per_token": self.models.target.model.weight_bytes / bandwidth,
@@ -167,9 +201,15 @@ def to_choice(turns: list[Generation], texts: list[str], repeat: int) -> Choice:
         token_ids=[turn.token_ids for turn in turns],
         finish=[turn.finish for turn in turns],
         prefill_time=[turn.prefill_time for turn in turns],
-        draft_time=[turn.draft_time for turn in turns],
-        verify_time=[turn.verify_time for turn in turns],
+        draft_time=_seconds(turns, "draft"),
+        verify_time=_seconds(turns, "verify"),
+        wait_time=_seconds(turns, "wait"),
         drafted=[turn.drafted for turn in turns],
         accepted=[turn.accepted for turn in turns],
         margins=margins if any(margins) else None,
     )
+
+
+def _seconds(turns: list[Generation], work: str) -> list[float] | None:
+    """Seconds of each turn on one kind of work; None where the method does not tell what it does when."""
+    return [turn.seconds(work) for turn in turns] if any(turn.spans for turn in turns) else None

@@ -12,41 +12,93 @@ from methods.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from methods.base import Method, Reference
+    from methods.drafters.base import Drafter
     from methods.models import Models
 
 
 @dataclass(frozen=True)
 class Option:
-    """A method's option: `--name` on the command line. Its type is its default's; of a number `least` is allowed."""
+    """A method's option: `--name` on the command line. One of `words`, or a number of at least `least` (None: words
+    only), with a fraction if the default has one."""
 
     default: int | float | str
     help: str
-    least: int | float = 1
+    least: int | float | None = 1
+    words: tuple[str, ...] = ()
+
+    def read(self, text: str) -> int | float | str | None:
+        """The value that the text stands for; None if it stands for none."""
+        if text in self.words or self.least is None:
+            return text if text in self.words else None
+        try:
+            value = float(text) if isinstance(self.default, float) else int(text)
+        except ValueError:
+            return None
+        return value if value >= self.least else None
+
+    @property
+    def expected(self) -> str:
+        """What `read` takes, in words."""
+        number = [] if self.least is None else [f"a number of at least {self.least}"]
+        return " or ".join([*self.words, *number])
 
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """One row. `entry`: "module:function" that builds the method from Models and the options. `ranks`: processes it
-    needs. `lossless`: greedy output must be the baseline's (False: another library's arithmetic)."""
+    """One row. `entry`: "module:function" that builds the method from Models and the options; `drafter`: one that
+    builds its drafter, where that runs on a rank of its own. `beside`: methods that are measured with it.
+    `all_devices`: runs on what all ranks of a replica own. `lossless`: greedy output must be the baseline's (False:
+    another library's arithmetic)."""
 
     name: str
     entry: str
     about: str
     paper: str = ""
     options: Mapping[str, Option] = field(default_factory=dict)
-    ranks: int = 1
     lossless: bool = True
     needs_draft: bool = False
+    drafter: str = ""
+    beside: tuple[str, ...] = ()
+    all_devices: bool = False
+
+    @property
+    def ranks(self) -> int:
+        """Processes that it needs: one that decides, and one that drafts where the drafter has its own."""
+        return 2 if self.drafter else 1
 
     def build(self, models: "Models", options: Mapping[str, Any]) -> "Method | Reference":
         """The method, ready for `generate`. `options` beyond the method's own are ignored, missing ones defaulted."""
-        module, function = self.entry.split(":")
+        return self._call(self.entry, models, options)
+
+    def build_drafter(self, models: "Models", options: Mapping[str, Any]) -> "Drafter":
+        """The drafter, ready for `serve`, with the same options."""
+        return self._call(self.drafter, models, options)
+
+    def _call(self, entry: str, models: "Models", options: Mapping[str, Any]) -> Any:
+        module, function = entry.split(":")
         chosen = {name: options.get(name, option.default) for name, option in self.options.items()}
         return getattr(importlib.import_module(module), function)(models, **chosen)
 
 
 def _window(default: int) -> Option:
     return Option(default, "tokens drafted per round")
+
+
+_PEARL = {
+    "gamma": Option(
+        "auto",
+        "tokens drafted per round: a number; auto: as fit into a pass of the target; free: until it has decided",
+        words=("auto", "free"),
+    ),
+    "without": Option(
+        "nothing",
+        "leave out pre-verify, post-verify or both",
+        least=None,
+        words=("nothing", "pre-verify", "post-verify", "both"),
+    ),
+}
+_PEARL_PAPER = "Liu et al. 2025"
+ALL_DEVICES = "autoregressive-all"
 
 
 _NGRAM = Option(3, "longest n-gram looked up")
@@ -60,6 +112,12 @@ METHODS: dict[str, MethodSpec] = {
     spec.name: spec
     for spec in (
         MethodSpec(BASELINE, "methods.autoregressive:build", "the target alone, one token per pass"),
+        MethodSpec(
+            ALL_DEVICES,
+            "methods.autoregressive:build",
+            "the same on the devices of the target's and the draft's rank together",
+            all_devices=True,
+        ),
         MethodSpec(
             "sps",
             "methods.speculative:build_sps",
@@ -95,6 +153,26 @@ METHODS: dict[str, MethodSpec] = {
                 **_EXITS,
             },
             needs_draft=True,
+        ),
+        MethodSpec(
+            "pearl",
+            "methods.pearl:build_pearl",
+            "drafts while it verifies: target and draft on a rank each",
+            _PEARL_PAPER,
+            _PEARL,
+            needs_draft=True,
+            drafter="methods.pearl:draft_pearl",
+            beside=(ALL_DEVICES, "sps"),
+        ),
+        MethodSpec(
+            "pearl-sd2",
+            "methods.pearl:build_pearl_sd2",
+            "the same with sd2's draft",
+            f"{_PEARL_PAPER}; Kavehzadeh et al. 2024",
+            {**_PEARL, **_EXITS},
+            needs_draft=True,
+            drafter="methods.pearl:draft_pearl_sd2",
+            beside=(ALL_DEVICES, "sd2"),
         ),
         MethodSpec(
             "hf-generate",

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from methods.base import Step
+from methods.base import Method, Span, Step
 from methods.engine.decoder import Decoder
 from methods.engine.sampling import Sampling
 from methods.engine.tree import TokenTree
@@ -11,7 +11,7 @@ from methods.models import Models
 from methods.target import Target
 
 
-class Autoregressive:
+class Autoregressive(Method):
     """One node per pass."""
 
     def __init__(self, target: Decoder) -> None:
@@ -23,7 +23,8 @@ class Autoregressive:
     def step(self) -> Step:
         begin = time.perf_counter()
         ruling = self.target.judge(TokenTree.chain([self.target.pending]))
-        return Step(ruling.tokens, verify_time=time.perf_counter() - begin, margins=ruling.margins)
+        verified = Span("target", "verify", begin, time.perf_counter())
+        return Step(ruling.tokens, spans=[verified], margins=ruling.margins)
 
 
 def build(models: Models) -> Autoregressive:

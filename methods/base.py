@@ -8,7 +8,7 @@ passes of accept length 1, and for every method sum(accept lengths) == new token
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from methods.engine.sampling import Sampling
 from methods.target import Target
@@ -23,22 +23,36 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Span:
+    """What a rank did from `begin` to `end`, in seconds of the monotonic clock. "wait": the target had nothing to do
+    until a draft came."""
+
+    rank: Literal["target", "draft"]
+    work: Literal["draft", "verify", "wait"]
+    begin: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.begin
+
+
+@dataclass(frozen=True)
 class Step:
     """One target pass. `tokens`: what it decided, kept drafts first, then the target's own token.
 
-    `drafted` and `accepted` count draft tokens (of a tree: its depth and the kept path); times in seconds.
+    `drafted` and `accepted` count the draft tokens that were judged (of a tree: its depth and the kept path).
     `margins`: top-1 minus top-2 target logit behind each token, where the engine is not row-invariant."""
 
     tokens: list[int]
     drafted: int = 0
     accepted: int = 0
-    draft_time: float = 0.0
-    verify_time: float = 0.0
+    spans: Sequence[Span] = ()
     margins: list[float] | None = None
 
 
 class Method(Protocol):
-    """A decoding method. Batch 1; one prompt after the other."""
+    """A decoding method. Batch 1; one prompt after the other. To be inherited from."""
 
     target: Target
 
@@ -49,6 +63,10 @@ class Method(Protocol):
     def step(self) -> Step:
         """One target pass; needs `target.room` >= 1."""
         ...
+
+    def finish(self) -> None:
+        """The answer is complete. Most methods need not know."""
+        return
 
 
 @runtime_checkable
@@ -72,8 +90,7 @@ class Generation:
     finish: str = ""
     wall_time: float = 0.0
     prefill_time: float = 0.0
-    draft_time: float = 0.0
-    verify_time: float = 0.0
+    spans: list[Span] = field(default_factory=list)
 
     def add(self, step: Step, limits: Limits) -> None:
         """Enter a pass into the ledger, cut after the first EOS and at the limit."""
@@ -90,10 +107,13 @@ class Generation:
         self.accept_lengths.append(len(kept))
         self.drafted.append(step.drafted)
         self.accepted.append(step.accepted)
-        self.draft_time += step.draft_time
-        self.verify_time += step.verify_time
+        self.spans += step.spans
         if step.margins is not None:
             self.margins = (self.margins or []) + step.margins[: len(kept)]
+
+    def seconds(self, work: str) -> float:
+        """Time spent on "draft", "verify" or "wait". Two ranks draft and verify at the same time."""
+        return sum(span.seconds for span in self.spans if span.work == work)
 
 
 def generate(method: Method | Reference, prompt_T: Sequence[int], sampling: Sampling, limits: Limits) -> Generation:
@@ -114,6 +134,7 @@ def generate(method: Method | Reference, prompt_T: Sequence[int], sampling: Samp
             break
         answer.add(method.step(), limits)
     answer.wall_time = time.perf_counter() - begin
+    method.finish()
     if sum(answer.accept_lengths) != len(answer.token_ids):
         raise AssertionError(f"the ledger is off: {answer.accept_lengths} for {len(answer.token_ids)} tokens")
     return answer

@@ -10,6 +10,10 @@ class UserError(Exception):
     """A mistake of the user's. Its text is one sentence: what was expected, what came, what to do."""
 
 
+class RunError(Exception):
+    """What ended a run without being the user's mistake, such as a dead rank. Its text is one sentence."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error sentence about an unknown `name`: the closest known name, or all of them."""
     known = sorted(known)
@@ -18,12 +22,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def command_line(main: Callable[[], int]) -> None:
-    """Run `main` as a command: its return value is the exit status, a UserError is one sentence and status 2."""
+    """Run `main` as a command: its return value is the exit status; a UserError is one sentence and status 2, a
+    RunError one sentence and status 1."""
     try:
         sys.exit(main())
-    except UserError as error:
+    except (UserError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, UserError) else 1)
     except BrokenPipeError:  # whoever read our output has gone, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from methods.engine.decoder import Decoder
-from methods.engine.loader import Checkpoint, find_checkpoint
+from methods.engine.link import Link
+from methods.engine.loader import DTYPES, Checkpoint, find_checkpoint
 from methods.engine.model import Transformer
-from methods.engine.sorted_draft import exits_of, is_trained_draft, load_draft
+from methods.engine.sorted_draft import EMBEDDING, exits_of, is_trained_draft, load_draft
 from methods.errors import UserError
 
 
@@ -17,13 +19,21 @@ from methods.errors import UserError
 class Models:
     """`target` and `draft` sources as `find_checkpoint` takes them; a draft may also be "first-K", the target's own
     first K layers, or what scripts/train_draft.py exports. `max_length`: most tokens per sequence (None: the model's
-    context)."""
+    context). `link`: to the other rank of the pair, if there is one; `drafts_only`: this is the draft rank, which
+    never loads the target."""
 
     target_source: str
     draft_source: str | None
     dtype: str
     devices: list[torch.device]
     max_length: int | None = None
+    link: Link | None = None
+    drafts_only: bool = False
+
+    @property
+    def vocabulary(self) -> int:
+        """The target's size V."""
+        return self.target_checkpoint.config.vocab_size
 
     @cached_property
     def target_checkpoint(self) -> Checkpoint:
@@ -60,13 +70,29 @@ class Models:
 
     @cached_property
     def draft_model(self) -> Transformer:
-        """The draft on the target's (first) device."""
+        """The draft on the target's (first) device; where both are loaded it shares what it can."""
         checkpoint = self.draft_checkpoint
         if self.draft_layers is not None:
-            return first_layers(self.target.model, self.draft_layers)
+            return self._first_layers(self.draft_layers)
         if is_trained_draft(checkpoint):
-            return load_draft(checkpoint, self.target.model, self.dtype, self.devices[0])
+            config, embedding_VD = self.target_checkpoint.config, self._embedding_VD
+            return load_draft(checkpoint, config, embedding_VD, self.dtype, self.devices[0])
         return checkpoint.transformer(self.dtype, self.devices[:1])
+
+    @property
+    def _embedding_VD(self) -> Tensor:
+        if not self.drafts_only:
+            return self.target.model.embedding_VD
+        return self.target_checkpoint.weights[EMBEDDING].to(self.devices[0], DTYPES[self.dtype])
+
+    def _first_layers(self, count: int) -> Transformer:
+        config = self.target_checkpoint.config
+        if not 0 < count < config.layers:
+            raise UserError(f"expected a draft of 1 to {config.layers - 1} of the target's layers, got {count}")
+        if not self.drafts_only:
+            return first_layers(self.target.model, count)
+        short = replace(config, layers=count)
+        return Transformer(short, self.target_checkpoint.weights, DTYPES[self.dtype], self.devices[:1] * count)
 
     @property
     def draft_exits(self) -> tuple[int, ...]:
@@ -80,8 +106,6 @@ class Models:
 
 def first_layers(model: Transformer, count: int) -> Transformer:
     """A draft of the target's first layers with its final norm and head; shares the target's weights."""
-    if not 0 < count < model.config.layers:
-        raise UserError(f"expected a draft of 1 to {model.config.layers - 1} of the target's layers, got {count}")
     short = copy.copy(model)
     short.config = replace(model.config, layers=count)
     short.layers, short.devices = model.layers[:count], model.devices[:count]

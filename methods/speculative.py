@@ -4,7 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from methods.base import Step
+from methods.base import Method, Span, Step
 from methods.drafters.base import Drafter, TreeDrafter
 from methods.drafters.lookup import LookupDrafter
 from methods.drafters.model import ModelDrafter
@@ -18,7 +18,7 @@ from methods.models import Models
 from methods.target import Target
 
 
-class _DraftThenVerify(ABC):
+class _DraftThenVerify(Method, ABC):
     """Each pass verifies what was drafted and adds one token of the target's own."""
 
     drafter: Drafter | TreeDrafter
@@ -43,8 +43,11 @@ class _DraftThenVerify(ABC):
             ruling.tokens,
             drafted=int(tree.depth_N.max()),
             accepted=ruling.accepted,
-            draft_time=drafted - begin + time.perf_counter() - verified,
-            verify_time=verified - drafted,
+            spans=[
+                Span("target", "draft", begin, drafted),
+                Span("target", "verify", drafted, verified),
+                Span("target", "draft", verified, time.perf_counter()),
+            ],
             margins=ruling.margins,
         )
 
@@ -87,9 +90,19 @@ class SpeculativeTree(_DraftThenVerify):
         self.drafter.settle(path_A, self.target.pending, scores)
 
 
+def model_drafter(models: Models) -> ModelDrafter:
+    """The pair's draft as a drafter."""
+    return ModelDrafter(models.draft, models.vocabulary)
+
+
+def sorted_drafter(models: Models, threshold: float, exit: int) -> SortedDrafter:
+    """The pair's trained draft as a drafter with exits."""
+    return SortedDrafter(_staged(models, threshold, exit), models.vocabulary)
+
+
 def build_sps(models: Models, gamma: int) -> Speculative:
     """Speculative sampling with a smaller model."""
-    return Speculative(models.target, ModelDrafter(models.draft, models.target.model.config.vocab_size), gamma)
+    return Speculative(models.target, model_drafter(models), gamma)
 
 
 def build_pld(models: Models, gamma: int, max_ngram: int) -> Speculative:
@@ -99,16 +112,14 @@ def build_pld(models: Models, gamma: int, max_ngram: int) -> Speculative:
 
 def build_sd2(models: Models, gamma: int, threshold: float, exit: int) -> Speculative:
     """SD2 with a chain."""
-    drafter = SortedDrafter(_staged(models, threshold, exit), models.target.model.config.vocab_size)
-    return Speculative(models.target, drafter, gamma)
+    return Speculative(models.target, sorted_drafter(models, threshold, exit), gamma)
 
 
 def build_sd2_tree(
     models: Models, branches: int, depth: int, nodes: int, threshold: float, exit: int
 ) -> SpeculativeTree:
     """SD2 with a tree."""
-    vocabulary = models.target.model.config.vocab_size
-    drafter = SortedTreeDrafter(_staged(models, threshold, exit), vocabulary, branches, depth, nodes)
+    drafter = SortedTreeDrafter(_staged(models, threshold, exit), models.vocabulary, branches, depth, nodes)
     return SpeculativeTree(models.target, drafter)
 
 

@@ -17,16 +17,18 @@ from methods.engine.verify import verify
 @dataclass(frozen=True)
 class Ruling:
     """A pass's outcome: the decided tokens (kept drafts, then the target's own), the kept nodes (root first), and the
-    pass's scores."""
+    pass's scores. `leaf_kept`: the last token is no token of the target's own but a drafted leaf, kept too."""
 
     tokens: list[int]
     path_A: list[int]
     scores: Scores
     margins: list[float] | None = None
+    leaf_kept: bool = False
 
     @property
     def accepted(self) -> int:
-        return len(self.tokens) - 1
+        """Drafted tokens that were kept."""
+        return len(self.tokens) - 1 + self.leaf_kept
 
 
 class Target:
@@ -56,14 +58,17 @@ class Target:
 
     def judge(self, tree: TokenTree) -> Ruling:
         """Score a tree rooted at the pending token, keep what the target agrees with, and decide the next token."""
-        scores = self.decoder.score(tree)
+        return self.decide(tree, self.decoder.score(tree))
+
+    def decide(self, tree: TokenTree, scores: Scores) -> Ruling:
+        """`judge` for a tree whose first nodes the decoder has scored last, those behind them being leaves."""
         verdict = verify(tree, scores.logits_NV, self.sampling, self.generator)
         self.decoder.commit(verdict.path_A)
         self.pending = verdict.next_token
         kept = [int(tree.tokens_N[node]) for node in verdict.path_A[1:]]
         doubtful = self.decoder.row_invariant is False and self.sampling.greedy
         margins = _margins(scores.logits_NV[verdict.path_A]) if doubtful else None
-        return Ruling([*kept, verdict.next_token], verdict.path_A, scores, margins)
+        return Ruling([*kept, verdict.next_token], verdict.path_A, scores, margins, verdict.leaf_kept)
 
 
 def _margins(logits_AV: Tensor) -> list[float]:

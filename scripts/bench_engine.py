@@ -96,22 +96,23 @@ def timed(action: Callable[[], Any]) -> float:
 
 
 def measure(config: RunConfig, rounds: int, tokens: int) -> dict[str, Any]:
-    from evaluation.ranks import choose_device, join_ranks, own_devices
+    from evaluation.ranks import choose_device, join_ranks, take_share
 
     device = choose_device(config.device)
-    devices = own_devices(join_ranks(1, device), device, config.threads)
-    session = Session(config, load_questions(config.benchmark, None, rounds), *devices, replicas=1)
+    ranks = join_ranks(1, device)
+    share = take_share(ranks, device, config.threads)
+    session = Session(config, load_questions(config.benchmark, None, rounds), ranks, share)
     session.warm_up()
     seconds = method_seconds(session, rounds, tokens)
     target = session.models.target
     passes = pass_seconds(target, 5 * rounds)
-    bandwidth = read_bandwidth(session.threads, session.devices[0])
+    bandwidth = read_bandwidth(share.threads, share.devices[0])
     floor = target.model.weight_bytes / bandwidth
     own = median(seconds["autoregressive"])
     return {
         "pair": config.pair.name,
         "dtype": config.dtype,
-        "threads": session.threads,
+        "threads": share.threads,
         "row_invariant": target.row_invariant,
         "read_bandwidth": bandwidth,
         "floor_ms": floor * 1e3,

@@ -117,14 +117,14 @@ def test_a_repeating_prompt_is_looked_up(pair: Models) -> None:
     from methods.drafters.lookup import LookupDrafter
 
     drafter = LookupDrafter(max_ngram=3)
-    drafter.begin([1, 2, 3, 4, 1, 2, 3], GREEDY, None)  # type: ignore[arg-type]  # lookup reads no features
-    drafter.settle(0, 4, None)  # type: ignore[arg-type]
+    drafter.begin([1, 2, 3, 4, 1, 2, 3], GREEDY, None)
+    drafter.settle(0, 4, None)
     assert drafter.draft(2).tokens_G == [1, 2]
     assert drafter.draft(2).tokens_G == [3, 4]  # goes on after what it has drafted
-    drafter.settle(1, 9, None)  # type: ignore[arg-type]
+    drafter.settle(1, 9, None)
     assert drafter.tokens == [1, 2, 3, 4, 1, 2, 3, 4, 1, 9]
     assert drafter.draft(5).tokens_G == []
-    drafter.settle(0, 2, None)  # type: ignore[arg-type]
+    drafter.settle(0, 2, None)
     assert drafter.draft(1).tokens_G == [3]  # the 1-gram 2
 
 

@@ -173,7 +173,7 @@ def test_sampling_runs_are_reported_without_a_verdict_on_equality(folder: Path, 
         (["pld", "--target", "/nowhere"], "expected a model folder"),
         (["pld", "smollm2-135m", "--temperature", "-1"], "temperature >= 0"),
         (["sps", "smollm2-135m", "--max-ngram", "2"], "none of autoregressive, sps has an option --max-ngram"),
-        (["pld", "smollm2-135m", "--gamma", "0"], "--gamma of at least 1, got 0"),
+        (["pld", "smollm2-135m", "--gamma", "0"], "--gamma to be a number of at least 1, got 0"),
     ],
 )
 def test_mistakes_get_one_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:

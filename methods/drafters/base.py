@@ -23,9 +23,10 @@ class Draft:
 
 
 class Drafter(Protocol):
-    """Proposes a chain. `features` are the target's Scores of the pass just done, for drafters that read them."""
+    """Proposes a chain. `features` are the target's Scores of the pass just done, for drafters that read them; None on
+    a rank of its own, which the target's scores do not reach."""
 
-    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features: Scores) -> None:
+    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features: Scores | None) -> None:
         """A new prompt. `settle(0, first_token, ...)` follows before the first draft."""
         ...
 
@@ -33,7 +34,7 @@ class Drafter(Protocol):
         """At most n tokens, continuing after what has been drafted since the last `settle`."""
         ...
 
-    def settle(self, accepted: int, next_token: int, features: Scores) -> None:
+    def settle(self, accepted: int, next_token: int, features: Scores | None) -> None:
         """Keep the first `accepted` drafted tokens, drop the rest, and go on after `next_token`."""
         ...
 
@@ -41,7 +42,7 @@ class Drafter(Protocol):
 class TreeDrafter(Protocol):
     """Proposes a tree, a new one after each `settle`."""
 
-    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features: Scores) -> None:
+    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features: Scores | None) -> None:
         """A new prompt. `settle([0], first_token, ...)` follows before the first tree."""
         ...
 
@@ -49,6 +50,6 @@ class TreeDrafter(Protocol):
         """A tree of at most n drafted tokens behind the pending one."""
         ...
 
-    def settle(self, path_A: Sequence[int], next_token: int, features: Scores) -> None:
+    def settle(self, path_A: Sequence[int], next_token: int, features: Scores | None) -> None:
         """Keep the nodes `path_A` of the last tree, root first, drop the rest, and go on after `next_token`."""
         ...

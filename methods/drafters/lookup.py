@@ -18,7 +18,7 @@ class LookupDrafter:
         # n-gram -> index behind its last occurrence that something follows
         self.followers: dict[tuple[int, ...], int] = {}
 
-    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features: Scores) -> None:
+    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features: Scores | None) -> None:
         self.tokens, self.drafted, self.followers = [], [], {}
         for token in prompt_T:
             self._append(token)
@@ -40,7 +40,7 @@ class LookupDrafter:
                 return Draft(found)
         return Draft([])
 
-    def settle(self, accepted: int, next_token: int, features: Scores) -> None:
+    def settle(self, accepted: int, next_token: int, features: Scores | None) -> None:
         for token in [*self.drafted[:accepted], next_token]:
             self._append(token)
         self.drafted = []

@@ -50,7 +50,7 @@ class ModelDrafter:
         self.roots: list[int] = []  # confirmed tokens after those, the target's pending token last
         self.drafted: list[int] = []  # drafts after the roots
 
-    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features: Scores) -> None:
+    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features: Scores | None) -> None:
         self.sampling, self.generator = sampling, sampling.generator("draft")
         # A prompt longer than the draft's context leaves no room, so nothing is drafted for it.
         self.decoder.prefill(prompt_T[-self.decoder.max_length :])
@@ -76,7 +76,7 @@ class ModelDrafter:
         rows.append(q_1R.new_zeros(1, self.vocabulary).index_copy(1, self.tokens_R, q_1R))
         return int(self.tokens_R[draw(q_1R[0], self.generator)])
 
-    def settle(self, accepted: int, next_token: int, features: Scores) -> None:
+    def settle(self, accepted: int, next_token: int, features: Scores | None) -> None:
         confirmed = self.roots + self.drafted[:accepted]
         cached = min(self.decoder.length - self.base, len(confirmed))
         self.base += cached

@@ -22,7 +22,7 @@ from methods.engine.tree import TokenTree
 class SortedDrafter(ModelDrafter):
     """A chain: the exit of its StagedDecoder is chosen anew for every token."""
 
-    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features: Scores) -> None:
+    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features: Scores | None) -> None:
         super().begin(prompt_T, Sampling(), features)
 
 
@@ -49,11 +49,11 @@ class SortedTreeDrafter:
         self.unseen: list[int] = []  # decided tokens that the draft has not seen, the pending one last
         self.tree = TokenTree.chain([0])  # the last one proposed
 
-    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features: Scores) -> None:
+    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features: Scores | None) -> None:
         self.decoder.prefill(prompt_T[-self.decoder.max_length :])
         self.unseen, self.tree = [], TokenTree.chain([prompt_T[-1]])
 
-    def settle(self, path_A: Sequence[int], next_token: int, features: Scores) -> None:
+    def settle(self, path_A: Sequence[int], next_token: int, features: Scores | None) -> None:
         self.unseen += [*self.tree.tokens_N[list(path_A[1:])].tolist(), next_token]
 
     def grow(self, n: int) -> TokenTree:

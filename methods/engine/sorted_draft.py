@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from methods.engine.config import ModelConfig
 from methods.engine.loader import DTYPES, Checkpoint, check_weights
 from methods.engine.model import Transformer
 from methods.errors import UserError
@@ -53,17 +54,19 @@ def exits_of(checkpoint: Checkpoint) -> tuple[int, ...]:
     return tuple(exits)
 
 
-def load_draft(checkpoint: Checkpoint, target: Transformer, dtype: str, device: torch.device) -> Transformer:
+def load_draft(
+    checkpoint: Checkpoint, target: ModelConfig, embedding_VD: Tensor, dtype: str, device: torch.device
+) -> Transformer:
     """The draft in the run's dtype. It shares the target's embedding, so it is refused beside any other target."""
     exits_of(checkpoint)
-    config, ours = checkpoint.config, (target.config.vocab_size, target.config.width)
+    config, ours = checkpoint.config, (target.vocab_size, target.width)
     if (config.vocab_size, config.width) != ours:
         raise UserError(
             f"the draft {checkpoint.source} was made for {checkpoint.raw_config['draft'].get('target')} (vocabulary "
             f"{config.vocab_size}, width {config.width}), not for this target (vocabulary {ours[0]}, width {ours[1]}); "
             "choose the draft of this target"
         )
-    weights = DraftWeights(checkpoint.weights, target.embedding_VD)
+    weights = DraftWeights(checkpoint.weights, embedding_VD)
     tokens_R = weights.get(TOKENS)
     if tokens_R is not None and not 0 <= int(tokens_R.min()) <= int(tokens_R.max()) < config.vocab_size:
         raise UserError(f"{checkpoint.source}: expected tokens below {config.vocab_size} in {TOKENS}; export it again")

@@ -6,7 +6,10 @@ probability min(1, p(x) / q(x)), else the token is drawn from norm(max(p - q, 0)
 against what the earlier ones left of p (SpecInfer, Miao et al. 2024, section 4.3). A deterministic draft is drawn from
 a point mass: kept with p(x), else p with x removed. In every case the output has exactly the target's distribution.
 
-Legend: N nodes, V vocabulary, A accepted nodes, the root included.
+A tree may be longer than its scores: the nodes behind the last scored one are leaves. A leaf that is kept ends the walk
+as the next token, whose own row the next pass will score (PEARL's pre-verify).
+
+Legend: N nodes, S <= N of them scored, V vocabulary, A accepted and scored nodes, the root included.
 """
 
 from dataclasses import dataclass
@@ -20,33 +23,34 @@ from methods.engine.tree import TokenTree
 
 @dataclass(frozen=True)
 class Verdict:
-    """path_A: kept nodes from the root on, A >= 1. next_token: decided by the last kept node's row."""
+    """path_A: kept nodes from the root on, A >= 1. next_token: decided by the last kept node's row; `leaf_kept`: it is
+    a drafted leaf that was kept."""
 
     path_A: list[int]
     next_token: int
+    leaf_kept: bool = False
 
 
-def verify(tree: TokenTree, logits_NV: Tensor, sampling: Sampling, generator: torch.Generator) -> Verdict:
+def verify(tree: TokenTree, logits_SV: Tensor, sampling: Sampling, generator: torch.Generator) -> Verdict:
     """Walk down the tree as long as the target agrees. `generator` is not touched in greedy decoding."""
-    if sampling.greedy:
-        return _verify_greedy(tree, logits_NV.argmax(-1).tolist())
+    best_S = logits_SV.argmax(-1).tolist() if sampling.greedy else []
     path = [0]
     while True:
-        p_V = probabilities(logits_NV[path[-1]], sampling).cpu()
-        kept, p_V = _try_children(tree, tree.children[path[-1]], p_V, generator)
+        node = path[-1]
+        if sampling.greedy:
+            kept = _matching_child(tree, node, best_S[node])
+        else:
+            p_V = probabilities(logits_SV[node], sampling).cpu()
+            kept, p_V = _try_children(tree, tree.children[node], p_V, generator)
         if kept is None:
-            return Verdict(path, draw(p_V, generator))
+            return Verdict(path, best_S[node] if sampling.greedy else draw(p_V, generator))
+        if kept >= len(logits_SV):
+            return Verdict(path, int(tree.tokens_N[kept]), leaf_kept=True)
         path.append(kept)
 
 
-def _verify_greedy(tree: TokenTree, best_N: list[int]) -> Verdict:
-    tokens = tree.tokens_N.tolist()
-    path = [0]
-    while True:
-        kept = [child for child in tree.children[path[-1]] if tokens[child] == best_N[path[-1]]]
-        if not kept:
-            return Verdict(path, best_N[path[-1]])
-        path.append(kept[0])
+def _matching_child(tree: TokenTree, node: int, best: int) -> int | None:
+    return next((child for child in tree.children[node] if int(tree.tokens_N[child]) == best), None)
 
 
 def _try_children(

@@ -1,0 +1,241 @@
+"""What acceptance and timing alone predict: closed forms, and a small simulation of two ranks. Pure functions.
+
+Every drafted token is accepted with the same chance `alpha`, whatever came before it: the i.i.d. model of Leviathan et
+al. 2023, "Fast Inference from Transformers via Speculative Decoding", section 3. `window` (gamma) is the number of
+tokens drafted per round, and `c` a target pass's time in draft tokens. Speedups are over autoregressive decoding.
+"""
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+SCHEDULES = ("pearl", "draft-then-verify")
+ROUNDING = 1e-9  # draft tokens: one that arrives at the very moment of a ruling has arrived
+
+_Times = tuple[float, float, float]  # seconds of a draft token, a target pass, a message
+
+
+def draft_then_verify_tokens(alpha: float, window: float) -> float:
+    """Tokens per target pass: 1 + a + ... + a^window (Leviathan et al. 2023, equation 1)."""
+    _check(alpha, window)
+    return _geometric_sum(alpha, window + 1)
+
+
+def draft_then_verify_speedup(alpha: float, window: float, c: float) -> float:
+    """Leviathan et al. 2023, theorem 3.8. Their c is a draft token's time in target passes: the inverse of ours."""
+    _check(alpha, window, c)
+    return draft_then_verify_tokens(alpha, window) / (1 + window / c)
+
+
+def pearl_tokens(alpha: float, window: float) -> float:
+    """Tokens per target pass of PEARL (Liu et al. 2025), (1 - a^g) / ((1 - a) (1 + a - a^g)) for a window g.
+
+    Its rounds are a Markov chain. With D empty a pass verifies one token, commits one token either way, and leaves D
+    full with chance a. With D full, g - 1 tokens, it verifies g; it commits S = 1 + a + ... + a^(g-1) on average,
+    since the correction of a rejected token counts and there is no bonus token, and leaves D full with chance a^g.
+    So D is full in a / (1 + a - a^g) of all passes, and 1 + a - a^g = a + (1 - a) S.
+    """
+    _check(alpha, window)
+    full = _geometric_sum(alpha, window)
+    return full / (alpha + (1 - alpha) * full)
+
+
+def pearl_speedup(alpha: float, window: float, c: float) -> float:
+    """A round takes the longer of one target pass and `window` draft tokens."""
+    _check(alpha, window, c)
+    return pearl_tokens(alpha, window) / max(window / c, 1)
+
+
+def run_length(alpha: float) -> float:
+    """Tokens accepted between two rejections, the correction not counted: what PEARL's code calls accepted tokens."""
+    _check(alpha)
+    return alpha / (1 - alpha) if alpha < 1 else math.inf
+
+
+def best_window(alpha: float, c: float) -> int:
+    """The window at which draft-then-verify is fastest, the shortest of equals.
+
+    The speedup is a concave function of the window over a linear one: it rises to one peak, then falls.
+    """
+    _check(alpha, c=c)
+    if alpha == 1 and c > 1:
+        raise ValueError(f"at alpha = 1 and c = {c} no window is best for draft-then-verify: a longer one is faster")
+    speedup = draft_then_verify_speedup
+    return next(g for g in itertools.count(1) if speedup(alpha, g + 1, c) <= speedup(alpha, g, c))
+
+
+def break_even_c(alpha: float) -> float:
+    """From c = 1 up to this c, PEARL with window c beats draft-then-verify with its best window; above, it loses.
+
+    PEARL's window is c itself, a whole number or not; draft-then-verify's is whole. Never at either end: at alpha = 0
+    only draft-then-verify pays for drafting, and at alpha = 1 PEARL reaches c, draft-then-verify only approaches it.
+    """
+    _check(alpha)
+    if alpha in (0, 1):
+        return math.inf
+    low, high = 1.0, 2.0
+    while _pearl_wins(alpha, high):
+        low, high = high, 2 * high
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _pearl_wins(alpha, middle) else (low, middle)
+    return low
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """One simulated run. Busy and waiting seconds are summed over the replicas, which wait for the last of them."""
+
+    seconds: float
+    tokens: int  # committed: each replica's last pass may bring more than its share
+    passes: int
+    draft_busy: float  # rejected tokens included
+    draft_waited: float
+    verify_busy: float
+    verify_waited: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all replicas together."""
+        return self.tokens / self.seconds
+
+
+def simulate(
+    schedule: str,
+    alpha: float,
+    window: int | None,
+    draft_seconds: float,
+    verify_seconds: float,
+    link_seconds: float,
+    tokens: int,
+    seed: int,
+    replicas: int = 1,
+    pre_verify: bool = True,
+    post_verify: bool = True,
+) -> Simulated:
+    """Decode `tokens` tokens, shared evenly by `replicas` pairs of a draft and a target rank.
+
+    `schedule` is "pearl" or "draft-then-verify". The times are of one draft token, one target pass and one message
+    either way; with a link of 0 the two ranks of draft-then-verify may as well be one device. A `window` of None is
+    PEARL's free window: the draft goes on until it hears of a rejection, each token a message. `pre_verify` and
+    `post_verify` switch off parts of PEARL with a number as window: without the first, the target waits for a window
+    while D is empty; without the second, the draft waits while D is verified, and the pass yields the bonus token.
+    Without both it is draft-then-verify.
+    """
+    _check(alpha, 1 if window is None else window)
+    _check_simulation(schedule, (draft_seconds, verify_seconds, link_seconds), tokens, replicas)
+    pre_verify, post_verify = (pre_verify, post_verify) if schedule == "pearl" else (False, False)
+    if window is None and not (pre_verify and post_verify):
+        raise ValueError("only PEARL with pre-verify and post-verify has a free window (None): give a number")
+    rng = random.Random(seed)
+    times = draft_seconds, verify_seconds, link_seconds
+
+    def accept(drafted: int) -> int:
+        return next((n for n in range(drafted) if rng.random() >= alpha), drafted)
+
+    pairs = []
+    for pair in range(replicas):
+        rounds = _fixed(times, window, accept, pre_verify, post_verify) if window else _free(times, accept)
+        pairs.append(_decode(rounds, (tokens + pair) // replicas))
+    return _together(pairs, verify_seconds)
+
+
+class _Round(NamedTuple):
+    """From one ruling of the target to its next."""
+
+    seconds: float
+    draft_busy: float
+    tokens: int
+
+
+def _fixed(
+    times: _Times, window: int, accept: Callable[[int], int], pre_verify: bool, post_verify: bool
+) -> Iterator[_Round]:
+    """In lockstep: the draft begins a window when the target has asked for it, and a ruling needs the whole window."""
+    draft, verify, link = times
+    left = 0  # tokens of D
+    while True:
+        chain = left or (0 if pre_verify else window)
+        before = chain - left  # drafted before the pass, during which the target waits
+        beside = window if post_verify or chain == 0 else 0  # drafted during the pass, which rules on the first of them
+        begin = before * draft + 2 * link if before else 0.0
+        arrive = begin + beside * draft + 2 * link if beside else 0.0
+        drafted = chain + min(beside, 1)  # and ruled on
+        accepted = accept(drafted)
+        yield _Round(max(begin + verify, arrive), (before + beside) * draft, min(accepted, chain) + 1)
+        left = beside - 1 if beside and accepted == drafted else 0
+
+
+def _free(times: _Times, accept: Callable[[int], int]) -> Iterator[_Round]:
+    """The draft never waits. A ruling takes what has arrived by the end of the pass, or waits for the first token.
+
+    A token in progress is finished when the draft hears of a rejection: a forward cannot be called off.
+    """
+    draft, verify, link = times
+    left, waited = 0, link
+    begun = link  # when the draft began the first token that is not taken yet; the last ruling is time 0
+    while True:
+        seconds = max(verify, begun + draft + link)
+        fresh = math.floor((seconds - link - begun) / draft + ROUNDING)
+        stale = math.ceil((seconds + link - begun) / draft - ROUNDING)
+        accepted = accept(left + 1)
+        yield _Round(seconds, seconds - waited, min(accepted, left) + 1)
+        begun += (fresh if accepted > left else stale) * draft - seconds
+        left, waited = fresh - 1 if accepted > left else 0, 0.0
+
+
+def _decode(rounds: Iterator[_Round], tokens: int) -> list[_Round]:
+    """One pair's rounds until it has committed that many tokens."""
+    done: list[_Round] = []
+    while tokens > 0:
+        done.append(next(rounds))
+        tokens -= done[-1].tokens
+    return done
+
+
+def _together(pairs: list[list[_Round]], verify_seconds: float) -> Simulated:
+    rounds = [one for pair in pairs for one in pair]
+    seconds = max(sum(one.seconds for one in pair) for pair in pairs)
+    draft_busy, verify_busy = sum(one.draft_busy for one in rounds), len(rounds) * verify_seconds
+    return Simulated(
+        seconds=seconds,
+        tokens=sum(one.tokens for one in rounds),
+        passes=len(rounds),
+        draft_busy=draft_busy,
+        draft_waited=len(pairs) * seconds - draft_busy,
+        verify_busy=verify_busy,
+        verify_waited=len(pairs) * seconds - verify_busy,
+    )
+
+
+def _pearl_wins(alpha: float, c: float) -> bool:
+    return pearl_speedup(alpha, c, c) > draft_then_verify_speedup(alpha, best_window(alpha, c), c)
+
+
+def _geometric_sum(ratio: float, terms: float) -> float:
+    """1 + ratio + ... of that many terms, precise up to the limits 0 and 1; `terms` may lie between whole numbers."""
+    if ratio in (0, 1):
+        return terms if ratio else 1.0
+    return -math.expm1(terms * math.log(ratio)) / (1 - ratio)
+
+
+def _check(alpha: float, window: float = 1, c: float = 1) -> None:
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is the chance that a drafted token is accepted, from 0 to 1, not {alpha}")
+    if not window >= 1:
+        raise ValueError(f"the window is the number of tokens drafted per round, at least 1, not {window}")
+    if not c > 0:
+        raise ValueError(f"c is a target pass's time over a draft token's time, above 0, not {c}")
+
+
+def _check_simulation(schedule: str, times: _Times, tokens: int, replicas: int) -> None:
+    draft, verify, link = times
+    if schedule not in SCHEDULES:
+        raise ValueError(f"unknown schedule '{schedule}'; known: {', '.join(SCHEDULES)}")
+    if not (draft > 0 and verify > 0 and link >= 0):
+        raise ValueError(f"a token and a pass take more than 0 seconds, a message at least 0, not {times}")
+    if not (tokens >= 1 and replicas >= 1):
+        raise ValueError(f"tokens and replicas are at least 1, not {tokens} and {replicas}")

@@ -1,0 +1,312 @@
+"""PEARL's two ranks, as two threads that talk over gloo: exactness, invariants, and the distribution of samples."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
+
+from methods import BASELINE, METHODS, get_method
+from methods.base import Generation, Limits, Span, generate
+from methods.engine.link import Begin, Close, Draft, Link, LinkError, Message, Ready, Ruling
+from methods.engine.sampling import Sampling
+from methods.errors import UserError
+from methods.models import Models
+from methods.pearl import Pearl, serve
+
+CPU = [torch.device("cpu")]
+PEARLS = [name for name, spec in METHODS.items() if spec.drafter]
+WINDOWS = (1, 2, 3, 5, 8, "auto", "free")
+ABLATIONS = ("pre-verify", "post-verify", "both")
+PROMPTS = {1: [5], 2: [5, 9], 7: [3, 1, 4, 1, 5, 9, 2], 80: [(7 * i) % 90 + 1 for i in range(80)]}
+GREEDY = Sampling()
+
+
+def two_ends(folder: Path, patience: float = 30.0) -> list[Link]:
+    """A link's target end and draft end in this process."""
+    store = FileStore(str(folder / "store"), 2)
+    groups: list[Any] = [None, None]
+
+    def join(rank: int) -> None:
+        groups[rank] = dist.ProcessGroupGloo(store, rank, 2, timedelta(seconds=60))
+
+    joining = threading.Thread(target=join, args=(1,))
+    joining.start()
+    join(0)
+    joining.join()
+    names = "rank 0 (target)", "rank 1 (draft)"
+    return [Link(groups[0], names, patience), Link(groups[1], names[::-1], patience)]
+
+
+@dataclass
+class Pair:
+    """The models of the target's rank, and of the draft's rank that serves it from another thread."""
+
+    target: Models
+    draft: Models
+    link: Link
+    options: dict[str, Any]
+
+    def answer(
+        self, name: str, prompt: list[int], limits: Limits, sampling: Sampling = GREEDY, **options: Any
+    ) -> Generation:
+        return generate(self.build(name, **options), prompt, sampling, limits)
+
+    def build(self, name: str, **options: Any) -> Any:
+        return get_method(name).build(self.target, self.options | options)
+
+
+class Rank(threading.Thread):
+    """The draft's rank; what it raises is raised by `end`."""
+
+    def __init__(self, link: Link, models: Models, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.link, self.models, self.options = link, models, options
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        torch.set_num_threads(1)
+        try:
+            serve(self.link, {name: METHODS[name].build_drafter(self.models, self.options) for name in PEARLS})
+        except BaseException as error:
+            self.error = error
+
+    def end(self) -> None:
+        self.join(60)
+        assert not self.is_alive()
+        if self.error is not None:
+            raise self.error
+
+
+def paired(
+    folder: Path, target: Path, draft: Path, dtype: str, length: int | None = None, **options: Any
+) -> Iterator[Pair]:
+    ends = two_ends(folder)
+    sources = str(target), str(draft), dtype, CPU, length
+    ours, theirs = Models(*sources, link=ends[0]), Models(*sources, link=ends[1], drafts_only=True)
+    rank = Rank(ends[1], theirs, options)
+    rank.start()
+    assert ends[0].receive("the drafters") == Ready()
+    yield Pair(ours, theirs, ends[0], options)
+    ends[0].send(Close())
+    assert ends[0].receive("its farewell") == Close()
+    rank.end()
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny: Path, tiny_sorted: Path
+) -> Iterator[Pair]:
+    """The tiny target with a draft made of its own layers, which every method can use."""
+    yield from paired(tmp_path_factory.mktemp("link"), tiny, tiny_sorted, request.param)
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("name", PEARLS)
+@pytest.mark.parametrize("window", WINDOWS)
+def test_greedy_output_is_the_targets_own(pair: Pair, name: str, window: int | str) -> None:
+    limits = Limits(frozenset(), 40)
+    for prompt in PROMPTS.values():
+        expected = pair.answer(BASELINE, prompt, limits).token_ids
+        got = pair.answer(name, prompt, limits, gamma=window)
+        assert got.token_ids == expected
+        assert sum(got.accept_lengths) == 40
+
+
+@pytest.mark.parametrize("name", PEARLS)
+@pytest.mark.parametrize("without", ABLATIONS)
+@pytest.mark.parametrize("window", [1, 3, "auto"])
+def test_ablations_are_lossless_too(pair: Pair, name: str, without: str, window: int | str) -> None:
+    limits = Limits(frozenset(), 40)
+    for prompt in PROMPTS.values():
+        expected = pair.answer(BASELINE, prompt, limits).token_ids
+        assert pair.answer(name, prompt, limits, gamma=window, without=without).token_ids == expected
+
+
+@pytest.mark.parametrize("window", [3, "free"])
+def test_answers_end_with_the_first_eos_and_at_the_limit(pair: Pair, window: int | str) -> None:
+    whole = pair.answer(BASELINE, PROMPTS[7], Limits(frozenset(), 30)).token_ids
+    for end in range(1, 30):
+        got = pair.answer("pearl", PROMPTS[7], Limits(frozenset({whole[end - 1]}), 30), gamma=window)
+        assert got.token_ids == whole[: whole.index(whole[end - 1]) + 1]
+        assert got.finish == "eos"
+        cut = pair.answer("pearl", PROMPTS[7], Limits(frozenset(), end), gamma=window)
+        assert (cut.token_ids, cut.finish) == (whole[:end], "length")
+
+
+@pytest.mark.parametrize("name", PEARLS)
+def test_sampling_repeats_with_the_seed_and_only_then(pair: Pair, name: str) -> None:
+    runs = [pair.answer(name, PROMPTS[7], Limits(frozenset(), 30), Sampling(1.0, seed=s), gamma=3) for s in (1, 1, 2)]
+    assert runs[0].token_ids == runs[1].token_ids != runs[2].token_ids
+
+
+def test_prompts_that_fill_the_context(tmp_path: Path, tiny: Path, tiny_sorted: Path) -> None:
+    """A context of 80 tokens: the last one is decided without being put into the cache."""
+    for pair in paired(tmp_path, tiny, tiny_sorted, "float32", 80):
+        for window in (1, 5, "free"):
+            for length in (60, 77, 78, 79, 80, 81):
+                prompt = [(7 * i) % 90 + 1 for i in range(length)]
+                got = pair.answer("pearl", prompt, Limits(frozenset(), 500), gamma=window)
+                assert got.token_ids == pair.answer(BASELINE, prompt, Limits(frozenset(), 500)).token_ids
+                assert (got.finish, len(got.token_ids)) == ("context", 0 if length > 80 else 81 - length)
+
+
+def test_a_draft_with_a_shorter_context_leaves_the_target_alone(tmp_path: Path, tiny: Path) -> None:
+    from tests.tiny import save_draft
+
+    short = tmp_path / "draft"
+    short.mkdir()
+    save_draft(short, tiny, max_position_embeddings=32)
+    for pair in paired(tmp_path, tiny, short, "float32"):
+        for window in (4, "free"):
+            for without in ("nothing", *ABLATIONS) if window == 4 else ("nothing",):
+                limits = Limits(frozenset(), 60)
+                got = pair.answer("pearl", PROMPTS[7], limits, gamma=window, without=without)
+                assert got.token_ids == pair.answer(BASELINE, PROMPTS[7], limits).token_ids
+                assert got.drafted[-1] == 0
+
+
+@pytest.mark.parametrize(
+    "without, lengths",
+    [
+        ("nothing", [1, 1, *[4] * 9]),  # the first window's first token is verified alone
+        ("pre-verify", [1, 5, *[4] * 8]),  # its four and the next one's first, then whole windows
+        ("post-verify", [1, 1, 4, 1, 4, 1, 4, 1, 4, 1, 4, 1]),  # a token, the three behind it and one of the target's
+        ("both", [1, *[5] * 7]),
+    ],
+)
+def test_a_perfect_draft_is_kept_whole(tmp_path: Path, tiny: Path, without: str, lengths: list[int]) -> None:
+    """The same weights: accept lengths are what the schedule allows."""
+    ends = two_ends(tmp_path)
+    models = Models(str(tiny), str(tiny), "float32", CPU, link=ends[0])
+    drafters = {
+        "pearl": METHODS["pearl"].build_drafter(Models(str(tiny), str(tiny), "float32", CPU, drafts_only=True), {})
+    }
+    rank = threading.Thread(target=serve, args=(ends[1], drafters))
+    rank.start()
+    ends[0].receive("the drafters")
+    pearl = METHODS["pearl"].build(models, {"gamma": 4, "without": without})
+    got = generate(pearl, PROMPTS[7], GREEDY, Limits(frozenset(), sum(lengths)))
+    ends[0].send(Close())
+    rank.join(60)
+    assert got.accept_lengths == lengths
+    assert got.accepted == got.drafted
+
+
+@pytest.mark.parametrize("name", PEARLS)
+@pytest.mark.parametrize(
+    "options",
+    [{"gamma": 3}, {"gamma": "free"}, {"gamma": 3, "without": "pre-verify"}, {"gamma": 2, "without": "post-verify"}],
+)
+def test_each_token_passes_the_target_once_and_none_is_unverified(
+    pair: Pair, name: str, options: dict[str, Any]
+) -> None:
+    method: Pearl = pair.build(name, **options)
+    decoder, prompt = method.target.decoder, PROMPTS[7]
+    committed: list[int] = []
+    commit = decoder.commit
+
+    def counting(path_A: Any) -> None:
+        committed.append(len(path_A))
+        commit(path_A)
+
+    decoder.commit = counting  # type: ignore[method-assign]
+    try:
+        tokens = [method.start(prompt, GREEDY)]
+        for _ in range(12):
+            step = method.step()
+            tokens += step.tokens
+            assert decoder.length == len(prompt) + len(tokens) - 1  # all but the pending token
+            assert method.target.pending == tokens[-1]
+            assert len(step.tokens) - step.accepted in (0, 1)  # a token of the target's own, or none
+        method.finish()
+    finally:
+        del decoder.commit
+    assert sum(committed) == len(tokens) - 1
+    assert tokens == pair.answer(BASELINE, prompt, Limits(frozenset(), len(tokens))).token_ids
+
+
+def test_auto_settles_on_the_ratio_of_the_passes(pair: Pair) -> None:
+    method: Pearl = pair.build("pearl", gamma="auto")
+    for _ in range(2):
+        assert method.measuring
+        generate(method, PROMPTS[7], GREEDY, Limits(frozenset(), 20))
+    assert not method.measuring
+    from statistics import median
+
+    ratio = median(method._verify_seconds) / median(method._draft_seconds)
+    assert method.window == min(max(round(ratio), 1), 32)
+
+
+def test_free_needs_both_modes(pair: Pair) -> None:
+    with pytest.raises(UserError, match="--gamma auto or a number beside --without pre-verify"):
+        pair.build("pearl", gamma="free", without="pre-verify")
+
+
+def test_spans_tell_what_both_ranks_did(pair: Pair) -> None:
+    got = pair.answer("pearl", PROMPTS[7], Limits(frozenset(), 20), gamma=3)
+    for rank, works in (("target", {"verify", "wait"}), ("draft", {"draft"})):
+        spans = sorted((s for s in got.spans if s.rank == rank), key=lambda s: s.begin)
+        assert {span.work for span in spans} == works
+        assert all(one.end <= other.begin for one, other in pairwise(spans))
+    assert got.seconds("verify") + got.seconds("wait") < got.wall_time
+
+
+MESSAGES: list[Message] = [
+    Begin("pearl-sd2", True, [5, 0, 49151], Sampling(0.7, 20, 0.95, 2**56 - 1)),
+    Ruling(7, 3, None, 5),
+    Ruling(8, 0, 2**40, 0, True),
+    Draft(7, [1, 2**40], torch.rand(2, 5, dtype=torch.float64), 1.25, 2.5),
+    Draft(9, [], None, 1.0, 2.0),
+    Ready(),
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_messages_arrive_as_they_were(tmp_path: Path, message: Message) -> None:
+    here, there = two_ends(tmp_path)
+    there.send(message)
+    assert str(here.receive("it")) == str(message)
+    here.send(message)
+    assert str(there.receive("it")) == str(message)
+    for end in (here, there):
+        end.send(Close())
+
+
+def test_no_probabilities_travel_when_greedy(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Draft] = []
+    take = Pearl._take
+
+    def watching(self: Pearl, draft: Draft, spans: list[Span]) -> None:
+        seen.append(draft)
+        take(self, draft, spans)
+
+    monkeypatch.setattr(Pearl, "_take", watching)
+    pair.answer("pearl", PROMPTS[7], Limits(frozenset(), 20), gamma=3)
+    assert seen and all(draft.q_GV is None for draft in seen)
+    pair.answer("pearl", PROMPTS[7], Limits(frozenset(), 20), Sampling(1.0, seed=1), gamma=3)
+    assert any(draft.q_GV is not None for draft in seen)
+
+
+def test_a_silent_peer_is_named_and_a_wrong_round_refused(tmp_path: Path) -> None:
+    here, there = two_ends(tmp_path, patience=0.2)
+    with pytest.raises(
+        LinkError, match=r"rank 0 \(target\) waited 0.2 seconds for the draft of round 3 of rank 1 \(draft\)"
+    ):
+        here.receive("the draft of round 3")
+    there.send(Draft(9, [1], None, 0.0, 0.0))
+    method = object.__new__(Pearl)
+    method.link, method._round, method.free = here, 3, False
+    with pytest.raises(LinkError, match="lost step"):
+        method._take(here.receive("the draft"), [])
+    for end in (here, there):
+        end.send(Close())
