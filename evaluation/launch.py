@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from methods.errors import command_line
 
-GRACE = 3.0  # seconds that the others have to end when one has failed, before they are made to
+GRACE = 1.5  # seconds that the others have to end when one has failed, before they are made to
 
 
 def launched() -> bool:

@@ -35,7 +35,7 @@ AUTO, FREE = "auto", "free"
 FIRST_WINDOW = 4  # of "auto" until it has measured
 MEASURED_ANSWERS = 2  # after which "auto" is settled: those of the runner's warm-up
 LONGEST_WINDOW = 32
-PROMPT_PATIENCE = 10  # times the link's own: reading a prompt may take far longer than a round
+PROMPT_SECONDS = 0.02  # per token of a prompt, beyond the link's own patience: reading it takes longer than a round
 
 
 class Pearl(Method):
@@ -59,7 +59,7 @@ class Pearl(Method):
         self._round = 0
         self._rooted = 0  # the last round that began with an empty tail: drafts of earlier ones are void
         self._news: tuple[int, int | None] = 0, None  # what the draft rank does not know yet, as Ruling has it
-        self._patience = 1
+        self._patience = link.patience
         self._drop_tail()
 
     def _drop_tail(self) -> None:
@@ -69,7 +69,7 @@ class Pearl(Method):
     def start(self, prompt_T: Sequence[int], sampling: Sampling) -> int:
         self.link.send(Begin(self.drafter, self.free, list(prompt_T), sampling))
         first, _ = self.target.start(prompt_T, sampling)
-        self._news, self._patience = (0, first), PROMPT_PATIENCE
+        self._news, self._patience = (0, first), _prompt_patience(self.link, prompt_T)
         self._drop_tail()
         return first
 
@@ -132,14 +132,14 @@ class Pearl(Method):
         tail goes on behind its first `known` tokens."""
         begin, arrived = time.perf_counter(), False
         while not arrived:
-            draft = self.link.receive(f"the draft of round {self._round}", self._patience * self.link.patience)
+            draft = self.link.receive(f"the draft of round {self._round}", self._patience)
             self._take(draft, spans)
             # An empty draft: the drafter's context is full.
             arrived = draft.round == self._round and not (self.free and draft.tokens_G)
             arrived = arrived or (self.free and len(self.tail) > known)
         while self.free and (draft := self.link.poll()):
             self._take(draft, spans)
-        self._patience = 1
+        self._patience = self.link.patience
         spans.append(Span("target", "wait", begin, time.perf_counter()))
 
     def _take(self, draft: Draft, spans: list[Span]) -> None:
@@ -162,13 +162,14 @@ def serve(link: Link, drafters: dict[str, Drafter]) -> None:
             raise link.unexpected(message, "a prompt")
         drafter = drafters[message.drafter]
         drafter.begin(message.prompt_T, message.sampling, None)
-        _serve_answer(link, drafter, message.free)
+        _serve_answer(link, drafter, message)
     link.send(Close())
 
 
-def _serve_answer(link: Link, drafter: Drafter, free: bool) -> None:
+def _serve_answer(link: Link, drafter: Drafter, begin: Begin) -> None:
+    free = begin.free
     confirmed, last = 0, 0  # confirmed: of the tokens that were drafted since the drafter settled
-    ruling = link.receive("the first ruling", PROMPT_PATIENCE * link.patience)
+    ruling = link.receive("the first ruling", _prompt_patience(link, begin.prompt_T))
     while True:
         if not isinstance(ruling, Ruling) or last not in (0, ruling.round - 1):
             raise link.unexpected(ruling, f"the ruling of round {last + 1}")
@@ -184,6 +185,10 @@ def _serve_answer(link: Link, drafter: Drafter, free: bool) -> None:
             confirmed = 0
         early = _draft(link, drafter, ruling, free)
         ruling = early or link.receive(f"the ruling of round {last + 1}")
+
+
+def _prompt_patience(link: Link, prompt_T: Sequence[int]) -> float:
+    return link.patience + PROMPT_SECONDS * len(prompt_T)
 
 
 def _draft(link: Link, drafter: Drafter, ruling: Ruling, free: bool) -> Ruling | None:

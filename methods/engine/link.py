@@ -1,8 +1,9 @@
 """Typed messages between the target rank and the draft rank of a pair, over torch.distributed (gloo).
 
 A thread of each end receives all the time, so that a dead peer is noticed at once, a slow one after `patience`, and a
-look at what has come costs nothing. A message is a head of whole numbers, then its tokens, then its probabilities where
-there are any; token ids never travel as floating-point numbers, and at temperature 0 no probability travels at all.
+look at what has come costs nothing. A message is a head of whole numbers, its first tokens included, then the tokens
+beyond and the probabilities where there are any; each part costs a round trip. Token ids never travel as floating-point
+numbers, and at temperature 0 no probability travels at all.
 Tensors are staged through the host, so that the two ranks may also share one GPU.
 
 Legend: T prompt tokens, G drafted tokens, V target vocabulary.
@@ -12,6 +13,7 @@ import queue
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -72,12 +74,14 @@ class Close:
 
 Message = Begin | Ruling | Draft | Ready | Close
 _KINDS: tuple[type, ...] = (Begin, Ruling, Draft, Ready, Close)
-_NUMBERS = 8  # of a head, before the sizes of what follows it: tokens, rows and columns of q
+_NUMBERS = 8  # of a head, before the sizes: tokens, rows and columns of q
+_INLINE = 32  # tokens in a head
+_HEAD = 1 + _NUMBERS + 3 + _INLINE
 _NONE = -1  # for a token that is None
 
 
 def encode(message: Message) -> list[Tensor]:
-    """The tensors of a message: its head, and its tokens and probabilities if it has any."""
+    """The tensors of a message: its head, and further tokens and probabilities if it has any."""
     numbers: list[int] = []
     tokens: list[int] = []
     q_GV: Tensor | None = None
@@ -92,14 +96,17 @@ def encode(message: Message) -> list[Tensor]:
             numbers, q_GV = [round_, *_as_numbers(begin, end)], q
     shape = (0, 0) if q_GV is None else q_GV.shape
     kind = _KINDS.index(type(message))
-    head = [kind, *numbers, *[0] * (_NUMBERS - len(numbers)), len(tokens), *shape]
-    tensors = [torch.tensor(head), torch.tensor(tokens, dtype=torch.int64)]
-    return [t for t in [*tensors, *([] if q_GV is None else [q_GV.double().cpu().contiguous()])] if t.numel()]
+    head = [kind, *numbers, *[0] * (_NUMBERS - len(numbers)), len(tokens), *shape, *tokens[:_INLINE]]
+    tensors = [torch.tensor(head + [0] * (_HEAD - len(head)))]
+    if len(tokens) > _INLINE:
+        tensors.append(torch.tensor(tokens[_INLINE:]))
+    if q_GV is not None:
+        tensors.append(q_GV.double().cpu().contiguous())
+    return tensors
 
 
-def decode(head: Sequence[int], tokens: list[int], q_GV: Tensor | None) -> Message:
+def decode(kind: type, numbers: Sequence[int], tokens: list[int], q_GV: Tensor | None) -> Message:
     """The message that `encode` took apart."""
-    kind, numbers = _KINDS[head[0]], head[1:]
     if kind is Begin:
         letters, free, top_k, seed = numbers[:4]
         temperature, top_p = _as_reals(*numbers[4:6])
@@ -146,11 +153,13 @@ class Link:
             self._received.put(error)
 
     def _receive_one(self) -> Message:
-        head: list[int] = self._tensor(torch.int64, 1 + _NUMBERS + 3).tolist()
-        count, rows, columns = head[-3:]
-        tokens = self._tensor(torch.int64, count).tolist() if count else []
+        head: list[int] = self._tensor(torch.int64, _HEAD).tolist()
+        count, rows, columns = head[1 + _NUMBERS : 4 + _NUMBERS]
+        tokens = head[4 + _NUMBERS :][:count]
+        if count > _INLINE:
+            tokens += self._tensor(torch.int64, count - _INLINE).tolist()
         q_GV = self._tensor(torch.float64, rows, columns) if rows else None
-        return decode(head[:-3], tokens, q_GV)
+        return decode(_KINDS[head[0]], head[1 : 1 + _NUMBERS], tokens, q_GV)
 
     def _tensor(self, dtype: torch.dtype, *shape: int) -> Tensor:
         tensor = torch.empty(shape, dtype=dtype)
@@ -158,12 +167,16 @@ class Link:
         return tensor
 
     def send(self, message: Message) -> None:
-        """Raises LinkError if the peer is gone."""
+        """Raises LinkError if the peer is gone, or does not take it."""
+        limit = timedelta(seconds=self.patience)
         try:
             for tensor in encode(message):
-                self.group.send([tensor], self._peer, 0).wait()
+                self.group.send([tensor], self._peer, 0).wait(limit)
         except RuntimeError as error:
-            raise self._gone(f"to send it a {type(message).__name__}") from error
+            raise LinkError(
+                f"{self.names[0]} waited {self.patience:g} seconds for {self.names[1]} to take a message: it has "
+                "ended, or hangs"
+            ) from error
 
     def receive(self, what: str, patience: float | None = 0.0) -> Any:
         """The next message. `what` is waited for, in words, for an error's sake; `patience`: seconds, 0 for the link's

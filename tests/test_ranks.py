@@ -1,0 +1,216 @@
+"""Launches of two ranks as a user starts them: real processes on a tiny model. Results, replicas, traces, faults."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from evaluation.records import read_answers, read_header
+from methods.paths import ROOT
+from tests.tiny import save_draft, save_model
+
+RUN = [sys.executable, str(ROOT / "evaluation/run.py")]
+TURNS = [["hello there hello there"], ["one two", "three"], ["abc abc abc abc"], ["what is 1+1"]]
+ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target, a draft with exits, and questions, one of two turns."""
+    folder = tmp_path_factory.mktemp("ranks")
+    save_model(folder / "target", seed=0, layers=3)
+    (folder / "draft").mkdir()
+    save_draft(folder / "draft", folder / "target")
+    lines = [{"question_id": i + 1, "category": "qa", "turns": turns} for i, turns in enumerate(TURNS)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def command(folder: Path, output: Path, methods: str, *more: str, tokens: int = 24) -> list[str]:
+    models = ["--target", str(folder / "target"), "--draft", str(folder / "draft")]
+    task = ["--questions", str(folder / "questions.jsonl"), "--max-new-tokens", str(tokens), "--template", "chat"]
+    return [methods, *models, *task, "--dtype", "float32", "--threads", "1", "--output", str(output), *more]
+
+
+def run(arguments: list[str], start: list[str] | None = None) -> subprocess.CompletedProcess[str]:
+    # Not in the repository's folder: everything must work from anywhere.
+    return subprocess.run([*(start or RUN), *arguments], capture_output=True, text=True, env=ENV, cwd="/", timeout=150)
+
+
+def answers(output: Path, method: str) -> Path:
+    return output / "questions" / "target" / f"{method}.jsonl"
+
+
+def test_a_plain_start_runs_both_ranks_and_what_belongs_beside(folder: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    done = run(command(folder, tmp_path, "pearl,pearl-sd2", "--gamma", "3", "--trace", str(trace), "--json"))
+    assert done.returncode == 0, done.stderr
+    rows = {row["method"]: row for row in json.loads(done.stdout.splitlines()[-1])}
+    assert list(rows) == ["autoregressive-all", "sps", "sd2", "pearl", "pearl-sd2"]
+    assert all(row["identical"] == 4 for row in rows.values())
+    header = read_header(answers(tmp_path, "pearl"))
+    assert header is not None
+    assert (header["ranks"], header["options"]) == (2, {"gamma": 3, "without": "nothing"})
+    events = json.loads(trace.read_text())["traceEvents"]
+    names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    pearl = [event for event in events if names[event["pid"]] == "pearl" and event["ph"] == "X"]
+    assert {(event["tid"], event["name"]) for event in pearl} == {(0, "verify"), (0, "wait"), (1, "draft")}
+    assert all(event["dur"] >= 0 for event in pearl)
+    for answer in read_answers(answers(tmp_path, "pearl")).values():
+        assert answer.choices[0].wait_time is not None
+
+
+def test_replicas_share_the_questions(folder: Path, tmp_path: Path) -> None:
+    done = run(command(folder, tmp_path, "pearl", "--alone", "--replicas", "2"))
+    assert done.returncode == 0, done.stderr
+    assert "pearl: 4/4 identical" in done.stdout
+    header = read_header(answers(tmp_path, "pearl"))
+    assert header is not None and header["replicas"] == 2
+    assert not (answers(tmp_path, "pearl").parent / "parts").exists()
+
+
+def test_an_outer_launcher_may_start_the_ranks(folder: Path, tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", RUN[1]]
+    done = run(command(folder, tmp_path, "pearl", "--alone"), torchrun)
+    assert done.returncode == 0, done.stderr
+    assert "pearl: 4/4 identical" in done.stdout
+
+
+def test_sampling_runs_too(folder: Path, tmp_path: Path) -> None:
+    done = run(command(folder, tmp_path, "pearl", "--alone", "--temperature", "1", "--top-p", "0.9"))
+    assert done.returncode == 0, done.stderr
+    assert len(read_answers(answers(tmp_path, "pearl"))) == 4
+
+
+def test_a_mistake_is_told_once(folder: Path, tmp_path: Path) -> None:
+    done = run(command(folder, tmp_path, "pearl", "--draft", str(tmp_path / "nothing")))
+    assert done.returncode == 2
+    assert done.stderr.count("error:") == 1
+    assert "nothing" in done.stderr
+    done = run(command(folder, tmp_path, "pearl", "--gamma", "fast"))
+    assert done.returncode == 2
+    assert "expected --gamma to be auto or free or a number of at least 1, got fast" in done.stderr
+
+
+def start_and_wait_for_an_answer(folder: Path, output: Path, **options: str) -> subprocess.Popen[str]:
+    """A run that has answered its first question and is far from its last."""
+    process = subprocess.Popen(
+        [*RUN, *command(folder, output, "pearl", "--alone", tokens=400)],
+        env=ENV | options,
+        cwd="/",
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    path = answers(output, "pearl")
+    while not (path.exists() and path.read_bytes().count(b"\n")):
+        assert process.poll() is None, "it ended before it could be hurt"
+        time.sleep(0.01)
+    return process
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
+    return sorted(pid for pid, line in lines.items() if "spawn_main" in line)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def kill(rank: int) -> Callable[[subprocess.Popen[str]], None]:
+    return lambda process: os.kill(ranks_of(process)[rank], signal.SIGKILL)
+
+
+def stop(rank: int) -> Callable[[subprocess.Popen[str]], None]:
+    return lambda process: os.kill(ranks_of(process)[rank], signal.SIGSTOP)
+
+
+def interrupt(process: subprocess.Popen[str]) -> None:
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def terminate(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+
+
+@pytest.mark.parametrize(
+    "hurt, status, message",
+    [
+        (kill(1), 1, "rank 1 was ended by SIGKILL"),
+        (kill(0), 1, "rank 0 was ended by SIGKILL"),
+        (stop(1), 1, "rank 0 (target) waited"),
+        (stop(0), 1, "rank 1 (draft) waited"),
+        (interrupt, 130, "interrupted"),
+        (terminate, -signal.SIGTERM, ""),
+    ],
+    ids=["draft killed", "target killed", "draft hangs", "target hangs", "Ctrl-C", "terminated"],
+)
+def test_a_fault_ends_both_ranks_soon_and_loses_nothing(
+    folder: Path, tmp_path: Path, hurt: Callable[[subprocess.Popen[str]], None], status: int, message: str
+) -> None:
+    process = start_and_wait_for_an_answer(folder, tmp_path, PEARL_BENCH_PATIENCE="1")
+    ranks = ranks_of(process)
+    hurt(process)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=30)
+    while any(map(alive, ranks)) and time.monotonic() - began < 30:
+        time.sleep(0.05)
+    assert time.monotonic() - began < 10
+    assert process.returncode == status, errors
+    assert message in errors
+    kept = {q: answer.answer_id for q, answer in read_answers(answers(tmp_path, "pearl")).items()}
+    assert kept
+    if status == 1:
+        again = run(command(folder, tmp_path, "pearl", "--alone", tokens=400))
+        assert again.returncode == 0, again.stderr
+        now = {q: answer.answer_id for q, answer in read_answers(answers(tmp_path, "pearl")).items()}
+        assert len(now) == 4 and now.items() >= kept.items()
+
+
+BROKEN = """
+import sys
+from evaluation.run import main
+from methods.errors import command_line
+from {module} import {name}
+whole = {name}.{function}
+count = 0
+def breaks(*arguments):
+    global count
+    count += 1
+    if count == 300:
+        raise RuntimeError("out of luck")
+    return whole(*arguments)
+{name}.{function} = breaks
+if __name__ == "__main__":
+    command_line(main)
+"""
+
+
+@pytest.mark.parametrize(
+    "module, name, function",
+    [("methods.drafters.model", "ModelDrafter", "draft"), ("methods.pearl", "Pearl", "_decide")],
+    ids=["draft", "target"],
+)
+def test_an_exception_in_either_rank_ends_both(
+    folder: Path, tmp_path: Path, module: str, name: str, function: str
+) -> None:
+    script = tmp_path / "broken.py"
+    script.write_text(BROKEN.format(module=module, name=name, function=function))
+    began = time.monotonic()
+    arguments = command(folder, tmp_path, "pearl", "--alone", "--gamma", "1", tokens=400)
+    done = run(arguments, [sys.executable, str(script)])
+    assert done.returncode == 1
+    assert "RuntimeError: out of luck" in done.stderr
+    assert time.monotonic() - began < 100  # starting included
