@@ -14,7 +14,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from evaluation.records import Answer, Choice, Header, QuestionId, header_differences, read_answers, read_header
+from evaluation.headers import Header, header_differences, read_header
+from evaluation.records import Answer, Choice, QuestionId, read_answers
 from methods.errors import command_line
 
 # How a turn of both files compares, and a question as the worst of its turns: the later, the worse.

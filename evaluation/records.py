@@ -16,15 +16,13 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
-from methods.errors import UserError, nearest
+from evaluation.headers import Header, header_differences, header_path, read_file, read_header, write_header
+from methods.errors import UserError
 
 QuestionId = int | str
-Header = dict[str, Any]
 
-SCHEMA_VERSION = 1
+
 FAILED_TURN = "ERROR"  # what Spec-Bench writes for a turn that raised
-# Keys that may differ between the run that began a file and the one that continues it.
-VOLATILE_KEYS = frozenset({"created", "failures", "floor_seconds_per_token", "git_commit", "read_bandwidth"})
 
 
 @dataclass(frozen=True)
@@ -130,40 +128,10 @@ def read_answers(path: str | Path) -> dict[QuestionId, Answer]:
     Raises UserError for a file that cannot be read, holds no answers, or has a broken line or a question twice.
     """
     path = Path(path)
-    answers, _ = _parse(path, _read(path))
+    answers, _ = _parse(path, read_file(path))
     if not answers:
         raise UserError(f"{path} holds no answers: it is empty; run the method first, or name another file")
     return answers
-
-
-def read_header(path: str | Path) -> Header | None:
-    """The run header beside the answer file `path`; None where there is none, as beside Spec-Bench's own files."""
-    path = header_path(path)
-    if not path.exists():
-        return None
-    try:
-        header = json.loads(_read(path))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); restore it, or delete it and its answer file") from None
-    version = header.get("schema_version") if isinstance(header, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{path} has schema_version {version}, not {SCHEMA_VERSION}; read it with a matching release")
-    return header
-
-
-def header_path(path: str | Path) -> Path:
-    """Where the run header of the answer file `path` lies."""
-    return Path(path).with_suffix(".run.json")
-
-
-def header_differences(one: Header, other: Header) -> dict[str, tuple[Any, Any]]:
-    """The keys in which two headers differ, volatile ones aside, nested keys joined by dots, with both values."""
-    flat_one, flat_other = _flatten(one), _flatten(other)
-    return {
-        key: (flat_one.get(key, "unset"), flat_other.get(key, "unset"))
-        for key in flat_one | flat_other
-        if key.split(".")[0] not in VOLATILE_KEYS and flat_one.get(key, "unset") != flat_other.get(key, "unset")
-    }
 
 
 class AnswerFile:
@@ -188,7 +156,7 @@ class AnswerFile:
         """
         file = _open_locked(path := Path(path))
         try:
-            data = _read(path)
+            data = read_file(path)
             answers, size = _parse(path, data[: data.rfind(b"\n") + 1])
             commit = header.get("git_commit")
             header = _settle_header(path, header, answers)
@@ -222,7 +190,7 @@ class AnswerFile:
         named = str(self.header.get("git_commit")).split(", ")
         if self._commit and self._commit not in named:
             self.header["git_commit"] = ", ".join([*named, self._commit])
-            _write_header(self.path, self.header)
+            write_header(self.path, self.header)
 
     def fail(self, question_id: QuestionId, error: str) -> None:
         """Record in the header that a question could not be answered; it is tried again when the run is continued."""
@@ -249,7 +217,7 @@ class AnswerFile:
     def _set_failures(self, failures: list[dict[str, Any]]) -> None:
         if failures != self.failures:
             self.header["failures"] = failures
-            _write_header(self.path, self.header)
+            write_header(self.path, self.header)
 
 
 def _parse(path: Path, data: bytes) -> tuple[dict[QuestionId, Answer], int]:
@@ -295,26 +263,6 @@ def _is_list(value: object, kind: type | tuple[type, ...]) -> bool:
     return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
-def _flatten(header: Header, prefix: str = "") -> Header:
-    flat: Header = {}
-    for key, value in header.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        siblings = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
-        hint = nearest(path.name, siblings) if siblings else "; check the path"
-        raise UserError(f"{path} does not exist{hint}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; name one answer file in it, such as {path / 'pld.jsonl'}") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from None
-
-
 def _open_locked(path: Path) -> FileIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -342,20 +290,5 @@ def _settle_header(path: Path, header: Header, answers: dict[QuestionId, Answer]
         header = header if differences else old
     header = header | {"failures": [f for f in header.get("failures", []) if f["question_id"] not in answers]}
     if header != old:
-        _write_header(path, header)
+        write_header(path, header)
     return header
-
-
-def _write_header(path: Path, header: Header) -> None:
-    """Write the header whole or leave the old one: a reader never sees half of it."""
-    path = header_path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(json.dumps(header, indent=2).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}; make room or choose another --output") from None

@@ -192,7 +192,8 @@ def print_equality(session: "Session", judged: list[str], output: Console) -> di
 
 
 def print_speed(session: "Session", judged: list[str], output: Console) -> list[dict[str, Any]]:
-    from evaluation.speed import LEGEND, details, summarize, table
+    from evaluation.speed import summarize
+    from evaluation.tables import LEGEND, details, table
 
     config = session.config
     ids = {question.question_id for question in session.benchmark.questions}

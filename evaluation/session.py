@@ -6,11 +6,12 @@ from functools import cached_property
 from typing import Any
 
 from evaluation.config import RunConfig
+from evaluation.headers import SCHEMA_VERSION
 from evaluation.prompts import Prompter, decode, eos_ids
 from evaluation.provenance import environment, read_bandwidth
 from evaluation.questions import Benchmark, Question
 from evaluation.ranks import Ranks, Share, all_devices
-from evaluation.records import SCHEMA_VERSION, Answer, Choice
+from evaluation.records import Answer, Choice
 from evaluation.trace import Trace
 from methods import BASELINE, MethodSpec, get_method
 from methods.base import Generation, Limits, Method, Reference, generate

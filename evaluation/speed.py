@@ -1,30 +1,27 @@
 """How much faster a method is than its baseline: `python evaluation/speed.py --file-path F --base-path B`.
 
-Works on our answer files and on those of Spec-Bench's own scripts. `evaluation/run.py` calls `summarize` for the JSON
-document it prints last, and `table` for what it shows. The numbers are defined in `evaluation/stats.py`.
+Works on our answer files and on those of Spec-Bench's own scripts. `evaluation/run.py` calls `summarize` too. The
+numbers are defined in `evaluation/stats.py`, and shown by `evaluation/tables.py`.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from evaluation.records import Answer, Choice, Header, QuestionId, header_differences, read_answers, read_header
+from evaluation.headers import Header, header_differences, read_header
+from evaluation.records import Answer, Choice, QuestionId, read_answers
+from evaluation.tables import LEGEND, OVERALL, Summary, details, table
 from methods.errors import UserError, command_line
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Summary = dict[str, Any]
-Column = tuple[str, Callable[[Summary], str | Text | None]]  # its name, and its cell of a row: None where unknown
 
 # Runs that differ in one of these did other work, or did it elsewhere: the ratio of their times would mean nothing.
 SAME_WORK = {"benchmark", "benchmark_sha256", "target", "dtype", "sampling", "max_new_tokens", "eos_token_ids"}
@@ -32,11 +29,9 @@ SAME_WORK |= {"template", "cpu", "gpu"}
 SHARE_OF_MACHINE = ("devices", "threads", "replicas")  # may differ on purpose: told, not refused
 SAME_LAUNCH = ("methods", "created")
 
-OVERALL = "overall"
 CONVERSATION = "multi-turn conversation"
 MT_BENCH = frozenset({"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"})
 SPEC_BENCH_ORDER = (CONVERSATION, "translation", "summarization", "qa", "math_reasoning", "rag")
-POSITIONS_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -202,6 +197,9 @@ def _summary(comparison: Comparison, group: str, pairs: "pd.DataFrame") -> Summa
         "passes": sum(len(choice.accept_lengths) for choice in choices),
         "draft_seconds_per_pass": stats.seconds_per_pass(choices, "draft_time"),
         "verify_seconds_per_pass": stats.seconds_per_pass(choices, "verify_time"),
+        "wait_seconds_per_pass": stats.seconds_per_pass(choices, "wait_time"),
+        "run_length": stats.run_length(choices),
+        "acceptance_rate": stats.acceptance_rate(choices),
         "drafted": drafted,
         "drafted_per_token": None if drafted is None else float(drafted / pairs["tokens"].sum()),
         "acceptance_by_position": stats.acceptance_by_position(choices),
@@ -236,89 +234,6 @@ def _floor(*runs: Run) -> float | None:
     """Tokens per second if each token cost one reading of the target's weights, where a header has measured it."""
     seconds = [run.header.get("floor_seconds_per_token") for run in runs if run.header]
     return next((1 / s for s in seconds if s), None)
-
-
-def table(summaries: Sequence[Summary], spec_bench: bool = False) -> Table:
-    """The headline figures, one row for each summary."""
-    columns: list[Column] = [
-        ("ques-\ntions", lambda s: str(s["questions"])),
-        ("tokens\nper s", lambda s: f"{s['tokens_per_second']:.1f}"),
-        ("base-\nline", lambda s: f"{s['baseline_tokens_per_second']:.1f}"),
-        ("floor", lambda s: _number(s["floor_tokens_per_second"], ".1f")),
-        ("speedup", lambda s: Text(f"{s['speedup']:.2f}x", style=_style(s))),
-        ("95% interval", _interval),
-        ("MAT", lambda s: _number(s["mat"], ".2f")),
-    ]
-    if spec_bench:
-        columns.append(("Spec-Bench speedup\n(mean of rates)", lambda s: f"{s['spec_bench_speedup']:.2f}x"))
-    first = summaries[0]
-    title = f"{first['method']} against {first['baseline']}"
-    if len({s["method"] for s in summaries}) > 1:
-        title = f"speed against {first['baseline']}"
-    return _table(summaries, columns, Text(f"{title}\n{first['conditions']}", style="bold", justify="left"))
-
-
-def details(summaries: Sequence[Summary]) -> Table:
-    """How the headline figures come about, one row for each summary."""
-    columns: list[Column] = [
-        ("geom.\nmean", lambda s: f"{s['geometric_mean']:.2f}x"),
-        ("decode\nonly", lambda s: _number(s["decode_speedup"], ".2f", "x")),
-        ("passes", lambda s: f"{s['passes']}"),
-        ("draft+\nverify ms", _milliseconds),
-        ("drafted\n/token", lambda s: _number(s["drafted_per_token"], ".2f")),
-        ("accepted at\nposition, %", _positions),
-        ("in\nloops", lambda s: _number(s["repetition"], ".1%")),
-    ]
-    return _table(summaries, columns, None)
-
-
-def _table(summaries: Sequence[Summary], columns: Iterable[Column], title: Text | None) -> Table:
-    """Columns that are unknown in every row are left out."""
-    result = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    by_category = any(s["group"] != OVERALL for s in summaries)
-    result.add_column("category" if by_category else "method", max_width=14, overflow="fold")
-    shown = [(name, cells) for name, cell in columns if any(cells := [cell(s) for s in summaries])]
-    for name, _ in shown:
-        result.add_column(name, justify="right", no_wrap=True)
-    for row, summary in enumerate(summaries):
-        label = Text(summary["group"] if by_category else summary["method"])
-        before_overall = by_category and row == len(summaries) - 2
-        result.add_row(label, *(cells[row] or "-" for _, cells in shown), end_section=before_overall)
-    return result
-
-
-def _number(value: float | None, form: str, unit: str = "") -> str | None:
-    return None if value is None else f"{value:{form}}{unit}"
-
-
-def _interval(summary: Summary) -> Text:
-    if summary["low"] is None:
-        return Text("too few questions", style="dim")
-    text = Text(f"{summary['low']:.2f} to {summary['high']:.2f}")
-    return text if summary["significant"] else text.append("\nnot significant", style="yellow")
-
-
-def _style(summary: Summary) -> str:
-    if not summary["significant"]:
-        return "yellow"
-    return "bold green" if summary["speedup"] > 1 else "bold red"
-
-
-def _milliseconds(summary: Summary) -> str | None:
-    draft, verify = summary["draft_seconds_per_pass"], summary["verify_seconds_per_pass"]
-    return None if draft is None or verify is None else f"{draft * 1e3:.1f}+{verify * 1e3:.1f}"
-
-
-def _positions(summary: Summary) -> str | None:
-    rates = summary["acceptance_by_position"]
-    return " ".join(f"{rate:.0%}"[:-1] for rate in rates[:POSITIONS_SHOWN]) if rates else None
-
-
-LEGEND = """\
-speedup: tokens per second over the baseline's, prefill included; interval: bootstrap over questions
-floor: tokens per second at one reading of the target's weights per token; MAT: tokens per target pass
-accepted at position n: drafts whose first n tokens were all accepted; ms: mean of a target pass
-in loops: tokens in a repetition that their answer ends in, which is easy to draft"""
 
 
 def main() -> int:

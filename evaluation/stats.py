@@ -108,8 +108,26 @@ def acceptance_by_position(choices: Iterable[Choice]) -> list[float] | None:
     return ((accepted[:, None] > positions).sum(axis=0) / (drafted[:, None] > positions).sum(axis=0)).tolist()
 
 
+def run_length(choices: Iterable[Choice]) -> float | None:
+    """Accepted draft tokens per rejection: how long a run of accepted tokens is, across passes. PEARL's own "mean
+    accepted tokens" (Liu et al. 2025), not to be compared with MAT. None where unknown or nothing was rejected.
+
+    A pass rejects where it accepts fewer tokens than were judged, so this is for chains."""
+    drafted, accepted = _per_pass(choices)
+    rejections = int((accepted < drafted).sum())
+    return float(accepted.sum()) / rejections if rejections else None
+
+
+def acceptance_rate(choices: Iterable[Choice]) -> float | None:
+    """alpha of the i.i.d. model: of the draft tokens up to and including each pass's first rejected one, the share that
+    was accepted. None where unknown or nothing was drafted."""
+    drafted, accepted = _per_pass(choices)
+    tried = int(accepted.sum() + (accepted < drafted).sum())
+    return float(accepted.sum()) / tried if tried else None
+
+
 def seconds_per_pass(choices: Sequence[Choice], key: str) -> float | None:
-    """The mean of `draft_time` or `verify_time` over the target's passes; None where a choice does not record it."""
+    """The mean of `draft_time`, `verify_time` or `wait_time` over the target's passes; None where not recorded."""
     times = [getattr(choice, key) for choice in choices]
     passes = sum(len(choice.accept_lengths) for choice in choices)
     return None if None in times or not passes else sum(map(sum, times)) / passes

@@ -9,8 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+from evaluation.headers import Header, header_path, read_header
 from evaluation.ranks import Ranks, gather
-from evaluation.records import Answer, AnswerFile, Header, QuestionId, header_path, read_answers, read_header
+from evaluation.records import Answer, AnswerFile, QuestionId, read_answers
 
 Failure = dict[str, Any]
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.records import read_answers, read_header
+from evaluation.headers import read_header
+from evaluation.records import read_answers
 from methods.paths import ROOT
 from tests.tiny import save_draft, save_model
 

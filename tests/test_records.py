@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from evaluation.records import Answer, AnswerFile, Choice, header_path, read_answers, read_header
+from evaluation.headers import header_path, read_header
+from evaluation.records import Answer, AnswerFile, Choice, read_answers
 from methods.errors import UserError
 from tests.answer_files import ROOT, answer, choice, header, write, write_spec_bench
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from evaluation.records import Answer, header_path
+from evaluation.headers import header_path
+from evaluation.records import Answer
 from evaluation.speed import CONVERSATION, summarize, summarize_by_category
 from methods.errors import UserError
 from tests.answer_files import answer, choice, header, run_script, write, write_spec_bench

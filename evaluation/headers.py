@@ -1,0 +1,78 @@
+"""The run header `<method>.run.json` beside an answer file: under which conditions it was made."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from methods.errors import UserError, nearest
+
+Header = dict[str, Any]
+SCHEMA_VERSION = 1
+# Keys that may differ between the run that began a file and the one that continues it.
+VOLATILE_KEYS = frozenset({"created", "failures", "floor_seconds_per_token", "git_commit", "read_bandwidth"})
+
+
+def read_header(path: str | Path) -> Header | None:
+    """The run header beside the answer file `path`; None where there is none, as beside Spec-Bench's own files."""
+    path = header_path(path)
+    if not path.exists():
+        return None
+    try:
+        header = json.loads(read_file(path))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); restore it, or delete it and its answer file") from None
+    version = header.get("schema_version") if isinstance(header, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path} has schema_version {version}, not {SCHEMA_VERSION}; read it with a matching release")
+    return header
+
+
+def header_path(path: str | Path) -> Path:
+    """Where the run header of the answer file `path` lies."""
+    return Path(path).with_suffix(".run.json")
+
+
+def header_differences(one: Header, other: Header) -> dict[str, tuple[Any, Any]]:
+    """The keys in which two headers differ, volatile ones aside, nested keys joined by dots, with both values."""
+    flat_one, flat_other = _flatten(one), _flatten(other)
+    return {
+        key: (flat_one.get(key, "unset"), flat_other.get(key, "unset"))
+        for key in flat_one | flat_other
+        if key.split(".")[0] not in VOLATILE_KEYS and flat_one.get(key, "unset") != flat_other.get(key, "unset")
+    }
+
+
+def _flatten(header: Header, prefix: str = "") -> Header:
+    flat: Header = {}
+    for key, value in header.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        siblings = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
+        hint = nearest(path.name, siblings) if siblings else "; check the path"
+        raise UserError(f"{path} does not exist{hint}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; name one answer file in it, such as {path / 'pld.jsonl'}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from None
+
+
+def write_header(path: Path, header: Header) -> None:
+    """Write the header whole or leave the old one: a reader never sees half of it."""
+    path = header_path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(json.dumps(header, indent=2).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}; make room or choose another --output") from None
