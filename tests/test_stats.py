@@ -11,12 +11,14 @@ import pytest
 from evaluation.records import Answer, Choice
 from evaluation.stats import (
     acceptance_by_position,
+    acceptance_rate,
     decode_speedup,
     drafted_tokens,
     looping_tokens,
     mean_accept_length,
     pair_answers,
     repetition_share,
+    run_length,
     spec_bench_speedup,
     speedup,
 )
@@ -179,3 +181,22 @@ def test_loops_by_hand() -> None:
     assert looping_tokens(list(range(33)) * 4) == 0
     assert repetition_share([choice([[7] * 6, [1, 2, 3, 4]], [1.0, 1.0])]) == pytest.approx(0.6)
     assert repetition_share([Choice(["a"], [9], [1], [9])]) is None
+
+
+def test_run_length_and_acceptance_rate_count_up_to_the_first_rejection() -> None:
+    """Two whole windows and a bit, rejected; then at once."""
+    one = Choice(
+        turns=["a"],
+        new_tokens=[11],
+        wall_time=[1.0],
+        accept_lengths=[1, 3, 3, 3, 1],
+        decoding_steps=[5],
+        token_ids=[list(range(11))],
+        drafted=[[0, 3, 3, 4, 2]],
+        accepted=[[0, 3, 3, 2, 0]],
+    )
+    assert run_length([one]) == 8 / 2
+    assert acceptance_rate([one]) == 8 / 10
+    kept = replace(one, accepted=[[0, 3, 3, 4, 2]])
+    assert run_length([kept]) is None
+    assert acceptance_rate([kept]) == 1
