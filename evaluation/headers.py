@@ -10,7 +10,7 @@ from methods.errors import UserError, nearest
 Header = dict[str, Any]
 SCHEMA_VERSION = 1
 # Keys that may differ between the run that began a file and the one that continues it.
-VOLATILE_KEYS = frozenset({"created", "failures", "floor_seconds_per_token", "git_commit", "read_bandwidth"})
+VOLATILE_KEYS = frozenset({"created", "failures", "floor_seconds_per_token", "git_commit", "read_bandwidth", "settled"})
 
 
 def read_header(path: str | Path) -> Header | None:

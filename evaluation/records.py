@@ -192,6 +192,11 @@ class AnswerFile:
             self.header["git_commit"] = ", ".join([*named, self._commit])
             write_header(self.path, self.header)
 
+    def note(self, key: str, value: Any) -> None:
+        """Put something that was found out during the run into the header."""
+        self.header[key] = value
+        write_header(self.path, self.header)
+
     def fail(self, question_id: QuestionId, error: str) -> None:
         """Record in the header that a question could not be answered; it is tried again when the run is continued."""
         self._set_failures([*self._failures_without(question_id), {"question_id": question_id, "error": error}])

@@ -107,6 +107,9 @@ def measure(session: "Session", store: "Store", questions: "list[Question]", con
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("warming up", total=len(questions))
         session.warm_up()
+        for name, settled in session.settled().items():
+            store.files[name].note("settled", settled)
+            progress.console.print(f"{name} has chosen {', '.join(f'{key} {value}' for key, value in settled.items())}")
         for index, question in enumerate(questions):
             for name, choices in answer_question(session, store, question, index).items():
                 store.files[name].append(session.answer(name, question, choices))

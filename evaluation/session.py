@@ -103,6 +103,11 @@ class Session:
                 with self._place(name):
                     generate(method, prompt, self._sampling("warm-up", 0, 0), limits)
 
+    def settled(self) -> dict[str, dict[str, int]]:
+        """What methods have chosen by themselves in the warm-up."""
+        ours = {name: method.settled() for name, method in self.methods.items() if not isinstance(method, Reference)}
+        return {name: settled for name, settled in ours.items() if settled}
+
     def _sampling(self, question_id: object, turn: int, repeat: int) -> Sampling:
         c = self.config
         return Sampling(c.temperature, c.top_k, c.top_p, seed_of(c.seed, question_id, turn, repeat))

@@ -68,6 +68,10 @@ class Method(Protocol):
         """The answer is complete. Most methods need not know."""
         return
 
+    def settled(self) -> dict[str, int]:
+        """Options that the method has chosen by itself, for the run header."""
+        return {}
+
 
 @runtime_checkable
 class Reference(Protocol):

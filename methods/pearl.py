@@ -119,6 +119,9 @@ class Pearl(Method):
             self.window = min(max(round(ratio), 1), LONGEST_WINDOW)
             self.measuring = False
 
+    def settled(self) -> dict[str, int]:
+        return {"gamma": self.window} if self._draft_seconds and not self.measuring else {}
+
     def _order(self, window: int, stop: bool = False) -> None:
         """Begin a round: tell the draft rank what was decided last, and how much to draft."""
         (accepted, next_token), self._news = self._news, (0, None)

@@ -58,6 +58,7 @@ def test_a_plain_start_runs_both_ranks_and_what_belongs_beside(folder: Path, tmp
     header = read_header(answers(tmp_path, "pearl"))
     assert header is not None
     assert (header["ranks"], header["options"]) == (2, {"gamma": 3, "without": "nothing"})
+    assert "settled" not in header
     events = json.loads(trace.read_text())["traceEvents"]
     names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
     pearl = [event for event in events if names[event["pid"]] == "pearl" and event["ph"] == "X"]
@@ -73,6 +74,7 @@ def test_replicas_share_the_questions(folder: Path, tmp_path: Path) -> None:
     assert "pearl: 4/4 identical" in done.stdout
     header = read_header(answers(tmp_path, "pearl"))
     assert header is not None and header["replicas"] == 2
+    assert header["options"]["gamma"] == "auto"
     assert not (answers(tmp_path, "pearl").parent / "parts").exists()
 
 
@@ -86,6 +88,8 @@ def test_an_outer_launcher_may_start_the_ranks(folder: Path, tmp_path: Path) -> 
 def test_sampling_runs_too(folder: Path, tmp_path: Path) -> None:
     done = run(command(folder, tmp_path, "pearl", "--alone", "--temperature", "1", "--top-p", "0.9"))
     assert done.returncode == 0, done.stderr
+    header = read_header(answers(tmp_path, "pearl"))
+    assert header is not None and header["settled"]["gamma"] >= 1
     assert len(read_answers(answers(tmp_path, "pearl"))) == 4
 
 
