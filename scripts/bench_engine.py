@@ -5,7 +5,8 @@
 Everything is interleaved in one run and given as medians, since absolute times on a shared machine drift:
 - ratios of whole methods: decoding time of the same prompts, prefill apart, paired by round;
 - time of one pass by its rows (a chain of N nodes), and the floor: weight bytes / read bandwidth;
-- a profile: where the time of one pass goes.
+- a profile: where the time of one pass goes;
+- what a draft token costs at each exit of the pair's draft, against its own floor, and c: target pass / draft token.
 """
 
 import argparse
@@ -20,15 +21,20 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluation.config import RunConfig, parse
+from evaluation.pairs import get_pair
 from evaluation.provenance import read_bandwidth
 from evaluation.questions import load_questions
 from evaluation.session import Session
 from methods.base import Limits, generate
+from methods.drafters.model import ModelDrafter
 from methods.engine.decoder import Decoder
 from methods.engine.sampling import Sampling
+from methods.engine.sorted_draft import is_trained_draft
+from methods.engine.staged import StagedDecoder
 from methods.engine.tree import TokenTree
 from methods.engine.verify import verify
 from methods.errors import command_line
+from methods.models import Models
 
 COMPARED = {  # ours, theirs; the better, the higher the ratio
     "autoregressive / hf-generate": ("autoregressive", "hf-generate"),
@@ -37,6 +43,7 @@ COMPARED = {  # ours, theirs; the better, the higher the ratio
 }
 ROWS = (1, 2, 4, 8, 16, 32, 60)
 CACHED = 250  # tokens before the measured passes
+DRAFTED = 4  # tokens per measured draft
 
 
 def method_seconds(session: Session, rounds: int, tokens: int) -> dict[str, list[float]]:
@@ -87,6 +94,25 @@ def profile(decoder: Decoder, rounds: int) -> dict[str, float]:
     return found
 
 
+def draft_seconds(models: Models, rounds: int) -> dict[int, float]:
+    """Median seconds of a draft token by the layers of the draft it takes, interleaved, each after a target pass."""
+    exits = models.draft_exits if is_trained_draft(models.draft_checkpoint) else (models.draft_model.config.layers,)
+    prompt, tree = [1 + i % 200 for i in range(CACHED)], TokenTree.chain([1])
+    drafters = {}
+    for exit in exits:
+        drafters[exit] = ModelDrafter(StagedDecoder(models.draft_model, [exit], 0.0, 2 * CACHED), models.vocabulary)
+    times: dict[int, list[float]] = {exit: [] for exit in exits}
+    models.target.prefill(prompt)
+    for _ in range(rounds):
+        for exit, drafter in drafters.items():
+            drafter.begin(prompt, Sampling(), None)
+            drafter.settle(0, 1, None)
+            drafter.draft(1)
+            models.target.score(tree)
+            times[exit].append(timed(lambda drafter=drafter: drafter.draft(DRAFTED)) / DRAFTED)  # type: ignore[misc]
+    return {exit: median(values) for exit, values in times.items()}
+
+
 def timed(action: Callable[[], Any]) -> float:
     begin = time.perf_counter()
     action()
@@ -109,6 +135,8 @@ def measure(config: RunConfig, rounds: int, tokens: int) -> dict[str, Any]:
     bandwidth = read_bandwidth(share.threads, share.devices[0])
     floor = target.model.weight_bytes / bandwidth
     own = median(seconds["autoregressive"])
+    draft = draft_seconds(session.models, rounds)
+    draft_floor = {exit: session.models.draft_model.bytes_up_to(exit) / bandwidth for exit in draft}
     return {
         "pair": config.pair.name,
         "dtype": config.dtype,
@@ -120,12 +148,24 @@ def measure(config: RunConfig, rounds: int, tokens: int) -> dict[str, Any]:
         "speed_ratios": {
             name: median(theirs / ours for ours, theirs in zip(seconds[a], seconds[b], strict=True))
             for name, (a, b) in COMPARED.items()
+            if a in seconds and b in seconds
         },
         "autoregressive_over_floor": own / floor,
         "pass_ms": {rows: value * 1e3 for rows, value in passes.items()},
         "rows_8_over_1": passes[8] / passes[1],
+        "draft": session.models.draft_source,
+        "draft_token_ms": {exit: value * 1e3 for exit, value in draft.items()},
+        "draft_token_over_floor": {exit: value / draft_floor[exit] for exit, value in draft.items()},
+        "c": {exit: passes[1] / value for exit, value in draft.items()},
         "profile_ms": {name: value * 1e3 for name, value in profile(target, 5 * rounds).items()},
     }
+
+
+def compared(pair: str, draft: str | None) -> dict[str, tuple[str, str]]:
+    """What can be compared: Transformers cannot run a draft with exits."""
+    found = get_pair(pair)
+    trained = is_trained_draft(Models(found.target, draft or found.draft, found.dtype, []).draft_checkpoint)
+    return {name: both for name, both in COMPARED.items() if not (trained and "hf-assisted" in both)}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -141,6 +181,9 @@ def show(result: dict[str, Any]) -> None:
         table.add_row(f"{name}, ms per token", f"{value:.2f}")
     for rows, value in result["pass_ms"].items():
         table.add_row(f"pass of {rows} rows, ms", f"{value:.2f}")
+    for layers, value in result["draft_token_ms"].items():
+        over, c = result["draft_token_over_floor"][layers], result["c"][layers]
+        table.add_row(f"draft token of {layers} layers, ms", f"{value:.2f} ({over:.2f} x floor, c {c:.2f})")
     for name, value in result["profile_ms"].items():
         table.add_row(f"profile: {name}, ms", f"{value:.3f}")
     console.print(table)
@@ -156,9 +199,8 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=64, help="new tokens per answer")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    names = ",".join(dict.fromkeys(name for pair in COMPARED.values() for name in pair))
     arguments = [
-        names,
+        ",".join(dict.fromkeys(name for both in compared(args.pair, args.draft).values() for name in both)),
         args.pair,
         "--threads",
         args.threads,

@@ -90,12 +90,16 @@ class Transformer:
     @property
     def weight_bytes(self) -> int:
         """Bytes that a pass must read: every weight once, the embedding only when it is also the head."""
+        return self.bytes_up_to(self.config.layers)
+
+    def bytes_up_to(self, layers: int) -> int:
+        """The same for a pass that leaves the model after so many layers, by the head."""
         size = torch.empty((), dtype=self.dtype).element_size()
         c = self.config
         qkv = c.width * c.head_dim * (c.heads + 2 * c.kv_heads)
         layer = qkv + c.width * c.head_dim * c.heads + 3 * c.width * c.mlp_width
         head_rows = c.vocab_size if self.tokens_R is None else len(self.tokens_R)
-        return size * (c.layers * layer + head_rows * c.width)
+        return size * (layers * layer + head_rows * c.width)
 
 
 class Layer:
