@@ -48,7 +48,7 @@ class Ranks:
         return self.rank % self.size == 0
 
 
-def join_ranks(size: int, device: str) -> Ranks:
+def join_ranks(size: int) -> Ranks:
     """Join the process group that the launcher set up, if any. `size`: ranks that one replica needs."""
     env = {name: int(os.environ.get(name, default)) for name, default in _LAUNCHED.items()}
     ranks = Ranks(env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"], env["LOCAL_WORLD_SIZE"], size)
@@ -60,7 +60,8 @@ def join_ranks(size: int, device: str) -> Ranks:
     if ranks.world > 1:
         from accelerate import PartialState
 
-        PartialState(cpu=device == "cpu", timeout=_PATIENT)
+        # What ranks tell each other here is control: by gloo, so that two of them may share one GPU.
+        PartialState(cpu=True, timeout=_PATIENT)
     return ranks
 
 

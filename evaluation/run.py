@@ -65,7 +65,7 @@ def run(config: RunConfig) -> int:
 
     benchmark = load_questions(config.benchmark, config.questions, config.limit)
     device = choose_device(config.device)
-    ranks = join_ranks(config.ranks, device)
+    ranks = join_ranks(config.ranks)
     console = Console(stderr=True, highlight=False, quiet=ranks.rank != 0)  # one voice for all ranks
     console.print(describe(config, len(benchmark.questions)), soft_wrap=True)
     session = Session(config, benchmark, ranks, take_share(ranks, device, config.threads), open_link(ranks))

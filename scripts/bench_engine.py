@@ -125,7 +125,7 @@ def measure(config: RunConfig, rounds: int, tokens: int) -> dict[str, Any]:
     from evaluation.ranks import choose_device, join_ranks, take_share
 
     device = choose_device(config.device)
-    ranks = join_ranks(1, device)
+    ranks = join_ranks(1)
     share = take_share(ranks, device, config.threads)
     session = Session(config, load_questions(config.benchmark, None, rounds), ranks, share)
     session.warm_up()
