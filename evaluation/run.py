@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from evaluation.config import RunConfig, help_text, parse
 from evaluation.launch import launch, launched
-from methods import BASELINE
+from methods import BASELINE, get_method
 from methods.errors import RunError, UserError, command_line
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def measure(session: "Session", store: "Store", questions: "list[Question]", con
 
 def answer_question(session: "Session", store: "Store", question: "Question", index: int) -> "dict[str, list[Choice]]":
     """All repeats of one question by each method, interleaved. A method that raises has its failure recorded and no
-    answer; the others go on."""
+    answer; the others go on, unless it has another rank that has lost step with it."""
     choices: dict[str, list[Choice]] = {name: [] for name in store.missing(question.question_id)}
     for repeat in range(session.config.repeats):
         order = list(choices) if (index + repeat) % 2 == 0 else list(reversed(choices))
@@ -134,6 +134,8 @@ def answer_question(session: "Session", store: "Store", question: "Question", in
                 traceback.print_exc()
                 store.files[name].fail(question.question_id, f"{type(error).__name__}: {error}")
                 del choices[name]
+                if get_method(name).ranks > 1:  # the other rank is in the middle of that answer
+                    raise RunError(f"{name} failed on question {question.question_id}; start again to go on") from None
     return choices
 
 
