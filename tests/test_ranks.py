@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -169,10 +170,14 @@ def test_a_fault_ends_both_ranks_soon_and_loses_nothing(
     ranks = ranks_of(process)
     hurt(process)
     began = time.monotonic()
-    _, errors = process.communicate(timeout=30)
-    while any(map(alive, ranks)) and time.monotonic() - began < 30:
-        time.sleep(0.05)
-    assert time.monotonic() - began < 10
+    try:
+        _, errors = process.communicate(timeout=30)
+        while any(map(alive, ranks)) and time.monotonic() - began < 30:
+            time.sleep(0.05)
+        assert time.monotonic() - began < 10
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == status, errors
     assert message in errors
     kept = {q: answer.answer_id for q, answer in read_answers(answers(tmp_path, "pearl")).items()}
