@@ -47,6 +47,7 @@ class Choice:
     wait_time: list[float] | None = None
     drafted: list[list[int]] | None = None
     accepted: list[list[int]] | None = None
+    proposed: list[int] | None = None  # drafted tokens, those included that no pass has judged
     margins: list[list[float]] | None = None
 
     def __post_init__(self) -> None:

@@ -212,6 +212,7 @@ def to_choice(turns: list[Generation], texts: list[str], repeat: int) -> Choice:
         wait_time=_seconds(turns, "wait"),
         drafted=[turn.drafted for turn in turns],
         accepted=[turn.accepted for turn in turns],
+        proposed=[turn.proposed for turn in turns],
         margins=margins if any(margins) else None,
     )
 

@@ -25,12 +25,13 @@ class Limits:
 @dataclass(frozen=True)
 class Span:
     """What a rank did from `begin` to `end`, in seconds of the monotonic clock. "wait": the target had nothing to do
-    until a draft came."""
+    until a draft came. `tokens`: how many were drafted."""
 
     rank: Literal["target", "draft"]
     work: Literal["draft", "verify", "wait"]
     begin: float
     end: float
+    tokens: int = 0
 
     @property
     def seconds(self) -> float:
@@ -118,6 +119,11 @@ class Generation:
     def seconds(self, work: str) -> float:
         """Time spent on "draft", "verify" or "wait". Two ranks draft and verify at the same time."""
         return sum(span.seconds for span in self.spans if span.work == work)
+
+    @property
+    def proposed(self) -> int:
+        """Tokens that were drafted, those included that no pass has judged."""
+        return sum(span.tokens for span in self.spans)
 
 
 def generate(method: Method | Reference, prompt_T: Sequence[int], sampling: Sampling, limits: Limits) -> Generation:

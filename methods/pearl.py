@@ -148,7 +148,7 @@ class Pearl(Method):
     def _take(self, draft: Draft, spans: list[Span]) -> None:
         if not isinstance(draft, Draft) or draft.round > self._round or (draft.round < self._round and not self.free):
             raise self.link.unexpected(draft, f"the draft of round {self._round}")
-        spans.append(Span("draft", "draft", draft.begin, draft.end))
+        spans.append(Span("draft", "draft", draft.begin, draft.end, len(draft.tokens_G)))
         if draft.round < self._rooted:
             return
         self.tail += draft.tokens_G

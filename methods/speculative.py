@@ -44,7 +44,7 @@ class _DraftThenVerify(Method, ABC):
             drafted=int(tree.depth_N.max()),
             accepted=ruling.accepted,
             spans=[
-                Span("target", "draft", begin, drafted),
+                Span("target", "draft", begin, drafted, len(tree.tokens_N) - 1),
                 Span("target", "verify", drafted, verified),
                 Span("target", "draft", verified, time.perf_counter()),
             ],

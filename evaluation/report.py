@@ -1,0 +1,84 @@
+"""Report of a results folder: `python evaluation/report.py FOLDER [--fail-on "pearl<1.5"]... [--compare OTHER]`.
+
+Writes REPORT.md, which shows the figures that it puts beside itself, and report.html, one file that opens from disk:
+speedups with their intervals, equality, conditions, failures, definitions, and what is needed to run it again. The exit
+status is 1 if a condition of --fail-on holds.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from methods.errors import UserError, command_line
+
+if TYPE_CHECKING:
+    from evaluation.report_content import Report
+
+MARKDOWN, HTML, FIGURES = "REPORT.md", "report.html", "figures"
+WRITTEN_BY = "Written by evaluation/report.py"  # REPORT.md says so in its first lines
+
+
+def write_report(report: "Report", output: Path) -> list[Path]:
+    """REPORT.md and report.html. Raises UserError where they cannot be written."""
+    from evaluation.document import to_html, to_markdown
+
+    blocks = list(report.blocks())
+    paths = [output / MARKDOWN, output / HTML]
+    try:
+        paths[0].write_text(to_markdown(blocks, output), encoding="utf-8")
+        paths[1].write_text(to_html(f"Results: {report.folder.resolve().name}", blocks), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}; choose another --output") from None
+    return paths
+
+
+def check_output(output: Path) -> None:
+    """Nobody's own REPORT.md is written over."""
+    path = output / MARKDOWN
+    if path.is_file() and WRITTEN_BY not in path.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"{path} was not written by this command; move it, or choose another --output")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Report of the runs below a results folder. Exit status 1 if it fails."
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="results folder, as --output of a run")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="where to (default: the folder itself)")
+    parser.add_argument("--fail-on", metavar="CONDITION", action="append", default=[],
+                        help="METHOD<SPEEDUP or identical<1: exit status 1 where it holds")  # fmt: skip
+    parser.add_argument("--compare", metavar="OTHER", type=Path, help="an earlier folder, to put its speedups beside")
+    options = parser.parse_args()
+
+    from evaluation.gates import judge, pair_runs, parse_gate  # what takes long to import comes when it is needed
+    from evaluation.results import read_groups
+
+    gates = [parse_gate(text) for text in options.fail_on]
+    output = options.output or options.folder
+    check_output(output)
+    groups = read_groups([options.folder])
+    earlier = read_groups([options.compare]) if options.compare else []
+    outcomes = [judge(gate, groups) for gate in gates]
+    pairings = pair_runs(groups, earlier) if options.compare else []
+
+    from evaluation.plot import draw
+    from evaluation.report_content import Report
+
+    drawings, _ = draw(groups)
+    for drawing in drawings:
+        drawing.save(output / FIGURES)
+    report = Report(groups, drawings, outcomes, pairings, options.folder, options.compare, output / FIGURES, WRITTEN_BY)
+    console = Console(highlight=False)
+    for path in write_report(report, output):
+        console.print(Text(str(path)), soft_wrap=True)
+    for outcome in (outcome for outcome in outcomes if outcome.holds):
+        value = "nothing was measured" if outcome.value is None else f"it is {outcome.value:.3g}"
+        console.print(Text(f"failed: {outcome.gate.text}: {value}", style="red"), soft_wrap=True)
+    return int(any(outcome.holds for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    command_line(main)

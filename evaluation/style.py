@@ -1,0 +1,165 @@
+"""How the figures look, and how they are saved: PNG and SVG, with their data beside them.
+
+The colours are those of Okabe and Ito 2008, "Color universal design", which the colour-blind can tell apart; hatches
+and markers tell the methods apart where there is no colour.
+"""
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import AbstractPathEffect, withStroke
+
+from methods import METHODS
+from methods.errors import UserError
+
+BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+SKY, PURPLE, YELLOW, BLACK = "#56B4E9", "#CC79A7", "#F0E442", "#222222"
+GREY, FAINT, SMALL_PRINT = "#7a7a7a", "#d9d9d9", "#555555"
+COLORS = (BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, BLACK, YELLOW)
+HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "++++", "oo")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+LINES = ("-", "--", "-.", ":")
+FIRST = ("sps", "pearl")  # keep their look in every figure; the others take what is left
+
+WIDTH = 7.2  # inches: two columns of a paper
+TITLE, SMALL = 10.5, 6.5  # points
+TITLE_CHARACTERS, SMALL_CHARACTERS = 10.5, 21  # to an inch
+STYLE: Any = {  # matplotlib's type names every parameter there is
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.7,
+    "xtick.color": "#333333",
+    "ytick.color": "#333333",
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "hatch.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "savefig.dpi": 200,
+    "svg.hashsalt": "pearl-bench",  # the same data give the same file
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, what it shows in a sentence or two, and the numbers in it."""
+
+    name: str  # of its files
+    figure: Figure
+    data: pd.DataFrame
+    about: str
+    group: str | None = None  # the group that it is of, None if of all
+    missing: Sequence[str] = ()  # what is not in it, and why
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write NAME.png, NAME.svg and NAME.csv. Raises UserError where that is not possible."""
+        paths = [folder / f"{self.name}.{ending}" for ending in ("png", "svg", "csv")]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with mpl.rc_context(STYLE):
+                self.figure.savefig(paths[0], metadata={"Software": None})
+                self.figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+            self.data.to_csv(paths[2], index=False)
+        except OSError as error:
+            raise UserError(f"cannot write {folder}: {error.strerror}; choose another --output") from None
+        return paths
+
+
+@dataclass(frozen=True)
+class Look:
+    """Of one method, the same in all figures of a command."""
+
+    color: str
+    hatch: str
+    marker: str
+    line: str
+
+    @property
+    def bar(self) -> dict[str, Any]:
+        return {"facecolor": self.color, "hatch": self.hatch, "edgecolor": "white", "linewidth": 0.8}
+
+
+def looks(methods: Iterable[str]) -> dict[str, Look]:
+    """A look for each method."""
+    present = set(methods)
+    others = [name for name in METHODS if name in present] + sorted(present - set(METHODS))
+    order = [*FIRST, *(name for name in others if name not in FIRST)]
+    return {name: _look(place) for place, name in enumerate(order) if name in present}
+
+
+def _look(place: int) -> Look:
+    """Where the colours are used up they come again, with other hatches, markers and lines."""
+    lap, color = divmod(place, len(COLORS))
+    other = (color + lap) % len(HATCHES)
+    return Look(COLORS[color], HATCHES[other], MARKERS[other], LINES[(place + lap) % len(LINES)])
+
+
+def new_figure(title: str, small_print: str, height: float, width: float = WIDTH, legend_rows: int = 0) -> Figure:
+    """An empty figure with a title above, room for a legend under it, and the conditions in small print below."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    lines = textwrap.wrap(title, int(width * TITLE_CHARACTERS)) + [""] * legend_rows
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=TITLE, fontweight="bold")
+    figure.supxlabel(
+        _wrap(small_print, int(width * SMALL_CHARACTERS)), x=0.01, ha="left", fontsize=SMALL, color=SMALL_PRINT
+    )
+    return figure
+
+
+def _wrap(text: str, width: int) -> str:
+    """Lines of at most `width` characters, parted at the middle dots where there are any."""
+    lines = []
+    for line in text.split("\n"):
+        whole = line.replace(" ", "\0").replace("\0·\0", "\0· ") if " · " in line else line
+        lines += [part.replace("\0", " ") for part in textwrap.wrap(whole, width)]
+    return "\n".join(lines)
+
+
+def add_legend(figure: Figure, handles: Sequence[Any], columns: int) -> None:
+    """In the room that `legend_rows` has left under the title: constrained layout would put it over the title."""
+    title_lines = figure.get_suptitle().rstrip("\n").count("\n") + 1
+    below_title = 1 - (0.15 + 1.2 * title_lines) * TITLE / 72 / figure.get_figheight()
+    legend = figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.0, below_title), ncols=columns)
+    legend.set_in_layout(False)
+
+
+def one_line(axes: Axes, value: float = 1.0, text: str = "baseline", vertical: bool = False) -> None:
+    """A marked line, such as at speedup 1."""
+    draw = axes.axvline if vertical else axes.axhline
+    draw(value, color=BLACK, linewidth=1, linestyle=(0, (4, 2)), zorder=3, label=text)
+
+
+def number(value: float) -> str:
+    """A speedup on a figure."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def halo(width: float = 2.5) -> list[AbstractPathEffect]:
+    """White around a text that may lie on lines."""
+    return [withStroke(linewidth=width, foreground="white", alpha=0.8)]
+
+
+def slug(text: str) -> str:
+    """The text as part of a file's name."""
+    kept = "".join(c if c.isalnum() or c in ".+" else "-" for c in text.lower())
+    return "-".join(filter(None, kept.split("-")))

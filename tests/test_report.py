@@ -1,0 +1,180 @@
+"""report.py: it says what was measured, the page needs nothing else, the exit status is what CI asks for."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from evaluation.document import Block, Bullets, Cell, Heading, Table, Text, to_html, to_markdown
+from evaluation.gates import judge, pair_runs, parse_gate
+from evaluation.results import read_groups
+from evaluation.speed import summarize
+from methods.errors import UserError
+from tests.answer_files import header, run_script, write
+from tests.simulated_runs import PEARL, SPS, Simulated, write_runs
+
+PLACE = Path("mini_bench/tiny")
+
+
+class Page(HTMLParser):
+    """What is in an HTML file."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with its report, by the command itself; the condition does not hold."""
+    folder = write_runs(tmp_path_factory.mktemp("runs") / "study", [SPS, PEARL], questions=14)
+    done = run_script(
+        "report.py", folder, "--fail-on", "pearl<1.05", "--fail-on", "identical < 1", "--compare", folder, cwd=folder
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == [str(folder / "REPORT.md"), str(folder / "report.html")]
+    return folder
+
+
+def differ(path: Path) -> None:
+    """Change one token of the first answer."""
+    first, *others = path.read_text().splitlines()
+    answer = json.loads(first)
+    answer["choices"][0]["token_ids"][0][3] += 1
+    path.write_text("\n".join([json.dumps(answer), *others]) + "\n")
+
+
+def test_markdown_says_what_was_measured(reported: Path) -> None:
+    text = (reported / "REPORT.md").read_text()
+    for method in ("sps", "pearl"):
+        s = summarize(reported / PLACE / f"{method}.jsonl", reported / PLACE / "autoregressive.jsonl")
+        row = (
+            f"| {method} | {s['speedup']:.2f}x | {s['low']:.2f} to {s['high']:.2f} | 14/14 identical | {s['mat']:.2f} |"
+        )
+        assert row in text
+    assert "output: 2 of 2 runs of lossless methods are identical to the baseline" in text
+    assert "tiny · mini_bench · 14 questions · float32 · greedy" in text and "commit 0123456" in text
+    assert "## Failures\n\nNone." in text
+    assert "| options of pearl | gamma auto, without nothing |" in text and "| git_commit | 0123456789" in text
+    assert "| pearl<1.05 |" in text and "does not hold" in text
+    assert f"## Compared with {reported}" in text and text.count("| inside |") == 2
+    pictures = re.findall(r"\]\((figures/[^)]+)\)", text)
+    assert len(pictures) > 10 and all((reported / path).stat().st_size for path in pictures)
+
+
+def test_page_needs_nothing_else(reported: Path) -> None:
+    text = (reported / "report.html").read_text()
+    page = Page(text)
+    assert page.open == [] and not {"script", "link", "iframe"} & set(page.tags)
+    assert "http:" not in text and "https:" not in text and "url(" not in text and "@import" not in text
+    assert page.tags.count("img") >= 6 and len(page.sources) == page.tags.count("img")
+    for source in page.sources:
+        kind, _, data = source.partition(",")
+        assert kind == "data:image/svg+xml;base64" and b"<svg" in base64.b64decode(data)
+    assert "prefers-color-scheme: dark" in text and "width=device-width" in text
+
+
+def test_exit_status_1_where_a_condition_holds(tmp_path: Path) -> None:
+    runs = [Simulated("pld", {"gamma": 7}, alpha=0.3), Simulated("hf-generate", {}, lossless=False)]
+    failures = [{"question_id": 99, "error": "OSError: full"}]
+    folder = write_runs(tmp_path / "runs", runs, questions=6, categories=["qa"], failures=failures)
+    differ(folder / PLACE / "pld.jsonl")
+    flags = ("--fail-on", "pld<9", "--fail-on", "identical<1", "--fail-on", "pld<0.1", "--output", tmp_path / "out")
+    done = run_script("report.py", folder, *flags, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "failed: pld<9: it is 0." in done.stdout and "failed: identical<1: it is 0.714" in done.stdout
+    assert "pld<0.1" not in done.stdout
+    text = (tmp_path / "out/REPORT.md").read_text()
+    assert text.count("holds: failed") == 2 and text.count("does not hold") == 1
+    assert "not identical: mini_bench/tiny/pld.jsonl: 5/7 identical, 1 different, 1 failed" in text
+    assert "6/7 identical<br>(need not be)" in text and "| tiny · mini_bench: pld | 99 | OSError: full |" in text
+
+
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [("pearl>2", "expected --fail-on METHOD<NUMBER"), ("slps<2", "did you mean 'sps'?")],
+)
+def test_exit_status_2_for_a_mistake(condition: str, said: str, tmp_path: Path) -> None:
+    write_runs(tmp_path / "runs", [SPS], questions=6)
+    done = run_script("report.py", "runs", "--fail-on", condition, cwd=tmp_path)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs/REPORT.md").exists()
+
+
+@pytest.mark.parametrize("text", ["", "pearl", "pearl<", "<1", "pearl<=2", "pearl<x", "pearl<-1", "pearl<1<2", "a b<1"])
+def test_malformed_condition(text: str) -> None:
+    with pytest.raises(UserError, match="expected --fail-on METHOD<NUMBER"):
+        parse_gate(text)
+
+
+def test_conditions_are_judged_by_the_worst_run(tmp_path: Path) -> None:
+    write_runs(tmp_path / "a", [SPS], questions=6)
+    write_runs(tmp_path / "b", [Simulated("sps", {"gamma": 12}, alpha=0.1)], questions=6)
+    groups = read_groups([tmp_path])
+    speedups = [(result.overall or {})["speedup"] for result in groups[0].measured]
+    outcome = judge(parse_gate("sps<1"), groups)
+    assert outcome.holds and outcome.value == min(speedups) < 1 < max(speedups)
+    assert not judge(parse_gate("identical<1"), groups).holds
+    with pytest.raises(UserError, match="names no method measured"):
+        judge(parse_gate("autoregressive<1"), groups)
+
+
+def test_what_has_nothing_to_show_fails(tmp_path: Path) -> None:
+    folder = write_runs(tmp_path, [SPS], questions=6) / PLACE
+    write(folder / "pld.jsonl", [], header("pld", failures=[{"question_id": 1, "error": "ValueError: no"}]))
+    groups = read_groups([tmp_path])
+    assert judge(parse_gate("pld<1"), groups).holds
+    assert judge(parse_gate("identical<1"), groups).holds
+    sampled = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    groups = read_groups([write_runs(tmp_path / "sampled", [SPS], questions=6, sampling=sampled)])
+    with pytest.raises(UserError, match="cannot be judged"):
+        judge(parse_gate("identical<1"), groups)
+
+
+def test_comparison_with_an_earlier_folder(tmp_path: Path) -> None:
+    now = read_groups([write_runs(tmp_path / "now", [SPS, PEARL], questions=6)])
+    slower = Simulated("pearl", PEARL.options, alpha=0.2, window=5)
+    before = read_groups([write_runs(tmp_path / "before", [SPS, slower], questions=6, cpu="another CPU")])
+    sps, pearl = pair_runs(now, before)
+    assert (sps.inside, pearl.inside) == (True, False)
+    assert sps.now["speedup"] == pytest.approx(sps.before["speedup"])
+    assert "cpu was another CPU, is some CPU" in sps.differences
+    other = read_groups([write_runs(tmp_path / "other", [SPS], questions=6, pair="another")])
+    with pytest.raises(UserError, match="no run of the same pair"):
+        pair_runs(now, other)
+
+
+def test_nobody_s_report_is_written_over(tmp_path: Path) -> None:
+    folder = write_runs(tmp_path / "runs", [SPS], questions=6)
+    (folder / "REPORT.md").write_text("# By hand\n")
+    done = run_script("report.py", folder, cwd=tmp_path)
+    assert done.returncode == 2 and "was not written by this command" in done.stderr and done.stderr.count("\n") == 1
+    assert (folder / "REPORT.md").read_text() == "# By hand\n" and not (folder / "report.html").exists()
+
+
+def test_documents_escape_what_they_say(tmp_path: Path) -> None:
+    blocks: list[Block] = [
+        Heading("a < b", 1),
+        Text("x & y"),
+        Bullets(["<b>"]),
+        Table(["n", "v"], [["p|q", Cell("<i>\n2", "bad")]]),
+    ]
+    page = to_html("a < b", blocks)
+    assert "<h1>a &lt; b</h1>" in page and "<p>x &amp; y</p>" in page and "<li>&lt;b&gt;</li>" in page
+    assert "<td class='bad'>&lt;i&gt;\n2</td>" in page and Page(page).open == []
+    assert "| p\\|q | <i><br>2 |" in to_markdown(blocks, tmp_path)
