@@ -32,13 +32,13 @@ class Ruling:
 
 
 class Target:
-    """A decoder that decides. `pending` is the last decided token."""
+    """A decoder that decides. `pending` is the last decided token, `decided` the number of all, the prompt's included."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         self.sampling = Sampling()
         self.generator = self.sampling.generator("verify")
-        self.pending = -1
+        self.pending, self.decided = -1, 0
 
     @property
     def max_length(self) -> int:
@@ -54,6 +54,7 @@ class Target:
         scores = self.decoder.prefill(prompt_T)
         root = TokenTree.chain([prompt_T[-1]])
         self.pending = verify(root, scores.logits_NV, sampling, self.generator).next_token
+        self.decided = len(prompt_T) + 1
         return self.pending, scores
 
     def judge(self, tree: TokenTree) -> Ruling:
@@ -64,7 +65,9 @@ class Target:
         """`judge` for a tree whose first nodes the decoder has scored last, those behind them being leaves."""
         verdict = verify(tree, scores.logits_NV, self.sampling, self.generator)
         self.decoder.commit(verdict.path_A)
-        self.pending = verdict.next_token
+        self.pending, self.decided = verdict.next_token, self.decided + len(verdict.path_A)
+        if self.decoder.length != self.decided - 1:
+            raise AssertionError(f"the cache holds {self.decoder.length} tokens, {self.decided} are decided")
         kept = [int(tree.tokens_N[node]) for node in verdict.path_A[1:]]
         doubtful = self.decoder.row_invariant is False and self.sampling.greedy
         margins = _margins(scores.logits_NV[verdict.path_A]) if doubtful else None
