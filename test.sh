@@ -6,4 +6,5 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 [[ -n "${PYTHON:-}" ]] || scripts/setup.sh
 PY="${PYTHON:-.venv/bin/python}"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-exec "$PY" -m pytest "$@"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # on tiny models more threads only wait for each other
+exec "$PY" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"

@@ -32,7 +32,7 @@ class Ruling:
 
 
 class Target:
-    """A decoder that decides. `pending` is the last decided token, `decided` the number of all, the prompt's included."""
+    """A decoder that decides. `pending`: the last decided token; `decided`: how many there are, the prompt included."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
