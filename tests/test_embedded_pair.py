@@ -1,0 +1,51 @@
+"""The embedded pair as users get it: the real target and the draft that lies in data/drafts."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from evaluation.pairs import get_pair
+from evaluation.prompts import Prompter
+from evaluation.questions import load_questions
+from methods import BASELINE, get_method
+from methods.base import Limits, generate
+from methods.engine.sampling import Sampling
+from methods.models import Models
+from methods.paths import ROOT
+
+PAIR = get_pair("smollm2-135m")
+MOST_BYTES = 60_000_000
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    models = Models(PAIR.target, PAIR.draft, "bfloat16", [torch.device("cpu")])
+    models.max_length = 512
+    return models
+
+
+def test_the_draft_is_small_and_says_where_it_comes_from() -> None:
+    folder = ROOT / str(PAIR.draft)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < MOST_BYTES
+    card = (folder / "README.md").read_text()
+    assert all(f"## {part}" in card for part in ("Agreement", "Data", "Recipe", "Licence"))
+
+
+def test_the_draft_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Models(PAIR.target, PAIR.draft, "bfloat16", []).draft_exits == (4, 8, 12)
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [("sps", {}), *(("sd2", {"exit": depth}) for depth in (0, 4, 8, 12)), ("sd2-tree", {"branches": 3, "nodes": 8})],
+)
+def test_it_drafts_what_the_target_says_and_changes_nothing(models: Models, name: str, options: dict[str, int]) -> None:
+    prompter = Prompter(models.target_checkpoint.tokenizer, PAIR.template, "humaneval")
+    prompt = prompter.encode(load_questions("humaneval", None, 1).questions[0].turns, [])
+    limits = Limits(frozenset(), 48)
+    expected = generate(get_method(BASELINE).build(models, {}), prompt, Sampling(), limits)
+    got = generate(get_method(name).build(models, options), prompt, Sampling(), limits)
+    assert got.token_ids == expected.token_ids
+    assert len(got.accept_lengths) < 48 / 1.2  # an untrained draft would be kept one time in thousands
