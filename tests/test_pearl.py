@@ -310,3 +310,13 @@ def test_a_silent_peer_is_named_and_a_wrong_round_refused(tmp_path: Path) -> Non
         method._take(here.receive("the draft"), [])
     for end in (here, there):
         end.send(Close())
+
+
+def test_a_peer_that_hangs_is_noticed_where_it_has_all_the_time_in_the_world(tmp_path: Path) -> None:
+    here, there = two_ends(tmp_path, patience=0.4)
+    sleeper = threading.Timer(1.5, there.send, [Ready()])  # far beyond the patience, but there are signs of life
+    sleeper.start()
+    assert here.receive("the drafters", None) == Ready()
+    there._closed.set()  # no more of them
+    with pytest.raises(LinkError, match=r"rank 0 \(target\) waited .* seconds for a prompt of rank 1 \(draft\)"):
+        here.receive("a prompt", None)

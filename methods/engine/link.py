@@ -1,9 +1,12 @@
 """Typed messages between the target rank and the draft rank of a pair, over torch.distributed (gloo).
 
 A thread of each end receives all the time, so that a dead peer is noticed at once, a slow one after `patience`, and a
-look at what has come costs nothing. A message is a head of whole numbers, its first tokens included, then the tokens
-beyond and the probabilities where there are any; each part costs a round trip. Token ids never travel as floating-point
-numbers, and at temperature 0 no probability travels at all.
+look at what has come costs nothing. Another sends a sign of life now and then, so that a peer that hangs is noticed
+also where a message may take as long as it likes.
+
+A message is a head of whole numbers, its first tokens included, then the tokens beyond and the probabilities where
+there are any; each part costs a round trip. Token ids never travel as floating-point numbers, and at temperature 0 no
+probability travels at all.
 Tensors are staged through the host, so that the two ranks may also share one GPU.
 
 Legend: T prompt tokens, G drafted tokens, V target vocabulary.
@@ -11,7 +14,9 @@ Legend: T prompt tokens, G drafted tokens, V target vocabulary.
 
 import queue
 import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -68,12 +73,17 @@ class Ready:
 
 
 @dataclass(frozen=True)
+class Alive:
+    """A sign of life."""
+
+
+@dataclass(frozen=True)
 class Close:
     """There will be no more prompts. Each end answers the other's."""
 
 
-Message = Begin | Ruling | Draft | Ready | Close
-_KINDS: tuple[type, ...] = (Begin, Ruling, Draft, Ready, Close)
+Message = Begin | Ruling | Draft | Ready | Alive | Close
+_KINDS: tuple[type, ...] = (Begin, Ruling, Draft, Ready, Alive, Close)
 _NUMBERS = 8  # of a head, before the sizes: tokens, rows and columns of q
 _INLINE = 32  # tokens in a head
 _HEAD = 1 + _NUMBERS + 3 + _INLINE
@@ -135,9 +145,19 @@ class Link:
     names: tuple[str, str]
     patience: float
     _received: "queue.SimpleQueue[Message | Exception]" = field(default_factory=queue.SimpleQueue)
+    _sending: threading.Lock = field(default_factory=threading.Lock)
+    _closed: threading.Event = field(default_factory=threading.Event)  # our Close is sent
+    _heard: float = 0.0  # when the last message came
 
     def __post_init__(self) -> None:
+        self._heard = time.monotonic()
         threading.Thread(target=self._receive_all, daemon=True).start()
+        threading.Thread(target=self._live, daemon=True).start()
+
+    def _live(self) -> None:
+        with suppress(LinkError):  # whoever waits for the peer will tell
+            while not self._closed.wait(self.patience / 4):
+                self.send(Alive())
 
     @property
     def _peer(self) -> int:
@@ -148,7 +168,9 @@ class Link:
             message: Message | None = None
             while not isinstance(message, Close):
                 message = self._receive_one()
-                self._received.put(message)
+                self._heard = time.monotonic()
+                if not isinstance(message, Alive):
+                    self._received.put(message)
         except Exception as error:
             self._received.put(error)
 
@@ -170,8 +192,13 @@ class Link:
         """Raises LinkError if the peer is gone, or does not take it."""
         limit = timedelta(seconds=self.patience)
         try:
-            for tensor in encode(message):
-                self.group.send([tensor], self._peer, 0).wait(limit)
+            with self._sending:
+                if self._closed.is_set():
+                    return
+                if isinstance(message, Close):
+                    self._closed.set()
+                for tensor in encode(message):
+                    self.group.send([tensor], self._peer, 0).wait(limit)
         except RuntimeError as error:
             raise LinkError(
                 f"{self.names[0]} waited {self.patience:g} seconds for {self.names[1]} to take a message: it has "
@@ -180,16 +207,19 @@ class Link:
 
     def receive(self, what: str, patience: float | None = 0.0) -> Any:
         """The next message. `what` is waited for, in words, for an error's sake; `patience`: seconds, 0 for the link's
-        own, None for ever. Raises LinkError if the peer is gone or silent for so long."""
+        own, None for as long as the peer lives. Raises LinkError if it is gone, hangs, or is silent for so long."""
         limit = self.patience if patience == 0 else patience
-        try:
-            message = self._received.get(timeout=limit)
-        except queue.Empty:
+        while True:
+            try:
+                return self._checked(self._received.get(timeout=limit or self.patience), what)
+            except queue.Empty:
+                silent = time.monotonic() - self._heard
+                if limit is None and silent < 1.2 * self.patience:
+                    continue
             raise LinkError(
-                f"{self.names[0]} waited {limit:g} seconds for {what} of {self.names[1]}, which hangs or is far too "
-                "slow (PEARL_BENCH_PATIENCE sets another limit)"
-            ) from None
-        return self._checked(message, what)
+                f"{self.names[0]} waited {limit or silent:.3g} seconds for {what} of {self.names[1]}, which hangs or "
+                "is far too slow (PEARL_BENCH_PATIENCE sets another limit)"
+            )
 
     def poll(self) -> Any:
         """The next message if it has come, else None."""
