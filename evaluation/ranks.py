@@ -88,12 +88,13 @@ def choose_device(wanted: str) -> str:
 
 @dataclass(frozen=True)
 class Share:
-    """What a rank owns: devices, their names for the run header, CPU threads. `all_cores`: those of all ranks of its
-    replica on this node, with as many threads altogether."""
+    """What a rank owns: devices, their names for the run header, CPU threads. `all_names`, `all_cores`, `all_threads`:
+    those of all ranks of its replica on this node."""
 
     devices: list["torch.device"]
     names: list[str]
     threads: int
+    all_names: list[str]
     all_cores: list[int]
     all_threads: int
 
@@ -115,12 +116,15 @@ def take_share(ranks: Ranks, device: str, threads: int | None) -> Share:
     torch.set_num_threads(threads)
     all_threads = min(threads * len(together), len(all_cores))
     if device == "cpu":
-        names = ["cpu:" + ",".join(map(str, cores))]
-        return Share([torch.device("cpu")], names, threads, all_cores, all_threads)
-    own = _share(list(range(torch.cuda.device_count())), ranks, ranks.local_rank)
-    torch.cuda.set_device(own[0])
-    devices = [torch.device("cuda", i) for i in own]
-    return Share(devices, [f"cuda:{i}" for i in own], threads, all_cores, all_threads)
+        each = {local_rank: ["cpu:" + ",".join(map(str, _share(node, ranks, local_rank)))] for local_rank in together}
+        devices = [torch.device("cpu")]
+    else:
+        gpus = list(range(torch.cuda.device_count()))
+        each = {local_rank: [f"cuda:{i}" for i in _share(gpus, ranks, local_rank)] for local_rank in together}
+        devices = [torch.device(name) for name in each[ranks.local_rank]]
+        torch.cuda.set_device(devices[0])
+    all_names = list(dict.fromkeys(name for names in each.values() for name in names))
+    return Share(devices, each[ranks.local_rank], threads, all_names, all_cores, all_threads)
 
 
 @contextmanager
@@ -153,7 +157,19 @@ def open_link(ranks: Ranks) -> "Link | None":
             own = group
     first = ranks.replica * ranks.size
     names = f"rank {first} (target)", f"rank {first + 1} (draft)"
-    return Link(own, names if ranks.leads else names[::-1], float(os.environ.get("PEARL_BENCH_PATIENCE", PATIENCE)))
+    return Link(own, names if ranks.leads else names[::-1], patience())
+
+
+def patience() -> float:
+    """Seconds that a rank waits for the other within a round."""
+    given = os.environ.get("PEARL_BENCH_PATIENCE", str(PATIENCE))
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UserError(f"expected PEARL_BENCH_PATIENCE to be a number of seconds above 0, got {given!r}")
+    return seconds
 
 
 def _share(items: list[int], ranks: Ranks, local_rank: int) -> list[int]:

@@ -44,11 +44,12 @@ def main() -> int:
 def check(config: RunConfig) -> None:
     """Find the user's mistakes before any process is started, so that each is told once."""
     from evaluation.questions import load_questions
-    from evaluation.ranks import choose_device
+    from evaluation.ranks import choose_device, patience
     from methods.models import Models
 
     load_questions(config.benchmark, config.questions, config.limit)
     choose_device(config.device)
+    patience()
     models = Models(config.pair.target, config.pair.draft, config.dtype, [])
     _ = models.target_checkpoint.config
     if any(spec.needs_draft for spec in config.specs):
@@ -66,6 +67,8 @@ def run(config: RunConfig) -> int:
     benchmark = load_questions(config.benchmark, config.questions, config.limit)
     device = choose_device(config.device)
     ranks = join_ranks(config.ranks)
+    if config.replicas not in (1, ranks.replicas):
+        raise UserError(f"expected {config.replicas} replicas, got the processes of {ranks.replicas} from the launcher")
     console = Console(stderr=True, highlight=False, quiet=ranks.rank != 0)  # one voice for all ranks
     console.print(describe(config, len(benchmark.questions)), soft_wrap=True)
     session = Session(config, benchmark, ranks, take_share(ranks, device, config.threads), open_link(ranks))

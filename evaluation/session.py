@@ -148,7 +148,7 @@ class Session:
             },
             "draft": self._draft_header() if spec.needs_draft else None,
             "dtype": c.dtype,
-            "devices": self.share.names,
+            "devices": self.share.all_names if spec.all_devices or spec.ranks > 1 else self.share.names,
             "threads": self.share.all_threads if spec.all_devices else self.share.threads,
             "replicas": self.ranks.replicas,
             "sampling": {"temperature": c.temperature, "top_k": c.top_k, "top_p": c.top_p},

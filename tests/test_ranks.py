@@ -60,6 +60,9 @@ def test_a_plain_start_runs_both_ranks_and_what_belongs_beside(folder: Path, tmp
     assert header is not None
     assert (header["ranks"], header["options"]) == (2, {"gamma": 3, "without": "nothing"})
     assert "settled" not in header
+    alone, both = (read_header(answers(tmp_path, name)) for name in ("autoregressive", "autoregressive-all"))
+    assert alone is not None and both is not None
+    assert header["devices"] == both["devices"] and set(alone["devices"]) <= set(both["devices"])
     events = json.loads(trace.read_text())["traceEvents"]
     names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
     pearl = [event for event in events if names[event["pid"]] == "pearl" and event["ph"] == "X"]
@@ -94,7 +97,7 @@ def test_sampling_runs_too(folder: Path, tmp_path: Path) -> None:
     assert len(read_answers(answers(tmp_path, "pearl"))) == 4
 
 
-def test_a_mistake_is_told_once(folder: Path, tmp_path: Path) -> None:
+def test_a_mistake_is_told_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run(command(folder, tmp_path, "pearl", "--draft", str(tmp_path / "nothing")))
     assert done.returncode == 2
     assert done.stderr.count("error:") == 1
@@ -102,6 +105,10 @@ def test_a_mistake_is_told_once(folder: Path, tmp_path: Path) -> None:
     done = run(command(folder, tmp_path, "pearl", "--gamma", "fast"))
     assert done.returncode == 2
     assert "expected --gamma to be auto or free or a number of at least 1, got fast" in done.stderr
+    monkeypatch.setitem(ENV, "PEARL_BENCH_PATIENCE", "soon")
+    done = run(command(folder, tmp_path, "pearl"))
+    assert done.returncode == 2
+    assert "expected PEARL_BENCH_PATIENCE to be a number of seconds above 0, got 'soon'" in done.stderr
 
 
 def start_and_wait_for_an_answer(folder: Path, output: Path, **options: str) -> subprocess.Popen[str]:
