@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.engine import native
+from methods.engine.native import Int8
 
 MIN_ROWS = 2  # oneDNN runs one row through other kernels, whose sums are ordered differently
 PACK_ROWS = 4  # the row count that oneDNN's packed layout is tuned for; any count may be run
@@ -25,18 +26,28 @@ def packs(dtype: torch.dtype, device: torch.device) -> bool:
 class Linear:
     """y = x W^T + b for x [N, I] -> y [N, O], weights fixed for inference."""
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None = None, out_dtype: torch.dtype | None = None) -> None:
-        """`out_dtype` of y, by default that of the weights. Natively y is not rounded to the weights' first."""
+    def __init__(
+        self, weight_OI: Tensor | Int8, bias_O: Tensor | None = None, out_dtype: torch.dtype | None = None
+    ) -> None:
+        """`out_dtype` of y, by default that of the weights. Natively y is not rounded to the weights' first, and int8
+        weights stay such; elsewhere they are widened."""
         self.dtype, self.bias_O = out_dtype or weight_OI.dtype, bias_O
         self.native: native.NativeLinear | None = None
         self.packed = False
         if native.runs(weight_OI.dtype, weight_OI.device) and weight_OI.shape[1] % 2 == 0:
             self.native = native.NativeLinear(weight_OI, bias_O, self.dtype)
             return
+        if isinstance(weight_OI, Int8):
+            weight_OI = weight_OI.widened()
         self.packed = packs(weight_OI.dtype, weight_OI.device)
         self.weight = (
             torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), PACK_ROWS) if self.packed else weight_OI
         )
+
+    @property
+    def weight_size(self) -> int:
+        """Bytes that a weight takes in memory."""
+        return self.native.weight_size if self.native is not None else self.weight.element_size()
 
     def __call__(self, x_NI: Tensor) -> Tensor:
         if self.native is not None:

@@ -15,6 +15,9 @@ from methods.engine import native
 from methods.engine.cache import Attend
 from methods.engine.config import ModelConfig, Rope
 from methods.engine.linear import Linear
+from methods.engine.native import Int8
+
+SCALE = ".scale"  # a matrix NAME may be stored in int8, with a scale per row in NAME.scale
 
 
 class Transformer:
@@ -31,15 +34,12 @@ class Transformer:
         the head on the last layer's. `lm_head.tokens`: the token of each row of a head over part of the vocabulary."""
         self.config, self.dtype, self.devices = config, dtype, list(devices)
 
-        def get(name: str, device: torch.device) -> Tensor:
-            return weights[name].to(device, dtype)
-
         first, last = self.devices[0], self.devices[-1]
-        self.embedding_VD = get("model.embed_tokens.weight", first)
+        self.embedding_VD = weights["model.embed_tokens.weight"].to(first, dtype)
         self.layers = [Layer(config, i, weights, dtype, device) for i, device in enumerate(self.devices)]
-        self.norm_D = get("model.norm.weight", last)
+        self.norm_D = weights["model.norm.weight"].to(last, dtype)
         tied = config.tied and "lm_head.weight" not in weights
-        head_VD = self.embedding_VD.to(last) if tied else get("lm_head.weight", last)
+        head_VD = self.embedding_VD.to(last) if tied else matrix(weights, ["lm_head.weight"], dtype, last)
         self.head = Linear(head_VD, out_dtype=torch.float32)
         self.tokens_R = weights["lm_head.tokens"].long() if "lm_head.tokens" in weights else None
         self.frequencies_d = rope_frequencies(config.rope, config.head_dim)
@@ -94,12 +94,11 @@ class Transformer:
 
     def bytes_up_to(self, layers: int) -> int:
         """The same for a pass that leaves the model after so many layers, by the head."""
-        size = torch.empty((), dtype=self.dtype).element_size()
         c = self.config
         qkv = c.width * c.head_dim * (c.heads + 2 * c.kv_heads)
         layer = qkv + c.width * c.head_dim * c.heads + 3 * c.width * c.mlp_width
         head_rows = c.vocab_size if self.tokens_R is None else len(self.tokens_R)
-        return size * (layers * layer + head_rows * c.width)
+        return self.head.weight_size * (layers * layer + head_rows * c.width)
 
 
 class Layer:
@@ -111,20 +110,21 @@ class Layer:
         def get(name: str) -> Tensor:
             return weights[f"model.layers.{index}.{name}"].to(device, dtype)
 
-        def fused(part: str, names: Sequence[str]) -> Linear:
-            weight = torch.cat([get(f"{part}.{name}.weight") for name in names])
-            biased = part == "self_attn" and config.qkv_bias
-            return Linear(weight, torch.cat([get(f"{part}.{name}.bias") for name in names]) if biased else None)
+        def fused(part: str, *names: str) -> Linear:
+            stems = [f"model.layers.{index}.{part}.{name}" for name in names]
+            biased = f"{stems[0]}.bias" in weights
+            bias = torch.cat([weights[f"{stem}.bias"] for stem in stems]).to(device, dtype) if biased else None
+            return Linear(matrix(weights, [f"{stem}.weight" for stem in stems], dtype, device), bias)
 
         self.config, self.index, self.device = config, index, device
         self.attention_norm_D = get("input_layernorm.weight")
-        self.qkv = fused("self_attn", ("q_proj", "k_proj", "v_proj"))
+        self.qkv = fused("self_attn", "q_proj", "k_proj", "v_proj")
         self.q_norm_d = get("self_attn.q_norm.weight") if config.qk_norm else None
         self.k_norm_d = get("self_attn.k_norm.weight") if config.qk_norm else None
-        self.out = Linear(get("self_attn.o_proj.weight"))
+        self.out = fused("self_attn", "o_proj")
         self.mlp_norm_D = get("post_attention_layernorm.weight")
-        self.gate_up = fused("mlp", ("gate_proj", "up_proj"))
-        self.down = Linear(get("mlp.down_proj.weight"))
+        self.gate_up = fused("mlp", "gate_proj", "up_proj")
+        self.down = fused("mlp", "down_proj")
 
     def __call__(self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         c = self.config
@@ -138,6 +138,16 @@ class Layer:
         x_ND = x_ND + self.out(attend(self.index, q, k, v))
         gate, up = self.gate_up(rms_norm(x_ND, self.mlp_norm_D, c.norm_eps)).split(c.mlp_width, 1)
         return x_ND + self.down(F.silu(gate) * up)
+
+
+def matrix(
+    weights: Mapping[str, Tensor], names: Sequence[str], dtype: torch.dtype, device: torch.device
+) -> Tensor | Int8:
+    """The matrices of these names, one below the other; in int8 where they are stored so."""
+    values = torch.cat([weights[name].to(device) for name in names])
+    if values.dtype != torch.int8:
+        return values.to(dtype)
+    return Int8(values, torch.cat([weights[name + SCALE].to(device) for name in names]), dtype)
 
 
 def native_layers(

@@ -16,6 +16,7 @@
 typedef struct {
     const char *weight; /* packed */
     const float *bias;  /* whole tiles, or NULL */
+    const float *scale; /* of each output, whole tiles, where weights are int8, else NULL */
     long inputs, outputs;
 } Linear;
 
@@ -87,10 +88,16 @@ static void rms_norm_rows(Step *step, const Pass *p, const char *x, const float 
 
 /* sum = bias + tile `t` of the weights x each of a few inputs */
 static void linear_tile(const Linear *l, long bf16, long t, int rows, const char *x, vec (*sum)[2]) {
-    long steps = bf16 ? l->inputs / 2 : l->inputs;
+    const int kind = l->scale ? (bf16 ? BYTE_PAIRS : BYTES) : (bf16 ? PAIRS : FLOATS);
+    const long steps = bf16 ? l->inputs / 2 : l->inputs, first = t * TILE;
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < 2; v++) sum[r][v] = l->bias ? at(l->bias + t * TILE + v * LANES) : (vec){0};
-    dot(bf16 ? PAIRS : FLOATS, rows, steps, l->weight + t * steps * TILE * 4, x, steps, sum);
+        for (int v = 0; v < 2; v++) sum[r][v] = l->bias && !l->scale ? at(l->bias + first + v * LANES) : (vec){0};
+    dot(kind, rows, steps, l->weight + t * steps * step_size(kind), x, steps, sum);
+    for (int r = 0; l->scale && r < rows; r++)
+        for (int v = 0; v < 2; v++) {
+            sum[r][v] *= at(l->scale + first + v * LANES);
+            if (l->bias) sum[r][v] += at(l->bias + first + v * LANES);
+        }
 }
 
 /* y = x W^T + b, or that added to y; y may be fp32 where x is bf16 */

@@ -1,8 +1,9 @@
 /* Vectors of numbers, and the kernel that sums products: all that depends on the processor. Part of native.c.
  *
  * Weights are packed in tiles of TILE outputs: [tile][step][TILE], a step being 4 bytes, one input in fp32 or two in
- * bf16. A lane of a vector register belongs to one output and a register to one row, so nothing is summed across lanes,
- * and a row is summed in the same order among any number of rows. A tile is read from memory once for all rows. */
+ * bf16; int8 weights in [tile][input][TILE], and widened on the way to the inputs' type. A lane of a vector register
+ * belongs to one output and a register to one row, so nothing is summed across lanes, and a row is summed in the same
+ * order among any number of rows. A tile is read from memory once for all rows. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -21,6 +22,7 @@ enum { TILE = 2 * LANES, AHEAD = 6144 }; /* AHEAD: bytes by which weights are fe
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
+typedef int32_t whole __attribute__((vector_size(4 * LANES)));
 typedef uint16_t half __attribute__((vector_size(2 * LANES)));
 typedef vec vec_at __attribute__((aligned(1), may_alias)); /* the same in memory, anywhere */
 typedef half half_at __attribute__((aligned(1), may_alias));
@@ -66,6 +68,23 @@ static inline vec load(const char *x, long i, long bf16) {
     return (vec)(__builtin_convertvector(*(const half_at *)((const uint16_t *)x + i), bits) << 16);
 }
 
+/* LANES int8 numbers as fp32, exactly */
+static inline vec widen(const char *x) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)x)));
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)x)));
+#else
+    const bits places = {24, 16, 8, 0}; /* each lane gets its byte at the top, and its sign from there */
+    return __builtin_convertvector((whole)(((bits){0} + *(const unit *)x) << places) >> 24, vec);
+#endif
+}
+
+/* pairs of bf16 numbers, from fp32 numbers that bf16 holds exactly, as it does int8 */
+static inline vec pairs(vec first, vec second) {
+    return (vec)((bits)first >> 16 | ((bits)second & ((bits){0} + 0xffff0000u)));
+}
+
 /* x[i .. i + LANES] = v, in bf16 rounded to nearest even; at most `room` of them */
 static inline void store(char *x, long i, long room, vec v, long bf16) {
     bits rounded = (bits)v + 0x7fff + ((bits)v >> 16 & 1);
@@ -101,24 +120,38 @@ static vec exponential(vec x) {
 
 /* ---- the kernel ---- */
 
-enum { FLOATS, PAIRS, MIXED }; /* weights and inputs: both fp32; both bf16, in pairs; weights bf16 and inputs fp32 */
+/* weights and inputs: both fp32; both bf16, in pairs; bf16 and fp32; int8 and fp32; int8 and bf16, in pairs */
+enum { FLOATS, PAIRS, MIXED, BYTES, BYTE_PAIRS };
+
+/* Bytes of a step of a tile. */
+static inline long step_size(int kind) {
+    const long inputs = kind == PAIRS || kind == BYTE_PAIRS ? 2 : 1;
+    return TILE * inputs * (kind == FLOATS ? 4 : kind == PAIRS || kind == MIXED ? 2 : 1);
+}
+
+/* LANES outputs of the step at w, from output i on */
+static inline __attribute__((always_inline)) vec weights(const int kind, const char *w, long i) {
+    if (kind == BYTES) return widen(w + i);
+    if (kind == BYTE_PAIRS) return pairs(widen(w + i), widen(w + i + TILE));
+    return load(w, i, kind == MIXED);
+}
 
 /* dot() for a constant number of rows, so that their sums stay in registers */
 static inline __attribute__((always_inline)) void dot_block(const int kind, const int rows, long steps, const char *w,
                                                             const unit *x, long stride, vec (*sum)[2]) {
-    const long size = kind == MIXED ? 2 * TILE : 4 * TILE;
+    const long size = step_size(kind), paired = kind == PAIRS || kind == BYTE_PAIRS;
     vec s[ROWS][2];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) s[r][0] = sum[r][0], s[r][1] = sum[r][1];
     for (long i = 0; i < steps; i++) {
         __builtin_prefetch(w + i * size + AHEAD, 0, 2);
         if (size > 64) __builtin_prefetch(w + i * size + AHEAD + 64, 0, 2);
-        vec w0 = load(w, i * TILE, kind == MIXED), w1 = load(w, i * TILE + LANES, kind == MIXED);
+        vec w0 = weights(kind, w + i * size, 0), w1 = weights(kind, w + i * size, LANES);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             vec value = (vec)((bits){0} + x[r * stride + i]);
-            s[r][0] = kind == PAIRS ? multiply_add_pairs(w0, value, s[r][0]) : multiply_add(w0, value, s[r][0]);
-            s[r][1] = kind == PAIRS ? multiply_add_pairs(w1, value, s[r][1]) : multiply_add(w1, value, s[r][1]);
+            s[r][0] = paired ? multiply_add_pairs(w0, value, s[r][0]) : multiply_add(w0, value, s[r][0]);
+            s[r][1] = paired ? multiply_add_pairs(w1, value, s[r][1]) : multiply_add(w1, value, s[r][1]);
         }
     }
 #pragma GCC unroll 8
@@ -135,5 +168,5 @@ static inline __attribute__((always_inline)) void dot_block(const int kind, cons
 
 /* sum[row] += `steps` steps of the tile w times x[row], for 1 to ROWS rows of x that lie `stride` x 4 bytes apart */
 static void dot(int kind, int rows, long steps, const char *w, const void *x, long stride, vec (*sum)[2]) {
-    switch (8 * kind + rows - 1) { BLOCKS(FLOATS) BLOCKS(PAIRS) BLOCKS(MIXED) }
+    switch (8 * kind + rows - 1) { BLOCKS(FLOATS) BLOCKS(PAIRS) BLOCKS(MIXED) BLOCKS(BYTES) BLOCKS(BYTE_PAIRS) }
 }

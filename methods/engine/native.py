@@ -40,6 +40,7 @@ class LinearArguments(ctypes.Structure):
     _fields_ = [
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
         ("inputs", ctypes.c_long),
         ("outputs", ctypes.c_long),
     ]
@@ -148,6 +149,28 @@ def pair(dtype: torch.dtype) -> int:
     return 2 if dtype == torch.bfloat16 else 1
 
 
+@dataclass(frozen=True)
+class Int8:
+    """A matrix in 8 bits: row o is values_OI[o] * scales_O[o], the values -127 .. 127, the scales in fp32. `dtype`: of
+    what it is multiplied with."""
+
+    values_OI: Tensor
+    scales_O: Tensor
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.values_OI.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.values_OI.device
+
+    def widened(self) -> Tensor:
+        """The matrix in its dtype."""
+        return (self.values_OI * self.scales_O[:, None]).to(self.dtype)
+
+
 def pack_weight(weight_OI: Tensor) -> Tensor:
     """[tiles, I / pair, tile, pair], the last tile filled with zeros."""
     outputs, inputs = weight_OI.shape
@@ -159,15 +182,25 @@ def pack_weight(weight_OI: Tensor) -> Tensor:
 class NativeLinear:
     """y = x W^T + b for weights with an even number of inputs."""
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, out_dtype: torch.dtype) -> None:
+    def __init__(self, weight_OI: Tensor | Int8, bias_O: Tensor | None, out_dtype: torch.dtype) -> None:
         self.dtype, self.out_dtype = weight_OI.dtype, out_dtype
         self.outputs, self.inputs = weight_OI.shape
-        self._weight = pack_weight(weight_OI)
-        self._bias = None
-        if bias_O is not None:
-            self._bias = torch.zeros(len(self._weight) * tile())
-            self._bias[: self.outputs] = bias_O
-        self.arguments = LinearArguments(self._weight.data_ptr(), _pointer(self._bias), self.inputs, self.outputs)
+        self._weight = pack_weight(weight_OI if isinstance(weight_OI, Tensor) else weight_OI.values_OI)
+        scales_O = None if isinstance(weight_OI, Tensor) else weight_OI.scales_O
+        self._bias, self._scale = (self._whole_tiles(numbers_O) for numbers_O in (bias_O, scales_O))
+        pointers = (self._weight.data_ptr(), _pointer(self._bias), _pointer(self._scale))
+        self.arguments = LinearArguments(*pointers, self.inputs, self.outputs)
+
+    def _whole_tiles(self, numbers_O: Tensor | None) -> Tensor | None:
+        """In fp32, with zeros for the rest of the last tile."""
+        if numbers_O is None:
+            return None
+        return torch.nn.functional.pad(numbers_O.float(), (0, len(self._weight) * tile() - self.outputs))
+
+    @property
+    def weight_size(self) -> int:
+        """Bytes that a weight takes in memory."""
+        return self._weight.element_size()
 
     def __call__(self, x_NI: Tensor) -> Tensor:
         x_NI = _checked(x_NI, self.dtype, self.inputs)

@@ -1,7 +1,8 @@
 """A trained draft's folder, as scripts/train_draft.py exports it: one draft with exits, for one target.
 
-Beside the usual config.json (with a key "draft") and Hugging Face names: a matrix NAME may be int8 with scales per row
-NAME.scale; the embedding is the target's; a head over part of the vocabulary has `lm_head.tokens`, its rows' tokens.
+Beside the usual config.json (with a key "draft") and Hugging Face names: all matrices NAME may be int8 with a scale per
+row in NAME.scale; the embedding is the target's; a head over part of the vocabulary has `lm_head.tokens`, the token of
+each row.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,24 +12,24 @@ from torch import Tensor
 
 from methods.engine.config import ModelConfig
 from methods.engine.loader import DTYPES, Checkpoint, check_weights
-from methods.engine.model import Transformer
+from methods.engine.model import SCALE, Transformer
 from methods.errors import UserError
 
-EMBEDDING, HEAD, TOKENS, SCALE = "model.embed_tokens.weight", "lm_head.weight", "lm_head.tokens", ".scale"
+EMBEDDING, HEAD, TOKENS = "model.embed_tokens.weight", "lm_head.weight", "lm_head.tokens"
 FORMAT = 1
 
 
 class DraftWeights(Mapping[str, Tensor]):
-    """The stored tensors as a Transformer wants them: scaled, with the target's embedding."""
+    """The stored tensors as a Transformer wants them: with the target's embedding. Scales are found, but not listed."""
 
     def __init__(self, stored: Mapping[str, Tensor], embedding_VD: Tensor) -> None:
         self.stored, self.embedding_VD = stored, embedding_VD
 
     def __getitem__(self, name: str) -> Tensor:
-        if name == EMBEDDING:
-            return self.embedding_VD
-        tensor = self.stored[name]
-        return tensor * self.stored[name + SCALE][:, None] if tensor.dtype == torch.int8 else tensor
+        tensor = self.embedding_VD if name == EMBEDDING else self.stored[name]
+        if tensor.dtype == torch.int8 and name + SCALE not in self.stored:
+            raise KeyError(name)  # without its scales a matrix is not there
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         yield EMBEDDING
