@@ -5,7 +5,7 @@ To add a method: one file with a `build` function, one row here.
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from methods.errors import UserError, nearest
@@ -48,7 +48,7 @@ class MethodSpec:
     """One row. `entry`: "module:function" that builds the method from Models and the options; `drafter`: one that
     builds its drafter, where that runs on a rank of its own. `beside`: methods that are measured with it.
     `all_devices`: runs on what all ranks of a replica own. `lossless`: greedy output must be the baseline's (False:
-    another library's arithmetic)."""
+    another library's arithmetic). `fixed`: options of a variant, which the command line's do not change."""
 
     name: str
     entry: str
@@ -60,6 +60,12 @@ class MethodSpec:
     drafter: str = ""
     beside: tuple[str, ...] = ()
     all_devices: bool = False
+    fixed: Mapping[str, int | float | str] = field(default_factory=dict)
+
+    @property
+    def method(self) -> str:
+        """The name without a variant's options."""
+        return self.name.partition(VARIANT)[0]
 
     @property
     def ranks(self) -> int:
@@ -67,17 +73,18 @@ class MethodSpec:
         return 2 if self.drafter else 1
 
     def build(self, models: "Models", options: Mapping[str, Any]) -> "Method | Reference":
-        """The method, ready for `generate`. `options` beyond the method's own are ignored, missing ones defaulted."""
-        return self._call(self.entry, models, options)
+        """The method, ready for `generate`. `options` beyond the method's own are ignored, missing ones defaulted. One
+        that has a drafter on another rank is told by what name to call it."""
+        return self._call(self.entry, models, options, {"name": self.name} if self.drafter else {})
 
     def build_drafter(self, models: "Models", options: Mapping[str, Any]) -> "Drafter":
         """The drafter, ready for `serve`, with the same options."""
-        return self._call(self.drafter, models, options)
+        return self._call(self.drafter, models, options, {})
 
-    def _call(self, entry: str, models: "Models", options: Mapping[str, Any]) -> Any:
+    def _call(self, entry: str, models: "Models", options: Mapping[str, Any], more: Mapping[str, str]) -> Any:
         module, function = entry.split(":")
         chosen = {name: options.get(name, option.default) for name, option in self.options.items()}
-        return getattr(importlib.import_module(module), function)(models, **chosen)
+        return getattr(importlib.import_module(module), function)(models, **more, **chosen)
 
 
 def _window(default: int) -> Option:
@@ -108,6 +115,7 @@ _EXITS = {
 }
 
 BASELINE = "autoregressive"
+VARIANT = "@"  # sps@gamma=2: a variant, so that one run can compare a method with itself under other options
 METHODS: dict[str, MethodSpec] = {
     spec.name: spec
     for spec in (
@@ -200,7 +208,23 @@ METHODS: dict[str, MethodSpec] = {
 
 
 def get_method(name: str) -> MethodSpec:
-    """The row of a method; an unknown name is a UserError that suggests the nearest."""
-    if name not in METHODS:
-        raise UserError(f"no method '{name}'{nearest(name, METHODS)}")
-    return METHODS[name]
+    """The row of a method, or of a variant METHOD@OPTION=VALUE[@OPTION=VALUE...]. What is not known, or does not fit,
+    is a UserError that suggests what would."""
+    method, *settings = name.split(VARIANT)
+    if method not in METHODS:
+        raise UserError(f"no method '{method}'{nearest(method, METHODS)}")
+    spec = METHODS[method]
+    return replace(spec, name=name, fixed=dict(_setting(spec, text) for text in settings)) if settings else spec
+
+
+def _setting(spec: MethodSpec, text: str) -> tuple[str, int | float | str]:
+    """An option of a variant: its name and value."""
+    flag, _, typed = text.partition("=")
+    option = spec.options.get(flag.replace("-", "_"))
+    if option is None:
+        flags = [name.replace("_", "-") for name in spec.options]
+        raise UserError(f"{spec.name} has no option '{flag}'" + (nearest(flag, flags) if flags else ""))
+    value = option.read(typed)
+    if value is None:
+        raise UserError(f"expected {spec.name}{VARIANT}{flag}=VALUE to be {option.expected}, got '{typed}'")
+    return flag.replace("-", "_"), value

@@ -8,19 +8,22 @@ import torch
 from torch import Tensor
 
 from methods.engine.decoder import Decoder
+from methods.engine.int8 import EMBEDDING, Int8Weights
 from methods.engine.link import Link
 from methods.engine.loader import DTYPES, Checkpoint, find_checkpoint
 from methods.engine.model import Transformer
-from methods.engine.sorted_draft import EMBEDDING, exits_of, is_trained_draft, load_draft
+from methods.engine.sorted_draft import exits_of, is_trained_draft, load_draft
 from methods.errors import UserError
+
+INT8 = "int8"  # a draft: the target itself in 8 bits
 
 
 @dataclass
 class Models:
     """`target` and `draft` sources as `find_checkpoint` takes them; a draft may also be "first-K", the target's own
-    first K layers, or what scripts/train_draft.py exports. `max_length`: most tokens per sequence (None: the model's
-    context). `link`: to the other rank of the pair, if there is one; `drafts_only`: this is the draft rank, which
-    never loads the target."""
+    first K layers, "int8", the target itself in 8 bits, or what scripts/train_draft.py exports. `max_length`: most
+    tokens per sequence (None: the model's context). `link`: to the other rank of the pair, if there is one;
+    `drafts_only`: this is the draft rank, which never loads the target."""
 
     target_source: str
     draft_source: str | None
@@ -43,7 +46,7 @@ class Models:
     def draft_checkpoint(self) -> Checkpoint:
         if self.draft_source is None:
             raise UserError("this method needs a draft model; pass --draft PATH, or choose a pair that has one")
-        if self.draft_layers is not None:
+        if self.draft_layers is not None or self.draft_source == INT8:
             return self.target_checkpoint
         checkpoint = find_checkpoint(self.draft_source)
         if is_trained_draft(checkpoint):  # it has the target's own tokens
@@ -74,6 +77,9 @@ class Models:
         checkpoint = self.draft_checkpoint
         if self.draft_layers is not None:
             return self._first_layers(self.draft_layers)
+        if self.draft_source == INT8:
+            weights, layers = Int8Weights(checkpoint.weights, self._embedding_VD), checkpoint.config.layers
+            return Transformer(checkpoint.config, weights, DTYPES[self.dtype], self.devices[:1] * layers)
         if is_trained_draft(checkpoint):
             config, embedding_VD = self.target_checkpoint.config, self._embedding_VD
             return load_draft(checkpoint, config, embedding_VD, self.dtype, self.devices[0])

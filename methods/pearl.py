@@ -208,9 +208,9 @@ def _draft(link: Link, drafter: Drafter, ruling: Ruling, free: bool) -> Ruling |
     return None
 
 
-def build_pearl(models: Models, gamma: int | str, without: str) -> Pearl:
-    """PEARL with a smaller model."""
-    return _build(models, "pearl", gamma, without)
+def build_pearl(models: Models, name: str, gamma: int | str, without: str) -> Pearl:
+    """PEARL with a smaller model. `name`: of its drafter on the draft rank."""
+    return _build(models, name, gamma, without)
 
 
 def draft_pearl(models: Models, gamma: int | str, without: str) -> Drafter:
@@ -218,9 +218,9 @@ def draft_pearl(models: Models, gamma: int | str, without: str) -> Drafter:
     return model_drafter(models)
 
 
-def build_pearl_sd2(models: Models, gamma: int | str, without: str, threshold: float, exit: int) -> Pearl:
-    """PEARL with a sorted draft."""
-    return _build(models, "pearl-sd2", gamma, without)
+def build_pearl_sd2(models: Models, name: str, gamma: int | str, without: str, threshold: float, exit: int) -> Pearl:
+    """PEARL with a sorted draft. `name`: of its drafter on the draft rank."""
+    return _build(models, name, gamma, without)
 
 
 def draft_pearl_sd2(models: Models, gamma: int | str, without: str, threshold: float, exit: int) -> Drafter:

@@ -13,13 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from methods.engine.int8 import Int8
 from methods.errors import UserError
-
-
-def quantise(weight_RD: Tensor) -> tuple[Tensor, Tensor]:
-    """(int8 [R, D], scales [R]), symmetric: a row's largest weight becomes 127."""
-    scale_R = weight_RD.float().abs().amax(1).clamp(min=1e-12) / 127
-    return (weight_RD / scale_R[:, None]).round().to(torch.int8), scale_R
 
 
 def draft_tensors(state: dict[str, Tensor], vocabulary: int) -> dict[str, Tensor]:
@@ -32,7 +27,8 @@ def draft_tensors(state: dict[str, Tensor], vocabulary: int) -> dict[str, Tensor
             continue
         public = "lm_head.weight" if name == "head" else f"model.{name}"
         if tensor.dim() == 2:
-            tensors[public], tensors[f"{public}.scale"] = quantise(tensor)
+            int8 = Int8.of(tensor)
+            tensors[public], tensors[f"{public}.scale"] = int8.values_OI, int8.scales_O
         else:
             tensors[public] = tensor.float()
     return {name: tensor.contiguous() for name, tensor in tensors.items()}

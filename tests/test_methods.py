@@ -8,6 +8,7 @@ import torch
 
 from methods import BASELINE, METHODS, get_method
 from methods.base import Generation, Limits, Step, generate
+from methods.engine.decoder import Decoder
 from methods.engine.sampling import Sampling
 from methods.errors import UserError
 from methods.models import Models
@@ -183,3 +184,23 @@ def test_a_draft_of_the_first_layers_is_lossless(tiny: Path) -> None:
     pair = Models(str(tiny), "first-2", "bfloat16", [torch.device("cpu")])
     limits = Limits(frozenset(), 40)
     assert answer(pair, "sps", PROMPTS[7], limits).token_ids == answer(pair, BASELINE, PROMPTS[7], limits).token_ids
+
+
+@pytest.mark.parametrize("drafts_only", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_target_in_8_bits_drafts_nearly_the_same(tmp_path: Path, tied: bool, drafts_only: bool) -> None:
+    from tests.tiny import save_model
+
+    folder = save_model(tmp_path, layers=3, tie_word_embeddings=tied)
+    pair = Models(str(folder), "int8", "float32", [torch.device("cpu")])
+    draft = Models(str(folder), "int8", "float32", [torch.device("cpu")], drafts_only=drafts_only).draft_model
+    logits = []
+    for model in (draft, pair.target.model):
+        decoder = Decoder(model)
+        logits.append(decoder.prefill(PROMPTS[7]).logits_NV)
+    difference = (logits[0] - logits[1]).norm() / logits[1].norm()
+    assert 1e-4 < difference < 0.1
+    limits = Limits(frozenset(), 40)
+    got = answer(pair, "sps", PROMPTS[7], limits)
+    assert got.token_ids == answer(pair, BASELINE, PROMPTS[7], limits).token_ids
+    assert sum(got.accepted) > sum(got.drafted) / 2

@@ -21,8 +21,8 @@ from methods.base import Limits, generate
 from methods.drafters.model import ModelDrafter
 from methods.drafters.sorted import SortedDrafter, SortedTreeDrafter
 from methods.engine import native
+from methods.engine.int8 import Int8
 from methods.engine.model import matrix
-from methods.engine.native import Int8
 from methods.engine.sampling import Sampling, probabilities
 from methods.engine.sorted_draft import DraftWeights
 from methods.engine.staged import StagedDecoder

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from draft_data import Document, frequent_tokens, length_batches, read_answers, split
-from draft_export import quantise
 from draft_model import SortedDraft, chosen_layers, soft_cross_entropy
 from draft_recipe import Recipe, learning_rate, read_recipe
 from draft_report import best_speedup, read_log
@@ -23,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from methods.engine.int8 import Int8
 from methods.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -317,10 +317,10 @@ def test_quantised_rows_are_near() -> None:
     weight = torch.randn(64, 128)
     weight[0] = 0
     weight[1, 5] = 30  # an outlier costs its own row only
-    whole, scale = quantise(weight)
-    error = (whole * scale[:, None] - weight).abs().amax(1)
+    int8 = Int8.of(weight)
+    error = (int8.widened() - weight).abs().amax(1)
     assert (error <= weight.abs().amax(1) / 127 * 0.5001).all()
-    assert whole.dtype == torch.int8 and whole[0].eq(0).all()
+    assert int8.values_OI.dtype == torch.int8 and int8.values_OI[0].eq(0).all()
 
 
 def test_learning_rate() -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.engine import native
-from methods.engine.native import Int8
+from methods.engine.int8 import Int8
 
 MIN_ROWS = 2  # oneDNN runs one row through other kernels, whose sums are ordered differently
 PACK_ROWS = 4  # the row count that oneDNN's packed layout is tuned for; any count may be run
@@ -34,7 +34,7 @@ class Linear:
         self.dtype, self.bias_O = out_dtype or weight_OI.dtype, bias_O
         self.native: native.NativeLinear | None = None
         self.packed = False
-        if native.runs(weight_OI.dtype, weight_OI.device) and weight_OI.shape[1] % 2 == 0:
+        if native.takes(weight_OI):
             self.native = native.NativeLinear(weight_OI, bias_O, self.dtype)
             return
         if isinstance(weight_OI, Int8):

@@ -14,10 +14,8 @@ from torch import Tensor
 from methods.engine import native
 from methods.engine.cache import Attend
 from methods.engine.config import ModelConfig, Rope
+from methods.engine.int8 import SCALE, Int8
 from methods.engine.linear import Linear
-from methods.engine.native import Int8
-
-SCALE = ".scale"  # a matrix NAME may be stored in int8, with a scale per row in NAME.scale
 
 
 class Transformer:

@@ -17,8 +17,16 @@ typedef struct {
     const char *weight; /* packed */
     const float *bias;  /* whole tiles, or NULL */
     const float *scale; /* of each output, whole tiles, where weights are int8, else NULL */
+    const int *sums;    /* 128 x the sum of each output's weights, whole tiles, where these are int8 in groups */
     long inputs, outputs;
 } Linear;
+
+typedef struct { /* rows of a linear layer's inputs */
+    const char *x;
+    long bf16;
+    unsigned char *halves; /* for int8 weights in groups: of each row the upper and the lower ones, see halve() */
+    float *scales;         /* of each row, then */
+} Inputs;
 
 typedef struct {
     const float *attention_norm, *mlp_norm, *q_norm, *k_norm; /* the last two may be NULL */
@@ -38,6 +46,7 @@ typedef struct { /* of one pass, shared by its threads; of each thread, for a bl
     float *qkv, *scores;
     char *normed, *q, *attended, *product;
     long *path, stride; /* of scores */
+    char *halves;       /* room for Inputs, of each thread */
 } Buffers;
 
 /* ---- threads ---- */
@@ -86,13 +95,50 @@ static void rms_norm_rows(Step *step, const Pass *p, const char *x, const float 
     SHARED(step, p->rows, p->threads, n) rms_norm_row(x + n * row, weight, p->width, p->eps, p->bf16, y + n * row);
 }
 
-/* sum = bias + tile `t` of the weights x each of a few inputs */
-static void linear_tile(const Linear *l, long bf16, long t, int rows, const char *x, vec (*sum)[2]) {
-    const int kind = l->scale ? (bf16 ? BYTE_PAIRS : BYTES) : (bf16 ? PAIRS : FLOATS);
-    const long steps = bf16 ? l->inputs / 2 : l->inputs, first = t * TILE;
+/* Bytes that halves and scales of rows of inputs take. */
+static long halves_size(long rows, long inputs) { return GROUP > 1 ? (rows * (2 * inputs + 4) + 63) / 64 * 64 : 0; }
+
+/* The inputs of a layer as its weights take them. Each thread makes its own, so none waits; one that is late may read x
+ * while others write to it already, but then no piece of the work is left that it would use them for. */
+static Inputs prepare(const Linear *l, long bf16, long rows, const char *x, char *memory) {
+    Inputs in = {x, bf16, NULL, NULL};
+    if (GROUP == 1 || !l->scale) return in;
+    in.scales = (float *)memory;
+    in.halves = (unsigned char *)(in.scales + rows);
+    for (long n = 0; n < rows; n++) {
+        unsigned char *upper = in.halves + 2 * n * l->inputs;
+        in.scales[n] = halve(x + n * l->inputs * size_of(bf16), bf16, l->inputs, upper, upper + l->inputs);
+    }
+    return in;
+}
+
+/* sum = tile `t` of the weights x rows n, n + 1, ... by sums of integers */
+static void quads_tile(const Linear *l, const Inputs *in, long t, long n, int rows, vec (*sum)[2]) {
+    const long inputs = l->inputs, steps = inputs / GROUP;
+    for (int from = 0; from < rows; from += ROWS / 2) { /* a row has two halves */
+        const int block = least(rows - from, ROWS / 2);
+        vec part[ROWS][2] = {0};
+        dot(QUADS, 2 * block, steps, l->weight + t * inputs * TILE, in->halves + 2 * (n + from) * inputs, steps, part);
+        for (int r = 0; r < block; r++)
+            for (int v = 0; v < 2; v++) {
+                const whole upper = (whole)part[2 * r][v] - *(const whole_at *)(l->sums + t * TILE + v * LANES);
+                const vec lower = __builtin_convertvector((whole)part[2 * r + 1][v], vec);
+                sum[from + r][v] = multiply_add(__builtin_convertvector(upper, vec), all(256), lower) * in->scales[n + from + r];
+            }
+    }
+}
+
+/* sum = bias + tile `t` of the weights x rows n, n + 1, ... of the inputs, at most ROWS */
+static void linear_tile(const Linear *l, const Inputs *in, long t, long n, int rows, vec (*sum)[2]) {
+    const int kind = l->scale ? (in->bf16 ? BYTE_PAIRS : BYTES) : (in->bf16 ? PAIRS : FLOATS);
+    const long steps = l->inputs / step_inputs(kind), first = t * TILE;
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < 2; v++) sum[r][v] = l->bias && !l->scale ? at(l->bias + first + v * LANES) : (vec){0};
-    dot(kind, rows, steps, l->weight + t * steps * step_size(kind), x, steps, sum);
+    if (in->halves)
+        quads_tile(l, in, t, n, rows, sum);
+    else
+        dot(kind, rows, steps, l->weight + t * steps * step_size(kind), in->x + n * l->inputs * size_of(in->bf16),
+            l->inputs * size_of(in->bf16) / 4, sum);
     for (int r = 0; l->scale && r < rows; r++)
         for (int v = 0; v < 2; v++) {
             sum[r][v] *= at(l->scale + first + v * LANES);
@@ -101,13 +147,14 @@ static void linear_tile(const Linear *l, long bf16, long t, int rows, const char
 }
 
 /* y = x W^T + b, or that added to y; y may be fp32 where x is bf16 */
-static void linear_rows(Step *step, long threads, const Linear *l, long bf16, long rows, const char *x, char *y,
-                        long y_bf16, int add) {
+static void linear_rows(Step *step, long threads, const Linear *l, long bf16, long rows, const char *x, char *memory,
+                        char *y, long y_bf16, int add) {
+    const Inputs in = prepare(l, bf16, rows, x, memory);
     SHARED(step, tiles(l->outputs), threads, t)
     for (long n = 0; n < rows; n += ROWS) {
         vec sum[ROWS][2];
         int block = least(rows - n, ROWS);
-        linear_tile(l, bf16, t, block, x + n * l->inputs * size_of(bf16), sum);
+        linear_tile(l, &in, t, n, block, sum);
         for (int r = 0; r < block; r++)
             for (int v = 0; v < 2; v++) {
                 long column = t * TILE + v * LANES, i = (n + r) * l->outputs + column;
@@ -117,14 +164,15 @@ static void linear_rows(Step *step, long threads, const Linear *l, long bf16, lo
 }
 
 /* y = silu(gate x) * (up x): the gate is the first half of the outputs */
-static void swiglu_rows(Step *step, const Linear *l, const Pass *p, const char *x, char *y) {
+static void swiglu_rows(Step *step, const Linear *l, const Pass *p, const char *x, char *memory, char *y) {
+    const Inputs in = prepare(l, p->bf16, p->rows, x, memory);
     const long count = tiles(p->mlp_width);
     SHARED(step, count, p->threads, t)
     for (long n = 0; n < p->rows; n += ROWS) {
         vec gate[ROWS][2], up[ROWS][2];
         int block = least(p->rows - n, ROWS);
-        linear_tile(l, p->bf16, t, block, x + n * l->inputs * size_of(p->bf16), gate);
-        linear_tile(l, p->bf16, count + t, block, x + n * l->inputs * size_of(p->bf16), up);
+        linear_tile(l, &in, t, n, block, gate);
+        linear_tile(l, &in, count + t, n, block, up);
         for (int r = 0; r < block; r++)
             for (int v = 0; v < 2; v++) {
                 vec product = gate[r][v] / (1 + exponential(-gate[r][v])) * up[r][v];
@@ -235,13 +283,13 @@ static void layer(Step *step, const Pass *p, const Layer *l, const Buffers *b, l
     const long cached = index * p->kv_heads * p->capacity * size_of(bf16);
     char *keys = p->keys + cached * p->head_dim, *values = p->values + cached * tiles(p->head_dim) * TILE;
     rms_norm_rows(step++, p, x, l->attention_norm, b->normed);
-    linear_rows(step++, threads, &l->qkv, bf16, rows, b->normed, (char *)b->qkv, 0, 0);
+    linear_rows(step++, threads, &l->qkv, bf16, rows, b->normed, b->halves, (char *)b->qkv, 0, 0);
     place_heads(step++, p, l, b, keys, values);
     attention(step++, p, b, keys, values);
-    linear_rows(step++, threads, &l->out, bf16, rows, b->attended, x, bf16, 1);
+    linear_rows(step++, threads, &l->out, bf16, rows, b->attended, b->halves, x, bf16, 1);
     rms_norm_rows(step++, p, x, l->mlp_norm, b->normed);
-    swiglu_rows(step++, &l->gate_up, p, b->normed, b->product);
-    linear_rows(step++, threads, &l->down, bf16, rows, b->product, x, bf16, 1);
+    swiglu_rows(step++, &l->gate_up, p, b->normed, b->halves, b->product);
+    linear_rows(step++, threads, &l->down, bf16, rows, b->product, b->halves, x, bf16, 1);
 }
 
 /* ---- what Python calls ---- */
@@ -250,6 +298,7 @@ static void layer(Step *step, const Pass *p, const Layer *l, const Buffers *b, l
 static int crew(long threads, long work) { return work < 1 << 17 ? 1 : threads; }
 
 long tile(void) { return TILE; }
+long group(void) { return GROUP; }
 
 /* x [n][width]: the residual stream before layer `first`, afterwards the one behind the last of `count` layers.
  * Returns 0, or 1 if memory is short. */
@@ -257,7 +306,9 @@ long run_layers(const Pass *p, const Layer *const *layers, long first, long coun
     const long rows = p->rows, inner = p->heads * p->head_dim, qkv = inner + 2 * p->kv_heads * p->head_dim;
     const long stride = tiles(p->start + rows) * TILE, weights = p->width * (qkv + inner + 3 * p->mlp_width);
     const long shared = 4 * rows * (qkv + p->width + 2 * inner + p->mlp_width), steps = STEPS * count * sizeof(Step);
-    const long own = ROWS * (4 * stride + sizeof(long) * rows); /* bytes, like `shared` and `steps` */
+    const long widest = p->mlp_width > inner ? p->mlp_width : inner;
+    const long halves = layers[first]->down.scale ? halves_size(rows, widest > p->width ? widest : p->width) : 0;
+    const long own = halves + ROWS * (4 * stride + sizeof(long) * rows); /* bytes, like `shared` and `steps` */
     char *memory = aligned_alloc(64, (steps + shared + p->threads * own + 63) / 64 * 64);
     if (!memory) return 1;
     memset(memory, 0, steps);
@@ -268,7 +319,8 @@ long run_layers(const Pass *p, const Layer *const *layers, long first, long coun
         b.q = b.normed + 4 * rows * p->width;
         b.attended = b.q + 4 * rows * inner;
         b.product = b.attended + 4 * rows * inner;
-        b.scores = (float *)(memory + steps + shared + omp_get_thread_num() * own);
+        b.halves = memory + steps + shared + omp_get_thread_num() * own;
+        b.scores = (float *)(b.halves + halves);
         b.path = (long *)(b.scores + ROWS * stride);
         for (long i = 0; i < count; i++) layer((Step *)memory + STEPS * i, p, layers[first + i], &b, first + i, x);
     }
@@ -276,11 +328,16 @@ long run_layers(const Pass *p, const Layer *const *layers, long first, long coun
     return 0;
 }
 
-/* y [n][outputs] = x [n][inputs] W^T + b; y may be fp32 where x is bf16 */
-void linear(const Linear *l, long threads, long rows, long bf16, const char *x, char *y, long y_bf16) {
+/* y [n][outputs] = x [n][inputs] W^T + b; y may be fp32 where x is bf16. Returns 0, or 1 if memory is short. */
+long linear(const Linear *l, long threads, long rows, long bf16, const char *x, char *y, long y_bf16) {
+    const long own = l->scale ? halves_size(rows, l->inputs) : 0;
+    char *memory = own ? aligned_alloc(64, threads * own) : NULL;
+    if (own && !memory) return 1;
     Step step = {0};
 #pragma omp parallel num_threads(crew(threads, rows * l->inputs * l->outputs))
-    linear_rows(&step, threads, l, bf16, rows, x, y, y_bf16, 0);
+    linear_rows(&step, threads, l, bf16, rows, x, memory + omp_get_thread_num() * own, y, y_bf16, 0);
+    free(memory);
+    return 0;
 }
 
 void rms_norm(const float *weight, long rows, long width, double eps, long bf16, const char *x, char *y) {

@@ -1,9 +1,11 @@
 /* Vectors of numbers, and the kernel that sums products: all that depends on the processor. Part of native.c.
  *
  * Weights are packed in tiles of TILE outputs: [tile][step][TILE], a step being 4 bytes, one input in fp32 or two in
- * bf16; int8 weights in [tile][input][TILE], and widened on the way to the inputs' type. A lane of a vector register
- * belongs to one output and a register to one row, so nothing is summed across lanes, and a row is summed in the same
- * order among any number of rows. A tile is read from memory once for all rows. */
+ * bf16. A lane of a vector register belongs to one output and a register to one row, so nothing is summed across lanes,
+ * and a row is summed in the same order among any number of rows. A tile is read from memory once for all rows.
+ *
+ * int8 weights are packed in [tile][input][TILE] and widened on the way to the inputs' type; where the processor
+ * multiplies bytes, in steps of GROUP inputs, and the inputs are rounded to 16 bits, see halve(). */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -18,6 +20,11 @@ enum { LANES = 8, ROWS = 6 };
 #else
 enum { LANES = 4, ROWS = 6 };
 #endif
+#if defined(__AVX512VNNI__)
+enum { GROUP = 4 };
+#else
+enum { GROUP = 1 };
+#endif
 enum { TILE = 2 * LANES, AHEAD = 6144 }; /* AHEAD: bytes by which weights are fetched into the L2 cache in advance */
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
@@ -26,6 +33,7 @@ typedef int32_t whole __attribute__((vector_size(4 * LANES)));
 typedef uint16_t half __attribute__((vector_size(2 * LANES)));
 typedef vec vec_at __attribute__((aligned(1), may_alias)); /* the same in memory, anywhere */
 typedef half half_at __attribute__((aligned(1), may_alias));
+typedef whole whole_at __attribute__((aligned(1), may_alias));
 typedef uint32_t unit __attribute__((may_alias)); /* 4 bytes: one fp32 or two bf16 numbers */
 
 static inline long least(long a, long b) { return a < b ? a : b; }
@@ -63,9 +71,26 @@ static inline vec multiply_add_pairs(vec a, vec b, vec sum) {
 #endif
 }
 
+/* integers: sum + the products of four bytes a without sign and four bytes b with one */
+static inline vec multiply_add_quads(vec a, vec b, vec sum) {
+#if defined(__AVX512VNNI__)
+    return (vec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#else
+    (void)a, (void)b;
+    return sum; /* GROUP == 1: not used */
+#endif
+}
+
 static inline vec load(const char *x, long i, long bf16) {
     if (!bf16) return at((const float *)x + i);
     return (vec)(__builtin_convertvector(*(const half_at *)((const uint16_t *)x + i), bits) << 16);
+}
+
+static inline float number(const char *x, long i, long bf16) {
+    const uint32_t wide = bf16 ? (uint32_t)((const uint16_t *)x)[i] << 16 : ((const unit *)x)[i];
+    float value;
+    memcpy(&value, &wide, sizeof value);
+    return value;
 }
 
 /* LANES int8 numbers as fp32, exactly */
@@ -120,13 +145,14 @@ static vec exponential(vec x) {
 
 /* ---- the kernel ---- */
 
-/* weights and inputs: both fp32; both bf16, in pairs; bf16 and fp32; int8 and fp32; int8 and bf16, in pairs */
-enum { FLOATS, PAIRS, MIXED, BYTES, BYTE_PAIRS };
+/* weights and inputs: both fp32; both bf16, in pairs; bf16 and fp32; int8 and fp32; int8 and bf16, in pairs; int8 and
+ * bytes without sign, in fours: their sums are integers */
+enum { FLOATS, PAIRS, MIXED, BYTES, BYTE_PAIRS, QUADS };
 
-/* Bytes of a step of a tile. */
+/* Inputs of a step, and the bytes of a step of a tile. */
+static inline long step_inputs(int kind) { return kind == QUADS ? 4 : kind == PAIRS || kind == BYTE_PAIRS ? 2 : 1; }
 static inline long step_size(int kind) {
-    const long inputs = kind == PAIRS || kind == BYTE_PAIRS ? 2 : 1;
-    return TILE * inputs * (kind == FLOATS ? 4 : kind == PAIRS || kind == MIXED ? 2 : 1);
+    return TILE * step_inputs(kind) * (kind == FLOATS ? 4 : kind == PAIRS || kind == MIXED ? 2 : 1);
 }
 
 /* LANES outputs of the step at w, from output i on */
@@ -136,10 +162,15 @@ static inline __attribute__((always_inline)) vec weights(const int kind, const c
     return load(w, i, kind == MIXED);
 }
 
+static inline __attribute__((always_inline)) vec accumulate(const int kind, vec w, vec x, vec sum) {
+    if (kind == QUADS) return multiply_add_quads(x, w, sum);
+    return kind == PAIRS || kind == BYTE_PAIRS ? multiply_add_pairs(w, x, sum) : multiply_add(w, x, sum);
+}
+
 /* dot() for a constant number of rows, so that their sums stay in registers */
 static inline __attribute__((always_inline)) void dot_block(const int kind, const int rows, long steps, const char *w,
                                                             const unit *x, long stride, vec (*sum)[2]) {
-    const long size = step_size(kind), paired = kind == PAIRS || kind == BYTE_PAIRS;
+    const long size = step_size(kind);
     vec s[ROWS][2];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) s[r][0] = sum[r][0], s[r][1] = sum[r][1];
@@ -150,8 +181,8 @@ static inline __attribute__((always_inline)) void dot_block(const int kind, cons
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             vec value = (vec)((bits){0} + x[r * stride + i]);
-            s[r][0] = paired ? multiply_add_pairs(w0, value, s[r][0]) : multiply_add(w0, value, s[r][0]);
-            s[r][1] = paired ? multiply_add_pairs(w1, value, s[r][1]) : multiply_add(w1, value, s[r][1]);
+            s[r][0] = accumulate(kind, w0, value, s[r][0]);
+            s[r][1] = accumulate(kind, w1, value, s[r][1]);
         }
     }
 #pragma GCC unroll 8
@@ -168,5 +199,21 @@ static inline __attribute__((always_inline)) void dot_block(const int kind, cons
 
 /* sum[row] += `steps` steps of the tile w times x[row], for 1 to ROWS rows of x that lie `stride` x 4 bytes apart */
 static void dot(int kind, int rows, long steps, const char *w, const void *x, long stride, vec (*sum)[2]) {
-    switch (8 * kind + rows - 1) { BLOCKS(FLOATS) BLOCKS(PAIRS) BLOCKS(MIXED) BLOCKS(BYTES) BLOCKS(BYTE_PAIRS) }
+    switch (8 * kind + rows - 1) {
+        BLOCKS(FLOATS) BLOCKS(PAIRS) BLOCKS(MIXED) BLOCKS(BYTES) BLOCKS(BYTE_PAIRS) BLOCKS(QUADS)
+    }
+}
+
+/* The row x as 16 bit numbers, cut in two: x[i] = scale * (256 * (upper[i] - 128) + lower[i]), rounded. Returns scale. */
+static float halve(const char *x, long bf16, long count, unsigned char *upper, unsigned char *lower) {
+    float top = 0;
+    for (long i = 0; i < count; i++) {
+        const float size = fabsf(number(x, i, bf16));
+        top = size > top ? size : top;
+    }
+    for (long i = 0; i < count; i++) {
+        const int whole = top > 0 ? (int)rintf(number(x, i, bf16) * (32512 / top)) + 32768 : 32768;
+        upper[i] = whole >> 8, lower[i] = whole & 255;
+    }
+    return top / 32512;
 }

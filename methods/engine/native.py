@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from methods.engine.config import ModelConfig
+from methods.engine.int8 import Int8
 from methods.engine.tree import TokenTree
 from methods.paths import cache_dir
 
@@ -41,6 +42,7 @@ class LinearArguments(ctypes.Structure):
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("scale", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
         ("inputs", ctypes.c_long),
         ("outputs", ctypes.c_long),
     ]
@@ -121,7 +123,7 @@ def load(path: Path) -> ctypes.CDLL:
             ctypes.CDLL(library_path, ctypes.RTLD_GLOBAL)
     lib = ctypes.CDLL(str(path))
     number, pointer = ctypes.c_long, ctypes.c_void_p
-    lib.tile.restype = lib.run_layers.restype = number
+    lib.tile.restype = lib.group.restype = lib.run_layers.restype = lib.linear.restype = number
     lib.linear.argtypes = [pointer, number, number, number, pointer, pointer, number]
     lib.rms_norm.argtypes = [pointer, number, number, ctypes.c_double, number, pointer, pointer]
     lib.run_layers.argtypes = [pointer, pointer, number, number, pointer]
@@ -146,29 +148,7 @@ def tile() -> int:
 
 def pair(dtype: torch.dtype) -> int:
     """Inputs that lie side by side in a packed tile."""
-    return 2 if dtype == torch.bfloat16 else 1
-
-
-@dataclass(frozen=True)
-class Int8:
-    """A matrix in 8 bits: row o is values_OI[o] * scales_O[o], the values -127 .. 127, the scales in fp32. `dtype`: of
-    what it is multiplied with."""
-
-    values_OI: Tensor
-    scales_O: Tensor
-    dtype: torch.dtype
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.values_OI.shape
-
-    @property
-    def device(self) -> torch.device:
-        return self.values_OI.device
-
-    def widened(self) -> Tensor:
-        """The matrix in its dtype."""
-        return (self.values_OI * self.scales_O[:, None]).to(self.dtype)
+    return _lib().group() if dtype == torch.int8 else 2 if dtype == torch.bfloat16 else 1
 
 
 def pack_weight(weight_OI: Tensor) -> Tensor:
@@ -179,23 +159,31 @@ def pack_weight(weight_OI: Tensor) -> Tensor:
     return padded.view(tiles, tile(), inputs // side, side).transpose(1, 2).contiguous()
 
 
+def takes(weight_OI: Tensor | Int8) -> bool:
+    """Whether a NativeLinear can have these weights: its inputs are read in steps."""
+    step = 4 if isinstance(weight_OI, Int8) else 2
+    return runs(weight_OI.dtype, weight_OI.device) and weight_OI.shape[1] % step == 0
+
+
 class NativeLinear:
-    """y = x W^T + b for weights with an even number of inputs."""
+    """y = x W^T + b for weights that it `takes`. int8 ones are not widened in memory; where the processor multiplies
+    bytes, x is then rounded to 16 bits per row."""
 
     def __init__(self, weight_OI: Tensor | Int8, bias_O: Tensor | None, out_dtype: torch.dtype) -> None:
         self.dtype, self.out_dtype = weight_OI.dtype, out_dtype
         self.outputs, self.inputs = weight_OI.shape
-        self._weight = pack_weight(weight_OI if isinstance(weight_OI, Tensor) else weight_OI.values_OI)
-        scales_O = None if isinstance(weight_OI, Tensor) else weight_OI.scales_O
-        self._bias, self._scale = (self._whole_tiles(numbers_O) for numbers_O in (bias_O, scales_O))
-        pointers = (self._weight.data_ptr(), _pointer(self._bias), _pointer(self._scale))
+        int8 = weight_OI if isinstance(weight_OI, Int8) else None
+        values_OI = weight_OI if isinstance(weight_OI, Tensor) else weight_OI.values_OI
+        self._weight = pack_weight(values_OI)
+        self._bias = None if bias_O is None else self._whole_tiles(bias_O.float())
+        self._scale = self._whole_tiles(int8.scales_O.float()) if int8 else None
+        self._sums = self._whole_tiles(128 * int8.values_OI.sum(1, dtype=torch.int32)) if int8 else None
+        pointers = (_pointer(tensor) for tensor in (self._weight, self._bias, self._scale, self._sums))
         self.arguments = LinearArguments(*pointers, self.inputs, self.outputs)
 
-    def _whole_tiles(self, numbers_O: Tensor | None) -> Tensor | None:
-        """In fp32, with zeros for the rest of the last tile."""
-        if numbers_O is None:
-            return None
-        return torch.nn.functional.pad(numbers_O.float(), (0, len(self._weight) * tile() - self.outputs))
+    def _whole_tiles(self, numbers_O: Tensor) -> Tensor:
+        """With zeros for the rest of the last tile."""
+        return torch.nn.functional.pad(numbers_O, (0, len(self._weight) * tile() - self.outputs))
 
     @property
     def weight_size(self) -> int:
@@ -207,7 +195,8 @@ class NativeLinear:
         y_NO = torch.empty(len(x_NI), self.outputs, dtype=self.out_dtype)
         size = (torch.get_num_threads(), len(x_NI), self.dtype == torch.bfloat16)
         out_bf16 = self.out_dtype == torch.bfloat16
-        _lib().linear(ctypes.byref(self.arguments), *size, x_NI.data_ptr(), y_NO.data_ptr(), out_bf16)
+        if _lib().linear(ctypes.byref(self.arguments), *size, x_NI.data_ptr(), y_NO.data_ptr(), out_bf16):
+            raise MemoryError(f"no memory for {len(x_NI)} rows")
         return y_NO
 
 

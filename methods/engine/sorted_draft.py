@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from methods.engine.config import ModelConfig
+from methods.engine.int8 import EMBEDDING, SCALE
 from methods.engine.loader import DTYPES, Checkpoint, check_weights
-from methods.engine.model import SCALE, Transformer
+from methods.engine.model import Transformer
 from methods.errors import UserError
 
-EMBEDDING, HEAD, TOKENS = "model.embed_tokens.weight", "lm_head.weight", "lm_head.tokens"
+TOKENS = "lm_head.tokens"
 FORMAT = 1
 
 

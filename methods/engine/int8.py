@@ -1,0 +1,73 @@
+"""Matrices in 8 bits with a scale per row: half the bytes of bf16 to read, for drafts, whose precision costs agreement
+and never exactness.
+
+Legend: O outputs (rows), I inputs.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Self
+
+import torch
+from torch import Tensor
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+SCALE = ".scale"  # a matrix NAME may be stored in int8, its scales in NAME.scale
+
+
+@dataclass(frozen=True)
+class Int8:
+    """Row o is values_OI[o] * scales_O[o], the values -127 .. 127, the scales in fp32. `dtype`: of what the matrix is
+    multiplied with."""
+
+    values_OI: Tensor
+    scales_O: Tensor
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, weight_OI: Tensor) -> Self:
+        """The nearest, symmetric: a row's largest weight becomes 127."""
+        scales_O = weight_OI.float().abs().amax(1).clamp(min=1e-12) / 127
+        return cls((weight_OI / scales_O[:, None]).round().to(torch.int8), scales_O, weight_OI.dtype)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.values_OI.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.values_OI.device
+
+    def widened(self) -> Tensor:
+        """The matrix in its dtype."""
+        return (self.values_OI * self.scales_O[:, None]).to(self.dtype)
+
+
+class Int8Weights(Mapping[str, Tensor]):
+    """A model's weights with its matrices in int8, a tied head too, but for the embedding, which is looked up and not
+    read. Scales are found, but not listed."""
+
+    def __init__(self, weights: Mapping[str, Tensor], embedding_VD: Tensor) -> None:
+        self.weights, self.embedding_VD = weights, embedding_VD
+        self._int8 = lru_cache(maxsize=4)(self._read)  # values are asked for first, then scales: of q, k and v together
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name == EMBEDDING:
+            return self.embedding_VD
+        matrix = name.removesuffix(SCALE)
+        int8 = self._int8(matrix)
+        if int8 is None:
+            return self.weights[name]
+        return int8.values_OI if name == matrix else int8.scales_O
+
+    def _read(self, name: str) -> Int8 | None:
+        """None for what is no matrix."""
+        tensor = self.embedding_VD if name == HEAD and HEAD not in self.weights else self.weights[name]
+        return Int8.of(tensor) if tensor.dim() > 1 else None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self.weights, HEAD]))
+
+    def __len__(self) -> int:
+        return len(set(self.weights) | {HEAD})
