@@ -39,6 +39,11 @@ def get_pair(name: str, path: Path = PAIRS) -> Pair:
     return _pair(name, tables[name], path)
 
 
+def find_pair(name: str) -> Pair:
+    """The pair of that name, else one of the model that `name` is, as a run with --target makes it."""
+    return get_pair(name) if name in known_pairs() else Pair(name=Path(name).name.lower(), target=name)
+
+
 def _tables(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

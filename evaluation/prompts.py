@@ -35,8 +35,10 @@ class Prompter:
         return f"{self.template}: '{COMPLETE_FUNCTION}' and the HumanEval prompt in a code block"
 
     def encode(self, turns: list[str], answers: list[str]) -> list[int]:
-        """The conversation up to the point where the model answers the last of `turns`; one answer to each before."""
-        assert len(answers) == len(turns) - 1
+        """The conversation up to the point where the model answers the last of `turns`; one answer to each before.
+
+        With an answer to the last one too: the whole conversation."""
+        assert len(turns) - len(answers) in (0, 1)
         asked = [self._request(turn) for turn in turns]
         if self.template == "chat":
             text = self._chat(asked, answers)
@@ -57,7 +59,8 @@ class Prompter:
             for role, content in (("user", turn), ("assistant", answer))
             if content is not None
         ]
-        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        unanswered = len(answers) < len(turns)
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=unanswered, tokenize=False)
 
     def _one_bos(self, ids: list[int]) -> list[int]:
         """Some of FastChat's templates write the BOS token that the tokenizer adds, too."""

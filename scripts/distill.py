@@ -4,9 +4,9 @@
 
 Prompts: JSONL with {"prompt": ...} or Spec-Bench's {"turns": [...]} (the first turn), or ShareGPT's JSON list of
 {"conversations": [...]} (the first human message); {"source": ...} is passed on. Every prompt is answered once at each
-temperature. Output: a JSON line per answer with source, temperature, prompt, prompt_ids (the chat template applied) and
-output_ids. Started again, it goes on where it stopped. With --keep-answers the answers of ShareGPT's conversations are
-written instead of the target's. Never distil the test questions of a benchmark.
+temperature. Output: a JSON line per answer with source, temperature, prompt, prompt_ids (in the pair's template, as a
+run writes its prompts) and output_ids. Started again, it goes on where it stopped. With --keep-answers the answers of
+ShareGPT's conversations are written instead of the target's. Never distil the test questions of a benchmark.
 """
 
 import argparse
@@ -17,11 +17,14 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from methods.errors import UserError, command_line
+
+if TYPE_CHECKING:
+    from evaluation.prompts import Prompter
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,14 @@ class Task:
     temperature: float | None  # None: an answer that is kept as it is
 
 
-Messages = list[dict[str, str]]
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+Conversation = list[str]  # what a human and a model say, in turn
+SPEAKERS = ("human", "user"), ("gpt", "assistant")
 
 
-def read_prompts(path: Path) -> list[tuple[str, Messages]]:
-    """(source, conversation) of every entry of a file that has a human message; the first message is a human's."""
-    found = [(str(entry.get("source", path.stem)), _messages(path, entry)) for entry in _entries(path)]
-    return [(source, messages) for source, messages in found if messages]
+def read_prompts(path: Path) -> list[tuple[str, Conversation]]:
+    """(source, conversation) of every entry of a file that has a human message."""
+    found = [(str(entry.get("source", path.stem)), _said(path, entry)) for entry in _entries(path)]
+    return [(source, said) for source, said in found if said]
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
@@ -54,16 +57,23 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"expected prompts as JSONL or as a JSON list in {path}, found an error: {error}") from None
 
 
-def _messages(path: Path, entry: dict[str, Any]) -> Messages:
+def _said(path: Path, entry: dict[str, Any]) -> Conversation:
     match entry:
         case {"prompt": str(text)} | {"turns": [str(text), *_]}:
-            return [{"role": "user", "content": text}]
+            return [text]
         case {"conversations": list(parts)}:
-            messages = [
-                {"role": ROLES[part["from"]], "content": part["value"]} for part in parts if part["from"] in ROLES
-            ]
-            return list(itertools.dropwhile(lambda message: message["role"] != "user", messages))
+            return _in_turn(parts)
     raise UserError(f"{path}: expected prompt, turns or conversations in every entry, found {sorted(entry)}")
+
+
+def _in_turn(parts: list[dict[str, str]]) -> Conversation:
+    """From the human's first message to where the two no longer take turns: templates are written for no more."""
+    said: Conversation = []
+    for part in itertools.dropwhile(lambda part: part["from"] not in SPEAKERS[0], parts):
+        if part["from"] not in SPEAKERS[len(said) % 2]:
+            break
+        said.append(part["value"])
+    return said
 
 
 def finished(path: Path) -> set[tuple[str, float | None]]:
@@ -84,34 +94,33 @@ def write(file: TextIO, task: Task, prompt_ids: list[int], output_ids: list[int]
     file.flush()
 
 
-def encode(tokenizer: Any, messages: Messages, generate: bool) -> list[int]:
-    """With the chat template where the tokenizer has one; `generate`: up to where an answer begins."""
-    if not tokenizer.chat_template:
-        return tokenizer("\n".join([message["content"] for message in messages] + [""] * generate))["input_ids"]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=generate, return_dict=True)["input_ids"]
-
-
-def keep(tokenizer: Any, tasks: Sequence[tuple[Task, Messages]], out: Path) -> None:
+def keep(prompter: "Prompter", tasks: Sequence[tuple[Task, Conversation]], out: Path) -> None:
     """Write conversations as they are: everything from the first answer on is the output."""
+    left_out = 0
     with out.open("a", encoding="utf-8") as file:
-        for task, messages in tasks:
-            prompt_ids, whole = encode(tokenizer, messages[:1], True), encode(tokenizer, messages, False)
-            if len(messages) > 1:
+        for task, said in tasks:
+            answers = said[1::2]
+            prompt_ids = prompter.encode(said[:1], [])
+            whole = prompter.encode(said[: 2 * len(answers) : 2], answers) if answers else []
+            # A tokenizer may join the prompt's end and the answer's start: no model is ever asked to go on from there.
+            if whole[: len(prompt_ids)] == prompt_ids:
                 write(file, task, prompt_ids, whole[len(prompt_ids) :])
+            else:
+                left_out += 1
+    if left_out:
+        print(f"{left_out} left out: without an answer, or joined to it by the tokenizer", file=sys.stderr)
 
 
 class Generator:
     """The target: answers to a batch of prompts at one temperature."""
 
-    def __init__(self, target: str, max_new_tokens: int, seed: int) -> None:
+    def __init__(self, target: str, ends: list[int], max_new_tokens: int, seed: int) -> None:
         import torch
         from draft_target import load_target
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_target(target).to(self.device).eval()
-        self.max_new_tokens, self.seed = max_new_tokens, seed
-        ends = self.model.generation_config.eos_token_id
-        self.ends = ends if isinstance(ends, list) else [ends]
+        self.ends, self.max_new_tokens, self.seed = ends, max_new_tokens, seed
 
     def answers(self, rows: Sequence[list[int]], temperature: float) -> list[list[int]]:
         """Answer tokens of each row, up to and including the end of sequence."""
@@ -166,6 +175,7 @@ def batches(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="smollm2-135m", help="pair, model folder, GGUF file or hub id")
+    parser.add_argument("--template", help="prompt form: chat, raw or fschat:NAME (default: the pair's, else chat)")
     parser.add_argument("--prompts", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True, help="JSONL of answers, gone on with where it exists")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0], help="default: 0, that is greedy")
@@ -182,7 +192,7 @@ def main() -> int:
     entries = [entry for path in options.prompts for entry in read_prompts(path)]
     done = finished(options.out)
     temperatures = [None] if options.keep_answers else options.temperatures
-    tasks = {Task(source, said[0]["content"], t): said for source, said in entries for t in temperatures}
+    tasks = {Task(source, said[0], t): said for source, said in entries for t in temperatures}
     todo = [(task, said) for task, said in tasks.items() if (task.prompt, task.temperature) not in done]
     print(f"{len(todo)} answers to make, {len(done)} there already", file=sys.stderr)
     if todo:
@@ -190,16 +200,22 @@ def main() -> int:
     return 0
 
 
-def run(options: argparse.Namespace, todo: Sequence[tuple[Task, Messages]]) -> None:
+def run(options: argparse.Namespace, todo: Sequence[tuple[Task, Conversation]]) -> None:
     from draft_target import find_target
 
-    tokenizer = find_target(options.target).tokenizer
+    from evaluation.pairs import find_pair
+    from evaluation.prompts import Prompter, eos_ids
+
+    checkpoint = find_target(options.target)
+    template = options.template or find_pair(options.target).template
+    prompter = Prompter(checkpoint.tokenizer, template, benchmark="")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.keep_answers:
-        return keep(tokenizer, todo, options.out)
-    rows = [(task, encode(tokenizer, said[:1], True)) for task, said in todo]
+        return keep(prompter, todo, options.out)
+    rows = [(task, prompter.encode(said[:1], [])) for task, said in todo]
     rows = [row for row in rows if len(row[1]) <= options.max_prompt]
-    distil(Generator(options.target, options.max_new_tokens, options.seed), rows, options.batch, options.out)
+    ends = eos_ids(checkpoint.tokenizer, checkpoint.eos_token_ids, template)
+    distil(Generator(options.target, ends, options.max_new_tokens, options.seed), rows, options.batch, options.out)
 
 
 if __name__ == "__main__":

