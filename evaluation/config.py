@@ -18,6 +18,7 @@ from methods.paths import ROOT
 
 DEVICES = ("auto", "cpu", "cuda")
 PASSED_ON = ("temperature", "top_k", "top_p", "seed", "repeats", "threads", "device", "replicas", "trace", "json")
+LONGEST_NAME = 100  # characters of the methods in the name of a folder
 USAGE = "eval.sh METHOD[,METHOD...] PAIR [options]   (eval.sh METHOD --target MODEL [--draft MODEL] [options])"
 
 
@@ -58,7 +59,8 @@ class RunConfig:
     def options_of(self, spec: MethodSpec) -> dict[str, Any]:
         """A method's own options, defaults filled in, also for what other methods of the run can be told only."""
         typed = {name: option.read(self.options.get(name, "")) for name, option in spec.options.items()}
-        return {name: option.default if typed[name] is None else typed[name] for name, option in spec.options.items()}
+        told = {name: value for name, value in typed.items() if value is not None}
+        return {name: option.default for name, option in spec.options.items()} | told | dict(spec.fixed)
 
     @property
     def ranks(self) -> int:
@@ -87,6 +89,8 @@ def help_text() -> str:
             "pairs:",
             *(f"  {name}" for name in known_pairs()),
             "",
+            "variants, to compare a method with itself: sps@gamma=2, sd2-tree@branches=4@nodes=12",
+            "",
             "For example: ./eval.sh pld smollm2-135m        All options: ./eval.sh --help",
         ]
     )
@@ -97,32 +101,18 @@ def _parser() -> argparse.ArgumentParser:
         prog="eval.sh", usage=USAGE, description="Measure decoding methods on a model pair."
     )
     add = parser.add_argument
-    add("methods", metavar="METHOD[,METHOD...]", help="methods to compare with the baseline")
-    add("pair", metavar="PAIR", nargs="?", help="a pair of data/pairs.toml")
-    add("--target", metavar="MODEL", help="target model: folder, .gguf file or hub id, instead of the pair's")
-    add("--draft", metavar="MODEL", help="draft model, instead of the pair's")
-    add("--benchmark", metavar="NAME", help=f"one of {', '.join(known_benchmarks())}")
-    add("--questions", metavar="FILE", type=Path, help="questions of your own, in Spec-Bench's JSONL format")
-    add("--limit", metavar="N", type=_positive, help="measure N questions, taken from all categories in turn")
-    add("--max-new-tokens", metavar="N", type=_positive, help="longest answer of a turn, in tokens")
-    add("--dtype", metavar="TYPE", help=f"one of {', '.join(DTYPES)}")
-    add("--template", metavar="NAME", help="prompt form: chat (the tokenizer's), raw, or fschat:NAME")
-    add("--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (default)")
-    add("--top-p", metavar="P", type=float, default=1.0, help="nucleus sampling (default 1: off)")
-    add("--top-k", metavar="K", type=int, default=0, help="sample among the K most likely (default 0: off)")
-    add("--seed", metavar="N", type=int, default=0, help="seed of all sampling (default 0)")
-    add("--repeats", metavar="N", type=_positive, default=1, help="answer every question N times (default 1)")
-    add("--threads", metavar="N", type=_positive, help="CPU threads of each rank (default: its share of the cores)")
+    add("methods", metavar="METHOD[,METHOD...]", help="methods to compare with the baseline, variants as sps@gamma=2")
+    add_conditions(parser)
+    add("--repeats", metavar="N", type=positive, default=1, help="answer every question N times (default 1)")
     add(
         "--replicas",
         metavar="N",
-        type=_positive,
+        type=positive,
         default=1,
         help="processes (or pairs) that share the questions",
     )
     add("--trace", metavar="FILE", type=Path, help="write what each rank did and when, in Chrome's trace format")
     add("--alone", action="store_true", help="leave out the methods that are measured beside the chosen ones")
-    add("--device", choices=DEVICES, default="auto", help="auto takes CUDA where there is one (default)")
     add(
         "--output",
         metavar="DIR",
@@ -130,12 +120,33 @@ def _parser() -> argparse.ArgumentParser:
         help="folder for answers (default: one per configuration in results/local)",
     )
     add("--json", action="store_true", help="end with one line of JSON: a list with one object per method")
-    for name, text in all_options().items():
-        add(f"--{name.replace('_', '-')}", metavar="VALUE", help=text)
     return parser
 
 
-def _positive(text: str) -> int:
+def add_conditions(parser: argparse.ArgumentParser) -> None:
+    """The options that say what answers what, and how: those of every command that runs methods."""
+    add = parser.add_argument
+    add("pair", metavar="PAIR", nargs="?", help="a pair of data/pairs.toml")
+    add("--target", metavar="MODEL", help="target model: folder, .gguf file or hub id, instead of the pair's")
+    add("--draft", metavar="MODEL", help="draft model, instead of the pair's")
+    add("--benchmark", metavar="NAME", help=f"one of {', '.join(known_benchmarks())}")
+    add("--questions", metavar="FILE", type=Path, help="questions of your own, in Spec-Bench's JSONL format")
+    add("--limit", metavar="N", type=positive, help="take N questions, from all categories in turn")
+    add("--max-new-tokens", metavar="N", type=positive, help="longest answer of a turn, in tokens")
+    add("--dtype", metavar="TYPE", help=f"one of {', '.join(DTYPES)}")
+    add("--template", metavar="NAME", help="prompt form: chat (the tokenizer's), raw, or fschat:NAME")
+    add("--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (default %(default)g)")
+    add("--top-p", metavar="P", type=float, default=1.0, help="nucleus sampling (default 1: off)")
+    add("--top-k", metavar="K", type=int, default=0, help="sample among the K most likely (default 0: off)")
+    add("--seed", metavar="N", type=int, default=0, help="seed of all sampling (default 0)")
+    add("--threads", metavar="N", type=positive, help="CPU threads of each rank (default: its share of the cores)")
+    add("--device", choices=DEVICES, default="auto", help="auto takes CUDA where there is one (default)")
+    for name, text in all_options().items():
+        add(f"--{name.replace('_', '-')}", metavar="VALUE", help=text)
+
+
+def positive(text: str) -> int:
+    """The type of an option that counts something."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {value}")
@@ -144,7 +155,11 @@ def _positive(text: str) -> int:
 
 def parse(arguments: list[str]) -> RunConfig:
     """The configuration of a command line, defaults filled in. Raises UserError for values that do not fit."""
-    args = _parser().parse_args(arguments)
+    return configure(_parser().parse_args(arguments))
+
+
+def configure(args: argparse.Namespace) -> RunConfig:
+    """The same of arguments that are parsed, by whatever command."""
     pair = _pair(args)
     own_benchmark = args.questions is None and args.benchmark in (None, pair.benchmark)
     config = RunConfig(
@@ -168,8 +183,10 @@ def parse(arguments: list[str]) -> RunConfig:
 def _with_companions(chosen: str, alone: bool) -> tuple[str, ...]:
     """The baseline, what is measured beside the chosen methods, and these."""
     names = list(filter(None, chosen.split(",")))
-    beside = [] if alone else [other for name in names for other in get_method(name).beside]
-    return tuple(dict.fromkeys([BASELINE, *(name for name in beside if name not in names), *names]))
+    specs = [get_method(name) for name in names]
+    there = {spec.method for spec in specs}
+    beside = [] if alone else [other for spec in specs for other in spec.beside if other not in there]
+    return tuple(dict.fromkeys([BASELINE, *beside, *names]))
 
 
 def _pair(args: argparse.Namespace) -> Pair:
@@ -213,4 +230,4 @@ def default_output(config: RunConfig) -> Path:
     known = {name: value for name, value in asdict(config).items() if name not in ("output", "trace", "json")}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
     methods = "+".join(name for name in config.methods if name != BASELINE) or BASELINE
-    return ROOT / "results" / "local" / f"{methods}-{digest[:8]}"
+    return ROOT / "results" / "local" / f"{methods[:LONGEST_NAME]}-{digest[:8]}"

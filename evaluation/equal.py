@@ -140,6 +140,7 @@ def _turns(answer: Answer | None) -> dict[tuple[int, int], Choice]:
 def _compare_turn(one: Choice, other: Choice, turn: int) -> tuple[str, Difference | None]:
     texts = one.turns[turn], other.turns[turn]
     if one.token_ids is None or other.token_ids is None:
+        texts = texts[0].strip(), texts[1].strip()  # Spec-Bench's scripts strip what they write
         if texts[0] == texts[1]:
             return "text", None
         return "text", Difference(_parting(*texts), None, texts, (None, None))

@@ -227,7 +227,7 @@ def timeline(trace: Trace, groups: Sequence[Group], looks: Looks) -> Drawing:
     """What both sides do in the first rounds of one answer, by PEARL and by a method that drafts, then verifies."""
     labels = {result: label for group in groups for result, label in group.labels.items()}
     traced = {
-        result: spans_of(result, trace) for result in labels if schedule(result) and result.method in trace.answers
+        result: spans_of(result, trace) for result in labels if schedule(result) and result.run.label in trace.answers
     }
     traced = {result: turns for result, turns in traced.items() if turns}
     common = set.intersection(*(set(turns) for turns in traced.values())) if traced else set()

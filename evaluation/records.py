@@ -53,9 +53,12 @@ class Choice:
     def __post_init__(self) -> None:
         if not _is_list(self.turns, str):
             raise ValueError("'turns' must be a list of texts")
+        for key in ("new_tokens", "wall_time", "accept_lengths"):
+            if not _is_list(getattr(self, key), (int, float)):
+                raise ValueError(f"'{key}' must be a list of numbers")
         if self.any_failed:
             return  # what a failed turn left behind is not data, so it need not be consistent
-        self._check_shapes()
+        self._check_lengths()
         if self.token_ids is not None:
             self._check_ledger(self.token_ids)
 
@@ -68,10 +71,7 @@ class Choice:
         """Whether at least one turn failed."""
         return any(self.failed(turn) for turn in range(len(self.turns)))
 
-    def _check_shapes(self) -> None:
-        for key in ("new_tokens", "wall_time", "accept_lengths"):
-            if not _is_list(getattr(self, key), (int, float)):
-                raise ValueError(f"'{key}' must be a list of numbers")
+    def _check_lengths(self) -> None:
         for key in (f.name for f in fields(self) if f.name not in ("index", "accept_lengths", "decoding_steps")):
             value = getattr(self, key)
             if value is not None and (not isinstance(value, list) or len(value) != len(self.turns)):

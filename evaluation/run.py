@@ -11,6 +11,7 @@ import json
 import sys
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +34,17 @@ def main() -> int:
     if len(sys.argv) == 1:
         print(help_text())
         return 0
-    config = parse(sys.argv[1:])
+    return start(parse(sys.argv[1:]), run)
+
+
+def start(config: RunConfig, job: Callable[[RunConfig], int]) -> int:
+    """Do `job` in as many processes as the methods need, this one where it is enough. The exit status: of the first
+    that fails, else 0."""
     processes = config.ranks * config.replicas
     if processes == 1 or launched():
-        return run(config)
+        return job(config)
     check(config)
-    return launch(partial(run, config), processes)
+    return launch(partial(job, config), processes)
 
 
 def check(config: RunConfig) -> None:
@@ -58,25 +64,39 @@ def check(config: RunConfig) -> None:
 
 def run(config: RunConfig) -> int:
     """Measure, write, judge. The exit status: 0 if every question finished and every lossless method was identical."""
+    session = open_session(config)
+    console = Console(stderr=True, highlight=False, quiet=session.ranks.rank != 0)  # one voice for all ranks
+    console.print(describe(config, len(session.benchmark.questions)), soft_wrap=True)
+    failed = answer(session, console)
+    return judge(session, failed, console) if session.ranks.rank == 0 else 0
+
+
+def open_session(config: RunConfig) -> "Session":
+    """Questions, ranks and devices of this process; models are loaded when they are first needed."""
     from evaluation.questions import load_questions
     from evaluation.ranks import choose_device, join_ranks, open_link, take_share
     from evaluation.session import Session
-    from evaluation.store import Store
-    from evaluation.trace import Trace
 
     benchmark = load_questions(config.benchmark, config.questions, config.limit)
     device = choose_device(config.device)
     ranks = join_ranks(config.ranks)
     if config.replicas not in (1, ranks.replicas):
         raise UserError(f"expected {config.replicas} replicas, got the processes of {ranks.replicas} from the launcher")
-    console = Console(stderr=True, highlight=False, quiet=ranks.rank != 0)  # one voice for all ranks
-    console.print(describe(config, len(benchmark.questions)), soft_wrap=True)
-    session = Session(config, benchmark, ranks, take_share(ranks, device, config.threads), open_link(ranks))
-    if config.trace is not None and ranks.rank == 0:
-        session.trace = Trace(config.trace)
+    return Session(config, benchmark, ranks, take_share(ranks, device, config.threads), open_link(ranks))
+
+
+def answer(session: "Session", console: Console) -> Counter[str]:
+    """Answer by all methods what has no answer yet. Every rank must call it; rank 0 learns what failed, per method."""
+    from evaluation.store import Store
+    from evaluation.trace import Trace
+
+    config, ranks = session.config, session.ranks
+    if config.trace is not None:
+        session.trace = Trace(config.trace, ranks.replica)
+        session.trace.collect(ranks)  # where it cannot be written, the user learns so before the run
     headers = {spec.name: session.header(spec) for spec in config.specs} if ranks.leads else {}
     with Store(config.folder, headers, ranks) as store:
-        open_questions = [q for q in benchmark.questions if store.missing(q.question_id)]
+        open_questions = [q for q in session.benchmark.questions if store.missing(q.question_id)]
         share = open_questions[ranks.replica :: ranks.replicas]
         if share and ranks.leads:
             measure(session, store, share, console)
@@ -84,8 +104,9 @@ def run(config: RunConfig) -> int:
         elif share:
             session.serve()
         store.collect()
-        failed = store.failures()
-    return judge(session, failed, console) if ranks.rank == 0 else 0
+        if session.trace is not None:
+            session.trace.collect(ranks)
+        return store.failures()
 
 
 def describe(config: RunConfig, questions: int) -> str:
@@ -118,8 +139,6 @@ def measure(session: "Session", store: "Store", questions: "list[Question]", con
                 store.files[name].append(session.answer(name, question, choices))
                 tally.add(name, choices)
             progress.update(task, advance=1, description=tally.text())
-    if session.trace is not None:
-        session.trace.write()
 
 
 def answer_question(session: "Session", store: "Store", question: "Question", index: int) -> "dict[str, list[Choice]]":

@@ -135,7 +135,7 @@ class Session:
         model = self.models.target.model
         return {
             "schema_version": SCHEMA_VERSION,
-            "method": spec.name,
+            "method": spec.method,
             "options": c.options_of(spec),
             "ranks": spec.ranks,
             "lossless": spec.lossless,

@@ -7,7 +7,7 @@ numbers are defined in `evaluation/stats.py`, and shown by `evaluation/tables.py
 import argparse
 import json
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,8 @@ from rich.text import Text
 
 from evaluation.headers import Header, header_differences, read_header
 from evaluation.records import Answer, Choice, QuestionId, read_answers
-from evaluation.tables import LEGEND, OVERALL, Summary, details, table
+from evaluation.tables import LEGEND, OVERALL, SPEC_BENCH_LEGEND, Summary, details, table
+from methods import VARIANT
 from methods.errors import UserError, command_line
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ SAME_LAUNCH = ("methods", "created")
 CONVERSATION = "multi-turn conversation"
 MT_BENCH = frozenset({"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"})
 SPEC_BENCH_ORDER = (CONVERSATION, "translation", "summarization", "qa", "math_reasoning", "rag")
+
+Count = Callable[[str], int]  # the tokens of a text, as Spec-Bench's script counts them
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ class Run:
     @property
     def method(self) -> str:
         return self.header["method"] if self.header else next(iter(self.answers.values())).model_id
+
+    @property
+    def label(self) -> str:
+        """The method, or the variant of it that the file is named after."""
+        return self.path.stem if self.path.stem.startswith(self.method + VARIANT) else self.method
 
     @property
     def questions(self) -> set[QuestionId]:
@@ -69,30 +77,40 @@ class Comparison:
     method: Run
     baseline: Run
     pairs: "pd.DataFrame"  # as `stats.pair_answers` gives it, with a column "group"
+    questions: set[QuestionId]  # that were to be compared, whether or not they could be
     interleaved: bool
     notes: list[str]
 
+    def lines(self, group: str) -> tuple[list[Answer], list[Answer]]:
+        """What both files hold of the questions in a group, failed answers and those without a partner included."""
+        runs = [run.answers.items() for run in (self.method, self.baseline)]
+        ours, theirs = ([a for q, a in run if q in self.questions and _belongs(a.category, group)] for run in runs)
+        return ours, theirs
+
 
 def summarize(
-    method_path: str | Path, base_path: str | Path, question_ids: Collection[QuestionId] | None = None
+    method_path: str | Path,
+    base_path: str | Path,
+    question_ids: Collection[QuestionId] | None = None,
+    count: Count | None = None,
 ) -> Summary:
     """The overall figures of a method against its baseline, on their common questions or on `question_ids` alone.
 
-    Rates are tokens per second, prefill included; a figure the files do not record is None. Raises UserError where
-    the two files cannot be compared.
+    Rates are tokens per second, prefill included; a figure the files do not record is None. `count`: of the baseline's
+    tokens, for Spec-Bench's own figure. Raises UserError where the two files cannot be compared.
     """
     comparison = pair_files(method_path, base_path, question_ids)
-    return _summary(comparison, OVERALL, comparison.pairs)
+    return _summary(comparison, OVERALL, comparison.pairs, count)
 
 
-def summarize_by_category(method_path: str | Path, base_path: str | Path) -> list[Summary]:
+def summarize_by_category(method_path: str | Path, base_path: str | Path, count: Count | None = None) -> list[Summary]:
     """One summary for each category, those of MT-bench taken as one as Spec-Bench does, then the overall one."""
     comparison = pair_files(method_path, base_path)
     groups = dict(list(comparison.pairs.groupby("group")))
     known = [group for group in SPEC_BENCH_ORDER if group in groups]
     order = known + sorted(set(groups) - set(known))
     parts = [(group, groups[group]) for group in order]
-    return [_summary(comparison, group, pairs) for group, pairs in [*parts, (OVERALL, comparison.pairs)]]
+    return [_summary(comparison, group, pairs, count) for group, pairs in [*parts, (OVERALL, comparison.pairs)]]
 
 
 def pair_files(
@@ -116,8 +134,10 @@ def pair_files(
         raise UserError(f"no question was finished in both {method.path} and {base.path}; run the failed ones again")
     _refuse_zeros(method, base, pairs)
     pairs["group"] = _groups(pairs["category"])
-    notes += [note for run in (method, base) if (note := _left_out(run, wanted))]
-    return Comparison(method, base, pairs, _interleaved(method, base), notes)
+    told = [_left_out(run, wanted) for run in (method, base)]
+    told += [_unpaired(run, common, len(pairs)) for run in (method, base)]
+    notes += [note for note in [*told, _other_counts(method, pairs)] if note]
+    return Comparison(method, base, pairs, wanted, _interleaved(method, base), notes)
 
 
 def _compare_headers(method: Run, base: Run) -> list[str]:
@@ -125,7 +145,9 @@ def _compare_headers(method: Run, base: Run) -> list[str]:
     notes = []
     if method.header is None or base.header is None:
         missing = " and ".join(str(run.path) for run in (method, base) if run.header is None)
-        notes.append(f"conditions not checked: no run header beside {missing}")
+        notes.append(
+            f"conditions not checked: no run header beside {missing}, so whether times include prefill is unknown"
+        )
     else:
         differences = header_differences(method.header, base.header)
         named = {key: f"{key} is {ours} in one, {theirs} in the other" for key, (ours, theirs) in differences.items()}
@@ -162,12 +184,32 @@ def _groups(categories: "pd.Series[str]") -> "pd.Series[str]":
     return categories.mask(conversation, CONVERSATION) if categories[conversation].nunique() > 1 else categories
 
 
+def _belongs(category: str, group: str) -> bool:
+    return group in (category, OVERALL) or (group == CONVERSATION and category in MT_BENCH)
+
+
 def _left_out(run: Run, wanted: set[QuestionId]) -> str | None:
-    count = len(wanted - run.finished)
-    return f"left out: {count} of {len(wanted)} questions, missing or failed in {run.path}" if count else None
+    missing, failed = len(wanted - run.questions), len((wanted & run.questions) - run.finished)
+    why = " and ".join(f"{count} {word}" for count, word in ((missing, "missing"), (failed, "failed")) if count)
+    return f"left out: {missing + failed} of {len(wanted)} questions, {why} in {run.path}" if why else None
 
 
-def _summary(comparison: Comparison, group: str, pairs: "pd.DataFrame") -> Summary:
+def _unpaired(run: Run, common: set[QuestionId], paired: int) -> str | None:
+    """Of the questions that both have finished: turns with nothing to compare them with."""
+    turns = sum(len(choice.turns) for q in common for choice in run.answers[q].choices)
+    why = "whose repeat failed or which the other file lacks"
+    return f"left out: {turns - paired} of {turns} turns in {run.path}, {why}" if turns > paired else None
+
+
+def _other_counts(run: Run, pairs: "pd.DataFrame") -> str | None:
+    """Some of Spec-Bench's scripts do not count the prefill's token among the accept lengths, or count cut-off ones."""
+    choices = _paired_choices(run, pairs)
+    lengths, tokens = (sum(sum(getattr(c, key)) for c in choices) for key in ("accept_lengths", "new_tokens"))
+    told = f"MAT is as recorded: in {run.path} accept lengths sum to {lengths}, new tokens to {tokens}"
+    return told if lengths != tokens else None
+
+
+def _summary(comparison: Comparison, group: str, pairs: "pd.DataFrame", count: Count | None) -> Summary:
     from evaluation import stats
 
     method, base = comparison.method, comparison.baseline
@@ -176,8 +218,8 @@ def _summary(comparison: Comparison, group: str, pairs: "pd.DataFrame") -> Summa
     drafted = stats.drafted_tokens(choices)
     header = method.header or {}
     return {
-        "method": method.method,
-        "baseline": base.method,
+        "method": method.label,
+        "baseline": base.label,
         "pair": header.get("pair"),
         "benchmark": header.get("benchmark"),
         "group": group,
@@ -192,7 +234,7 @@ def _summary(comparison: Comparison, group: str, pairs: "pd.DataFrame") -> Summa
         "significant": result.significant,
         "geometric_mean": result.geometric_mean,
         "decode_speedup": stats.decode_speedup(pairs),
-        "spec_bench_speedup": stats.spec_bench_speedup(pairs),
+        "spec_bench_speedup": stats.spec_bench_speedup(*comparison.lines(group), count),
         "mat": stats.mean_accept_length(choices),
         "passes": sum(len(choice.accept_lengths) for choice in choices),
         "draft_seconds_per_pass": stats.seconds_per_pass(choices, "draft_time"),
@@ -236,29 +278,69 @@ def _floor(*runs: Run) -> float | None:
     return next((1 / s for s in seconds if s), None)
 
 
-def main() -> int:
+def read_counter(tokenizer: str) -> Count:
+    """Counts tokens as Spec-Bench's script does: less one for a BOS, whether or not the tokenizer writes one."""
+    from transformers import AutoTokenizer
+
+    try:
+        encode = AutoTokenizer.from_pretrained(tokenizer)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"cannot read a tokenizer from {tokenizer}: {reason}; name a folder or a hub id") from None
+    return lambda text: len(encode(text)["input_ids"]) - 1
+
+
+def spec_bench_notes(summaries: Sequence[Summary], recorded: bool) -> list[str]:
+    """What a reader of Spec-Bench's figure must know. `recorded`: the baseline's tokens were not counted anew."""
+    anew = (
+        "Spec-Bench's figure counts the baseline's tokens as recorded; --spec-bench TOKENIZER counts as its script does"
+    )
+    undefined = "Spec-Bench's figure is undefined where a line has no time, by which its script divides"
+    unknown = any(summary["spec_bench_speedup"] is None for summary in summaries)
+    return [anew] * recorded + [undefined] * unknown
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="How much faster a method is than its baseline, with an interval.")
     parser.add_argument("--file-path", required=True, metavar="F", help="answer file of the method")
     parser.add_argument("--base-path", required=True, metavar="B", help="answer file of the baseline")
     parser.add_argument("--by", choices=["category"], help="a row for each category too")
-    parser.add_argument("--spec-bench", action="store_true", help="show Spec-Bench's own figure beside ours")
+    parser.add_argument(
+        "--spec-bench",
+        nargs="?",
+        const="",
+        metavar="TOKENIZER",
+        help="show Spec-Bench's own figure beside ours; TOKENIZER (a folder or hub id) counts the baseline's tokens as "
+        "its script does",
+    )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON document: a list of summaries, overall last"
     )
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    options = _parser().parse_args()
+    count = read_counter(options.spec_bench) if options.spec_bench else None
     if options.by:
-        summaries = summarize_by_category(options.file_path, options.base_path)
+        summaries = summarize_by_category(options.file_path, options.base_path, count)
     else:
-        summaries = [summarize(options.file_path, options.base_path)]
+        summaries = [summarize(options.file_path, options.base_path, count=count)]
     if options.json:
         print(json.dumps(summaries, indent=2))
-        return 0
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    console.print(table(summaries, options.spec_bench), details(summaries), sep="\n")
-    console.print(LEGEND, style="dim", soft_wrap=True)
-    for note in summaries[-1]["notes"]:
-        console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
+    else:
+        show(summaries, options.spec_bench is not None, count is None)
     return 0
+
+
+def show(summaries: Sequence[Summary], spec_bench: bool, recorded: bool) -> None:
+    """Print the tables and the notes. `spec_bench`: with its own figure, of tokens `recorded` or counted anew."""
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console.print(table(summaries, spec_bench), details(summaries), sep="\n")
+    console.print(LEGEND + SPEC_BENCH_LEGEND * spec_bench, style="dim", soft_wrap=True)
+    notes = summaries[-1]["notes"] + (spec_bench_notes(summaries, recorded) if spec_bench else [])
+    for note in notes:
+        console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Used by `evaluation/speed.py`. Terms: a *pass* is one forward of the target, an 
 committed, *MAT* the mean accept length. Times are seconds, prefill included unless a name says "decode".
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,13 +81,24 @@ def decode_speedup(pairs: pd.DataFrame) -> float | None:
     return float((tokens / time) / (tokens_base / time_base))
 
 
-def spec_bench_speedup(pairs: pd.DataFrame) -> float:
-    """Spec-Bench's own figure (Xia et al. 2024): mean over questions of tokens/time, over the baseline's same mean.
+def spec_bench_speedup(
+    method: Sequence[Answer], baseline: Sequence[Answer], count: Callable[[str], int] | None = None
+) -> float | None:
+    """Spec-Bench's own figure (Xia et al. 2024), as its script computes it: mean over lines of tokens/time, over the
+    baseline's same mean. Of each line its first choice; failed turns and lines without a partner are included.
 
-    Both sides count the tokens recorded; Spec-Bench's script counts the baseline's anew by tokenizing its text.
+    The method's tokens are those recorded. So are the baseline's here, unless `count` counts them anew from their text,
+    as Spec-Bench's script does. None where a line has no time, by which the script would divide.
     """
-    sums = _per_question(pairs)
-    return float((sums["tokens"] / sums["time"]).mean() / (sums["tokens_base"] / sums["time_base"]).mean())
+    rate, rate_base = _mean_of_rates(method), _mean_of_rates(baseline, count)
+    return rate / rate_base if rate is not None and rate_base else None
+
+
+def _mean_of_rates(answers: Sequence[Answer], count: Callable[[str], int] | None = None) -> float | None:
+    firsts = [answer.choices[0] for answer in answers]
+    tokens = [sum(map(count, choice.turns) if count else choice.new_tokens) for choice in firsts]
+    seconds = [sum(choice.wall_time) for choice in firsts]
+    return float(np.mean(np.divide(tokens, seconds))) if firsts and all(seconds) else None
 
 
 def mean_accept_length(choices: Iterable[Choice]) -> float | None:
@@ -159,6 +170,15 @@ def looping_tokens(tokens: Sequence[int]) -> int:
         if len(tokens) - start >= FEWEST_CYCLES * period:
             longest = max(longest, len(tokens) - start)
     return longest
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of several tests, adjusted so that each may be held against the level at which any of them may fail
+    by chance (Holm 1979)."""
+    order = np.argsort(p_values)
+    factors = np.arange(len(p_values), 0, -1)
+    adjusted = np.minimum(np.maximum.accumulate(factors * np.asarray(p_values)[order]), 1)
+    return adjusted[np.argsort(order)].tolist()
 
 
 def _measurements(answers: Iterable[Answer]) -> pd.DataFrame:

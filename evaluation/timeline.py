@@ -51,14 +51,14 @@ def read_trace(path: str | Path) -> Trace:
 
 
 def _answers(events: list[dict[str, Any]]) -> dict[str, dict[Turn, list[TracedSpan]]]:
-    methods = {e["pid"]: str(e["args"]["name"]) for e in events if e["name"] == "process_name"}
-    threads = {(e["pid"], e["tid"]): str(e["args"]["name"]) for e in events if e["name"] == "thread_name"}
+    ranks = {e["pid"]: str(e["args"]["name"]).split()[-1] for e in events if e["name"] == "process_name"}
+    methods = {(e["pid"], e["tid"]): str(e["args"]["name"]) for e in events if e["name"] == "thread_name"}
     answers: dict[str, dict[Turn, list[TracedSpan]]] = {}
     for event in (e for e in events if e["ph"] == "X"):
-        rank = threads[event["pid"], event["tid"]].split()[0]
+        rank = ranks[event["pid"]]
         begin, seconds = event["ts"] * MICRO, event["dur"] * MICRO
         turn = event["args"]["question"], event["args"]["turn"]
-        spans = answers.setdefault(methods[event["pid"]], {}).setdefault(turn, [])
+        spans = answers.setdefault(methods[event["pid"], event["tid"]], {}).setdefault(turn, [])
         spans.append(TracedSpan(rank, event["name"], begin, begin + seconds))
     return answers
 
@@ -66,7 +66,7 @@ def _answers(events: list[dict[str, Any]]) -> dict[str, dict[Turn, list[TracedSp
 def spans_of(result: Result, trace: Trace) -> dict[Turn, list[TracedSpan]]:
     """The turns of the run that the trace shows. It is the same run where the times agree, to a part in a million."""
     found = {}
-    for (question, turn), spans in trace.answers.get(result.method, {}).items():
+    for (question, turn), spans in trace.answers.get(result.run.label, {}).items():
         answer = result.run.answers.get(question)
         if answer and all(_agrees(spans, work, answer.choices, turn) for work in ("draft", "verify")):
             found[question, turn] = spans

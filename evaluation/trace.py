@@ -4,39 +4,46 @@ import json
 from pathlib import Path
 from typing import Any
 
+from evaluation.ranks import Ranks, gather
 from evaluation.records import QuestionId
 from methods.base import Generation
 from methods.errors import UserError
 
-THREADS = {"target": 0, "draft": 1}
+ROLES = ("target", "draft")
 
 
 class Trace:
-    """The spans of all answers of a launch, one process per method, one thread per rank; times in microseconds of the
+    """The spans of all answers of a launch, one process per rank, one thread per method; times in microseconds of the
     monotonic clock of their rank's node."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, replica: int = 0) -> None:
+        self.path, self.replica = path, replica
         self.events: list[dict[str, Any]] = []
-        self._processes: dict[str, int] = {}
-        self.write()  # where it cannot be written, the user learns so before the run
+        self._threads: dict[str, int] = {}
+        self._named: set[tuple[str, str]] = set()
 
     def add(self, method: str, question_id: QuestionId, turn: int, answer: Generation) -> None:
-        """Enter one answer."""
-        if method not in self._processes:
-            self._name(method)
+        """Enter one answer of this replica."""
         about = {"question": question_id, "turn": turn}
         for span in answer.spans:
-            place = {"pid": self._processes[method], "tid": THREADS[span.rank]}
             times = {"ts": span.begin * 1e6, "dur": span.seconds * 1e6}
-            self.events.append({"name": span.work, "ph": "X", **times, **place, "args": about})
+            self.events.append({"name": span.work, "ph": "X", **times, **self._place(span.rank, method), "args": about})
 
-    def _name(self, method: str) -> None:
-        process = self._processes[method] = len(self._processes)
-        self.events.append({"name": "process_name", "ph": "M", "pid": process, "args": {"name": method}})
-        for rank, thread in THREADS.items():
-            about = {"pid": process, "tid": thread, "args": {"name": f"{rank} rank"}}
-            self.events.append({"name": "thread_name", "ph": "M", **about})
+    def _place(self, role: str, method: str) -> dict[str, int]:
+        """Its process and thread, which are named when they are first used."""
+        thread = self._threads.setdefault(method, len(self._threads))
+        place = {"pid": self.replica * len(ROLES) + ROLES.index(role), "tid": thread}
+        if (role, method) not in self._named:
+            self._named.add((role, method))
+            names = {"process_name": f"replica {self.replica}, {role}", "thread_name": method}
+            self.events += [{"name": key, "ph": "M", **place, "args": {"name": name}} for key, name in names.items()]
+        return place
+
+    def collect(self, ranks: Ranks) -> None:
+        """Gather the spans of all replicas and write them. All ranks must call it."""
+        self.events = gather(ranks, self.events)
+        if ranks.rank == 0:
+            self.write()
 
     def write(self) -> None:
         """Write the file. Raises UserError where that is not possible."""

@@ -11,9 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from trace_rounds import rounds
 
 from evaluation.headers import read_header
 from evaluation.records import read_answers
+from evaluation.results import read_groups
+from evaluation.timeline import read_trace, spans_of
 from methods.paths import ROOT
 from tests.tiny import save_draft, save_model
 
@@ -49,6 +52,12 @@ def answers(output: Path, method: str) -> Path:
     return output / "questions" / "target" / f"{method}.jsonl"
 
 
+def names_of(trace: Path, kind: str) -> dict[tuple[int, int], str]:
+    """What the processes or the threads of a trace file are called, by (process, thread)."""
+    events = json.loads(trace.read_text())["traceEvents"]
+    return {(event["pid"], event["tid"]): event["args"]["name"] for event in events if event["name"] == kind}
+
+
 def test_a_plain_start_runs_both_ranks_and_what_belongs_beside(folder: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace.json"
     done = run(command(folder, tmp_path, "pearl,pearl-sd2", "--gamma", "3", "--trace", str(trace), "--json"))
@@ -63,23 +72,43 @@ def test_a_plain_start_runs_both_ranks_and_what_belongs_beside(folder: Path, tmp
     alone, both = (read_header(answers(tmp_path, name)) for name in ("autoregressive", "autoregressive-all"))
     assert alone is not None and both is not None
     assert header["devices"] == both["devices"] and set(alone["devices"]) <= set(both["devices"])
-    events = json.loads(trace.read_text())["traceEvents"]
-    names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
-    pearl = [event for event in events if names[event["pid"]] == "pearl" and event["ph"] == "X"]
-    assert {(event["tid"], event["name"]) for event in pearl} == {(0, "verify"), (0, "wait"), (1, "draft")}
-    assert all(event["dur"] >= 0 for event in pearl)
+    assert set(names_of(trace, "process_name").values()) == {"replica 0, target", "replica 0, draft"}
+    pearl = [span for spans in read_trace(trace).answers["pearl"].values() for span in spans]
+    work = {(span.rank, span.work) for span in pearl}
+    assert work == {("target", "verify"), ("target", "wait"), ("draft", "draft")}
+    assert all(span.seconds >= 0 for span in pearl)
     for answer in read_answers(answers(tmp_path, "pearl")).values():
         assert answer.choices[0].wait_time is not None
 
 
-def test_replicas_share_the_questions(folder: Path, tmp_path: Path) -> None:
-    done = run(command(folder, tmp_path, "pearl", "--alone", "--replicas", "2"))
+def test_replicas_share_the_questions_and_one_trace(folder: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    done = run(command(folder, tmp_path, "pearl", "--alone", "--replicas", "2", "--trace", str(trace)))
     assert done.returncode == 0, done.stderr
     assert "pearl: 4/4 identical" in done.stdout
     header = read_header(answers(tmp_path, "pearl"))
     assert header is not None and header["replicas"] == 2
     assert header["options"]["gamma"] == "auto"
     assert not (answers(tmp_path, "pearl").parent / "parts").exists()
+    processes, threads = names_of(trace, "process_name"), names_of(trace, "thread_name")
+    named = {f"{processes[place]}, {method}" for place, method in threads.items()}
+    work = ["target, autoregressive", "target, pearl", "draft, pearl"]
+    assert named == {f"replica {i}, {its}" for i in range(2) for its in work}
+    (pearl,) = (result for result in read_groups([tmp_path])[0].results if result.method == "pearl")
+    shown = spans_of(pearl, read_trace(trace))
+    assert sorted(shown) == [(1, 0), (2, 0), (2, 1), (3, 0), (4, 0)]
+    told = run([str(trace)], [sys.executable, str(ROOT / "scripts/trace_rounds.py")])
+    row = next(line.split("│") for line in told.stdout.splitlines() if " pearl " in line)
+    assert int(row[2]) == sum(len(rounds(spans)) for spans in shown.values())
+
+
+def test_variants_have_drafters_of_their_own(folder: Path, tmp_path: Path) -> None:
+    names = [f"pearl-sd2@exit={exit_}@gamma=2" for exit_ in (1, 3)]
+    done = run(command(folder, tmp_path, ",".join(names), "--alone", "--json"))
+    assert done.returncode == 0, done.stderr
+    rows = {row["method"]: row for row in json.loads(done.stdout.splitlines()[-1])}
+    assert list(rows) == names and all(row["identical"] == 4 for row in rows.values())
+    assert rows[names[0]]["mat"] < rows[names[1]]["mat"] - 0.2  # the third exit is that of all the target's layers
 
 
 def test_an_outer_launcher_may_start_the_ranks(folder: Path, tmp_path: Path) -> None:

@@ -160,9 +160,28 @@ def test_sampling_runs_are_reported_without_a_verdict_on_equality(folder: Path, 
     assert first.choices[0].token_ids != first.choices[1].token_ids
 
 
+def test_variants_of_a_method_are_compared_in_one_run(folder: Path, tmp_path: Path) -> None:
+    """Each has its own options, file and row; a plain method has those of the command line."""
+    done = run(command(folder, tmp_path, "--gamma", "4", "--json", methods="sps@gamma=1,sps@gamma=3,sps"))
+    assert done.returncode == 0, done.stderr
+    rows = {row["method"]: row for row in json.loads(done.stdout.splitlines()[-1])}
+    assert list(rows) == ["sps@gamma=1", "sps@gamma=3", "sps"]
+    assert all(row["identical"] == 4 for row in rows.values())
+    for name, gamma in zip(rows, (1, 3, 4), strict=True):
+        header = read_header(answers(tmp_path, name))
+        assert header is not None and (header["method"], header["options"]) == ("sps", {"gamma": gamma})
+        choices = [choice for answer in read_answers(answers(tmp_path, name)).values() for choice in answer.choices]
+        longest = max(drafted for choice in choices for turn in choice.drafted or [] for drafted in turn)
+        assert longest == gamma
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["spss@gamma=2", "smollm2-135m"], "no method 'spss'; did you mean 'sps'?"),
+        (["sps@gama=2", "smollm2-135m"], "sps has no option 'gama'; did you mean 'gamma'?"),
+        (["sps@gamma=0", "smollm2-135m"], "expected sps@gamma=VALUE to be a number of at least 1, got '0'"),
+        (["autoregressive@gamma=2", "smollm2-135m"], "autoregressive has no option 'gamma'"),
         (["spss", "smollm2-135m"], "no method 'spss'; did you mean 'sps'?"),
         (["pld", "smolm2-135m"], "did you mean 'smollm2-135m'?"),
         (["pld"], "expected a pair"),

@@ -74,16 +74,16 @@ def test_swapping_the_files_gives_the_reciprocal(tmp_path: Path) -> None:
 def test_spec_bench_files_are_compared_with_what_they_record(tmp_path: Path) -> None:
     rows = [(81, "writing", ["a", "b"], [10, 20], [1.0, 1.0]), (82, "math", ["c"], [30], [1.0])]
     base_rows = [(81, "writing", ["a", "b"], [10, 20], [2.0, 1.0]), (82, "math", ["c"], [30], [4.0])]
-    method = write_spec_bench(tmp_path / "eagle.jsonl", [*rows, (83, "qa", ["ERROR"], [], [])])
+    method = write_spec_bench(tmp_path / "eagle.jsonl", [*rows, (83, "qa", ["ERROR"], [30], [1.0])])
     base = write_spec_bench(tmp_path / "vanilla.jsonl", [*base_rows, (83, "qa", ["d"], [5], [1.0])])
     s = summarize(method, base)
     assert s["method"] == "vicuna-7b-v1.3-eagle" and s["questions"] == 2 and s["mat"] == 2
     assert s["speedup"] == pytest.approx(7 / 3)
-    assert s["spec_bench_speedup"] == pytest.approx(((15 + 30) / 2) / ((10 + 7.5) / 2))
+    assert s["spec_bench_speedup"] == pytest.approx(((15 + 30 + 30) / 3) / ((10 + 7.5 + 5) / 3))
     unknown = ("low", "decode_speedup", "floor_tokens_per_second", "acceptance_by_position", "repetition", "drafted")
     assert [s[key] for key in unknown] == [None] * 6 and not s["significant"]
     assert [note.split(":")[0] for note in s["notes"]] == ["conditions not checked", "not interleaved", "left out"]
-    assert s["notes"][2] == f"left out: 1 of 3 questions, missing or failed in {method}"
+    assert s["notes"][2] == f"left out: 1 of 3 questions, 1 failed in {method}"
 
 
 def test_only_common_questions_count_and_the_rest_is_told(tmp_path: Path) -> None:
@@ -92,14 +92,12 @@ def test_only_common_questions_count_and_the_rest_is_told(tmp_path: Path) -> Non
     s = summarize(*paths)
     assert s["questions"] == 2 and s["speedup"] == pytest.approx(2)
     assert s["notes"] == [
-        f"left out: 2 of 5 questions, missing or failed in {paths[0]}",
-        f"left out: 1 of 5 questions, missing or failed in {paths[1]}",
+        f"left out: 2 of 5 questions, 1 missing and 1 failed in {paths[0]}",
+        f"left out: 1 of 5 questions, 1 missing in {paths[1]}",
     ]
     one = summarize(*paths, question_ids=[2])
     assert one["questions"] == 1 and one["notes"] == []
-    assert summarize(*paths, question_ids=[2, 4])["notes"] == [
-        f"left out: 1 of 2 questions, missing or failed in {paths[0]}"
-    ]
+    assert summarize(*paths, question_ids=[2, 4])["notes"] == [f"left out: 1 of 2 questions, 1 failed in {paths[0]}"]
 
 
 def test_categories_are_grouped_as_spec_bench_does_with_overall_last(tmp_path: Path) -> None:

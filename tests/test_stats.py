@@ -71,7 +71,7 @@ def test_headline_by_hand() -> None:
     assert result.ratio == pytest.approx((30 / 5) / (30 / 8))
     assert result.geometric_mean == pytest.approx(math.sqrt(2 * 1.5))
     assert (result.low, result.high, result.significant, result.questions) == (None, None, False, 2)
-    assert spec_bench_speedup(pairs) == pytest.approx(((10 + 5) / 2) / ((5 + 20 / 6) / 2))
+    assert spec_bench_speedup(method, base) == pytest.approx(((10 + 5) / 2) / ((5 + 20 / 6) / 2))
     # Prefill of 0.1 s and its token are left out of every answer.
     assert decode_speedup(pairs) == pytest.approx((28 / 4.8) / (28 / 7.8))
 
