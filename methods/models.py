@@ -46,13 +46,18 @@ class Models:
     def draft_checkpoint(self) -> Checkpoint:
         if self.draft_source is None:
             raise UserError("this method needs a draft model; pass --draft PATH, or choose a pair that has one")
-        if self.draft_layers is not None or self.draft_source == INT8:
+        if self.draft_is_target:
             return self.target_checkpoint
         checkpoint = find_checkpoint(self.draft_source)
         if is_trained_draft(checkpoint):  # it has the target's own tokens
             return checkpoint
         check_same_tokenizer(self.target_checkpoint, checkpoint)
         return checkpoint
+
+    @property
+    def draft_is_target(self) -> bool:
+        """Whether the draft is made of the target's own layers, so that it can work in the target's cache."""
+        return self.draft_layers is not None or self.draft_source == INT8
 
     @property
     def draft_layers(self) -> int | None:
@@ -79,7 +84,8 @@ class Models:
             return self._first_layers(self.draft_layers)
         if self.draft_source == INT8:
             weights, layers = Int8Weights(checkpoint.weights, self._embedding_VD), checkpoint.config.layers
-            return Transformer(checkpoint.config, weights, DTYPES[self.dtype], self.devices[:1] * layers)
+            devices = self.devices[:1] * layers if self.drafts_only else self.target.model.devices
+            return Transformer(checkpoint.config, weights, DTYPES[self.dtype], devices)
         if is_trained_draft(checkpoint):
             config, embedding_VD = self.target_checkpoint.config, self._embedding_VD
             return load_draft(checkpoint, config, embedding_VD, self.dtype, self.devices[0])

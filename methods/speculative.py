@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from methods.base import Method, Span, Step
 from methods.drafters.base import Drafter, TreeDrafter
 from methods.drafters.lookup import LookupDrafter
-from methods.drafters.model import ModelDrafter
+from methods.drafters.model import ModelDrafter, SelfDrafter
 from methods.drafters.sorted import SortedDrafter, SortedTreeDrafter
 from methods.engine.decoder import Decoder, Scores
 from methods.engine.sampling import Sampling
@@ -91,7 +91,9 @@ class SpeculativeTree(_DraftThenVerify):
 
 
 def model_drafter(models: Models) -> ModelDrafter:
-    """The pair's draft as a drafter."""
+    """The pair's draft as a drafter; one of the target's own layers works in the target's cache if that is here."""
+    if models.draft_is_target and not models.drafts_only:
+        return SelfDrafter(Decoder(models.draft_model, host=models.target), models.target, models.vocabulary)
     return ModelDrafter(models.draft, models.vocabulary)
 
 

@@ -186,6 +186,26 @@ def test_a_draft_of_the_first_layers_is_lossless(tiny: Path) -> None:
     assert answer(pair, "sps", PROMPTS[7], limits).token_ids == answer(pair, BASELINE, PROMPTS[7], limits).token_ids
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_draft_in_the_targets_cache_drafts_as_in_its_own(tiny: Path, dtype: str) -> None:
+    """The first layers' keys and values are the target's, whoever writes them: the same drafts, token for token."""
+    from methods.drafters.model import ModelDrafter, SelfDrafter
+    from methods.speculative import Speculative, build_sps
+
+    pair = Models(str(tiny), "first-2", dtype, [torch.device("cpu")])
+    own = Speculative(pair.target, ModelDrafter(pair.draft, pair.vocabulary), 4)
+    shared = build_sps(pair, 4)
+    assert isinstance(shared.drafter, SelfDrafter)
+    for sampling in (GREEDY, Sampling(1.0, seed=3)):
+        for prompt in PROMPTS.values():
+            expected, got = (generate(m, prompt, sampling, Limits(frozenset(), 50)) for m in (own, shared))
+            assert (got.token_ids, got.drafted, got.accepted) == (
+                expected.token_ids,
+                expected.drafted,
+                expected.accepted,
+            )
+
+
 @pytest.mark.parametrize("drafts_only", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_target_in_8_bits_drafts_nearly_the_same(tmp_path: Path, tied: bool, drafts_only: bool) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from methods.drafters.base import Draft
-from methods.engine.decoder import Scores
+from methods.engine.decoder import Decoder, Scores
 from methods.engine.model import Transformer
 from methods.engine.sampling import Sampling, draw, probabilities
 
@@ -82,3 +82,23 @@ class ModelDrafter:
         self.base += cached
         self.decoder.truncate(self.base)
         self.roots, self.drafted = [*confirmed[cached:], next_token], []
+
+
+class SelfDrafter(ModelDrafter):
+    """A draft that is made of the target's own layers, and works in the target's cache (LayerSkip, Elhoushi et al.
+    2024, section 4.3): it needs no prefill, and sees decided tokens as the target has seen them. The rows that it
+    writes are behind the target's committed ones, where the next pass of the target writes its own."""
+
+    def __init__(self, decoder: Decoder, target: Decoder, vocabulary: int) -> None:
+        """`decoder`: of the draft, `target` its host."""
+        super().__init__(decoder, vocabulary)
+        self.target = target
+
+    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features: Scores | None) -> None:
+        self.sampling, self.generator = sampling, sampling.generator("draft")
+        self.base = self.decoder.length = self.target.length
+        self.roots, self.drafted = [], []
+
+    def settle(self, accepted: int, next_token: int, features: Scores | None) -> None:
+        self.decoder.length = self.target.length
+        super().settle(accepted, next_token, features)

@@ -38,14 +38,22 @@ class Scores:
 class Decoder:
     """Positions 0 .. length - 1 are committed. All rows of a pass go through the same row-invariant operations."""
 
-    def __init__(self, model: Transformer, max_length: int | None = None, taps: Sequence[int] = ()) -> None:
-        """`max_length`: most tokens that can be committed, at most (and by default) the model's context length."""
-        longest = model.config.max_length
+    def __init__(
+        self,
+        model: Transformer,
+        max_length: int | None = None,
+        taps: Sequence[int] = (),
+        host: "Decoder | None" = None,
+    ) -> None:
+        """`max_length`: most tokens that can be committed, at most (and by default) the model's context length.
+        `host`: a decoder of a model with the same layers, or more, whose cache and length limit this one shares."""
+        longest = model.config.max_length if host is None else host.max_length
         self.model, self.taps = model, tuple(taps)
-        self.max_length = longest if max_length is None else min(max_length, longest)
+        self.max_length: int = longest if max_length is None else min(max_length, longest)
         self.length = 0
         self.row_invariant: bool | None = None  # unknown until probed
-        self._cache = new_cache(model, self.max_length + CUDA_ROWS)
+        rows = self.max_length + CUDA_ROWS
+        self._cache: Cache | PackedCache = new_cache(model, rows) if host is None else host._cache
 
     @property
     def room(self) -> int:
