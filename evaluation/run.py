@@ -113,7 +113,12 @@ def describe(config: RunConfig, questions: int) -> str:
     """One paragraph on what will be measured, defaults included."""
     c = config
     chosen = f"temperature {c.temperature:g}, top-k {c.top_k}, top-p {c.top_p:g}" if c.temperature else "greedy"
-    options = [f"{spec.name} {name} {value}" for spec in c.specs for name, value in c.options_of(spec).items()]
+    options = [
+        f"{spec.name} {name} {value}"
+        for spec in c.specs
+        for name, value in c.options_of(spec).items()
+        if name not in spec.fixed  # which its name tells
+    ]
     lines = [
         f"{', '.join(c.methods)} on {c.pair.name} (target {c.pair.target}, draft {c.pair.draft or 'none'})",
         f"{c.benchmark}: {questions} questions, at most {c.max_new_tokens} new tokens, prompt form {c.template}",
@@ -204,7 +209,7 @@ def print_equality(session: "Session", judged: list[str], output: Console) -> di
     counts: dict[str, int] = {}
     ids = {question.question_id for question in session.benchmark.questions}
     if config.temperature > 0:
-        output.print("sampled output: distributions, not tokens, are equal; see the tests")
+        output.print("sampled output: distributions, not tokens, are equal; evaluation/lossless.py tests them")
         return counts
     for name in judged[1:]:
         comparison = compare(answer_path(config, name), answer_path(config, BASELINE), ids)
