@@ -40,7 +40,7 @@ PROMPT_SECONDS = 0.02  # per token of a prompt, beyond the link's own patience: 
 
 class Pearl(Method):
     """The target's rank. `window`: tokens drafted per round; "auto": as many as fit into a pass of the target, as the
-    first answers show (theorem 1 of the paper); "free": as many as come until the target has decided.
+    first answers show (`best_window`); "free": as many as come until the target has decided.
 
     Without `pre_verify` a window is drafted before it is verified; without `post_verify` the draft waits while a
     window is verified, and the pass yields a token of the target's own. Without either it is draft-then-verify."""
@@ -55,6 +55,7 @@ class Pearl(Method):
         self.measuring = window == AUTO
         self._verify_seconds: list[float] = []  # of a pass, while measuring
         self._draft_seconds: list[float] = []  # of a token
+        self._kept, self._rejected = 0, 0  # drafted tokens, while measuring
         self._answers = 0
         self._round = 0
         self._rooted = 0  # the last round that began with an empty tail: drafts of earlier ones are void
@@ -103,6 +104,8 @@ class Pearl(Method):
         spans.append(Span("target", "verify", begin, time.perf_counter()))
         if self.measuring:
             self._verify_seconds.append(sum(span.seconds for span in spans if span.work == "verify"))
+            self._kept += ruling.accepted
+            self._rejected += ruling.accepted < judged
         return Step(ruling.tokens, judged, ruling.accepted, spans, ruling.margins)
 
     def _q_of(self, judged: int) -> Tensor | None:
@@ -116,7 +119,7 @@ class Pearl(Method):
         self._answers += 1
         if self.measuring and self._answers >= MEASURED_ANSWERS and self._draft_seconds and self._verify_seconds:
             ratio = median(self._verify_seconds) / median(self._draft_seconds)
-            self.window = min(max(round(ratio), 1), LONGEST_WINDOW)
+            self.window = best_window(ratio, self._kept / max(self._kept + self._rejected, 1))
             self.measuring = False
 
     def settled(self) -> dict[str, int]:
@@ -155,6 +158,20 @@ class Pearl(Method):
         self._tail_q += [None] * len(draft.tokens_G) if draft.q_GV is None else list(draft.q_GV)
         if self.measuring and draft.tokens_G:
             self._draft_seconds.append((draft.end - draft.begin) / len(draft.tokens_G))
+
+
+def best_window(ratio: float, acceptance: float) -> int:
+    """Tokens to draft per round where a pass takes as long as `ratio` draft tokens, each kept with probability
+    `acceptance`: `ratio` itself (theorem 1 of the paper), or where that is not whole, the faster of its neighbours.
+
+    One more token than fit makes every round longer; whether it is worth it depends on how often it is kept."""
+
+    def speed(window: int) -> float:
+        full = sum(acceptance**i for i in range(window))  # tokens of a pass that verifies a whole window, see theory.py
+        return full / (acceptance + (1 - acceptance) * full) / max(window / ratio, 1)
+
+    shorter = max(int(ratio), 1)
+    return min(max((shorter, shorter + 1), key=speed), LONGEST_WINDOW)
 
 
 def serve(link: Link, drafters: dict[str, Drafter]) -> None:

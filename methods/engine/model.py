@@ -41,6 +41,7 @@ class Transformer:
         self.head = Linear(head_VD, out_dtype=torch.float32)
         self.tokens_R = weights["lm_head.tokens"].long() if "lm_head.tokens" in weights else None
         self.frequencies_d = rope_frequencies(config.rope, config.head_dim)
+        self._rotations = rope_rotation(torch.arange(0), self.frequencies_d, first)
         self.native = native_layers(config, self.layers, dtype, self.devices)
 
     def __call__(
@@ -62,8 +63,13 @@ class Transformer:
         return F.embedding(tokens_N.to(self.devices[0]), self.embedding_VD)
 
     def rotation(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
-        """What `run` must know of its rows' positions."""
-        return rope_rotation(positions_N, self.frequencies_d, self.devices[0])
+        """What `run` must know of its rows' positions: rows of a table that grows with the longest sequence."""
+        longest = int(positions_N.max()) + 1
+        if longest > len(self._rotations[0]):
+            positions = torch.arange(1 << max(8, (longest - 1).bit_length()))
+            self._rotations = rope_rotation(positions, self.frequencies_d, self.devices[0])
+        cosines, sines = self._rotations
+        return cosines[positions_N], sines[positions_N]
 
     def run(
         self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend | native.PackedView, first: int, stop: int
