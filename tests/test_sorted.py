@@ -142,7 +142,7 @@ def test_threshold_decides_who_goes_on(pair: Models) -> None:
             adaptive = staged(pair, threshold=threshold)
             adaptive.prefill(TEXT[:end])
             chosen = next((i for i in (0, 1) if top[i] > threshold), 2)
-            torch.testing.assert_close(adaptive.extend([TEXT[end]]), rows[chosen], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(adaptive.extend([TEXT[end]]), rows[chosen], rtol=1e-3, atol=3e-3)
             seen.add((threshold, chosen))
     assert seen == {(0.0, 0), (0.6, 0), (0.6, 1), (0.6, 2), (1.0, 2)}
 
@@ -162,7 +162,7 @@ def test_tree_nodes_score_as_their_paths(pair: Models, threshold: float) -> None
         stop = exit_of(pair, text + tree.tokens_N[tree.path(nodes - count)].tolist(), threshold)
         for node, row in zip(range(nodes - count, nodes), logits, strict=True):
             path = text + tree.tokens_N[tree.path(node)].tolist()
-            torch.testing.assert_close(row, row_at(pair, path, stop), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(row, row_at(pair, path, stop), rtol=1e-3, atol=3e-3)
 
 
 def row_at(pair: Models, text: list[int], exit_: int) -> torch.Tensor:
