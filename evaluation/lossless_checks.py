@@ -30,7 +30,8 @@ TOLERANCE = 1e-6  # of enumerated probabilities, where a machine is not row-inva
 TOKENS = 3  # of a sampled answer: the prefill gives the first, drafts the others
 LEAST = 1 / 12  # mass of a group of answers
 SHOWN = 3  # decisions that break the rule
-CANDIDATES = 4  # prompts looked at for each that is sampled
+CANDIDATES = 8  # prompts looked at for each that is sampled
+UNCERTAIN = 0.1  # nats: entropy of the groups, beyond that of the first token, of a prompt with something to see
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,8 @@ def sampling(config: RunConfig, sizes: Sizes, folder: Path) -> Check:
 
 
 def choose_prompts(config: RunConfig, count: int) -> list[tuple[Question, Groups]]:
-    """Of the shortest questions those whose first answer tokens are the least certain, with all their answers in
-    groups. UserError where there is nothing to test."""
+    """Of the shortest questions those whose answers are the least certain behind their first token, which no draft has
+    a part in; with all their answers in groups. UserError where there is nothing to test."""
     session = open_session(replace(config, methods=(BASELINE,), limit=None))
     drawn = Sampling(config.temperature, config.top_k, config.top_p)
     encoded = [(q, session.prompter.encode(q.turns[:1], [])) for q in session.benchmark.questions]
@@ -135,14 +136,15 @@ def choose_prompts(config: RunConfig, count: int) -> list[tuple[Question, Groups
     found = []
     for question, prompt_T in encoded:
         after = next_token(session.models.target, prompt_T, drawn)
-        found.append((question, group(after, TOKENS, session.limits.eos_ids, LEAST)))
-    found = sorted(found, key=lambda pair: -pair[1].entropy)[:count]
-    if found[-1][1].count < 2:
+        first, groups = (group(after, tokens, session.limits.eos_ids, LEAST) for tokens in (1, TOKENS))
+        found.append((groups.entropy - first.entropy, question, groups))
+    found = sorted(found, key=lambda entry: -entry[0])[:count]
+    if found[-1][0] < UNCERTAIN:
         raise UserError(
-            f"expected {count} prompts whose first tokens are uncertain, found fewer; raise --temperature or take "
-            "other --questions"
+            f"expected {count} prompts whose answers are uncertain behind the first token, found fewer; raise "
+            "--temperature or take other --questions"
         )
-    return found
+    return [(question, groups) for _, question, groups in found]
 
 
 def _sample(config: RunConfig, questions: list[Question], samples: int, folder: Path) -> dict[int | str, Answer]:

@@ -262,7 +262,7 @@ def test_mistakes_get_one_sentence(given: list[str], message: str, monkeypatch: 
 def test_prompts_that_are_certain_are_refused(
     tiny: Path, tiny_draft: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match="whose first tokens are uncertain"):
+    with pytest.raises(UserError, match="uncertain behind the first token"):
         call(monkeypatch, arguments(tiny, tiny_draft, questions, "pld", "--top-k", "1"))
 
 
