@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -140,19 +141,18 @@ def test_a_mistake_is_told_once(folder: Path, tmp_path: Path, monkeypatch: pytes
     assert "expected PEARL_BENCH_PATIENCE to be a number of seconds above 0, got 'soon'" in done.stderr
 
 
-LONG = ("pearl", "--alone", "--repeats", "3")  # seconds behind the first line, which a loaded machine may notice late
-
-
 def start_and_wait_for_an_answer(folder: Path, output: Path, **options: str) -> subprocess.Popen[str]:
     """A run that has answered its first question and is far from its last."""
     process = subprocess.Popen(
-        [*RUN, *command(folder, output, *LONG, tokens=400)],
+        [*RUN, *command(folder, output, "pearl", "--alone", tokens=400)],
         env=ENV | options,
         cwd="/",
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Where the tests run in the background, Ctrl-C is ignored, and would be here.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     path = answers(output, "pearl")
     while not (path.exists() and path.read_bytes().count(b"\n")):
@@ -222,7 +222,7 @@ def test_a_fault_ends_both_ranks_soon_and_loses_nothing(
     kept = {q: answer.answer_id for q, answer in read_answers(answers(tmp_path, "pearl")).items()}
     assert kept
     if status == 1:
-        again = run(command(folder, tmp_path, *LONG, tokens=400))
+        again = run(command(folder, tmp_path, "pearl", "--alone", tokens=400))
         assert again.returncode == 0, again.stderr
         now = {q: answer.answer_id for q, answer in read_answers(answers(tmp_path, "pearl")).items()}
         assert len(now) == 4 and now.items() >= kept.items()
