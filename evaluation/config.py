@@ -62,6 +62,10 @@ class RunConfig:
         told = {name: value for name, value in typed.items() if value is not None}
         return {name: option.default for name, option in spec.options.items()} | told | dict(spec.fixed)
 
+    def draft_of(self, spec: MethodSpec) -> str | None:
+        """The draft of a method: its variant's own, else the pair's."""
+        return spec.draft or (self.pair.sorted_draft if spec.sorted_draft else None) or self.pair.draft
+
     @property
     def ranks(self) -> int:
         """Processes of a replica."""
@@ -128,7 +132,7 @@ def add_conditions(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("pair", metavar="PAIR", nargs="?", help="a pair of data/pairs.toml")
     add("--target", metavar="MODEL", help="target model: folder, .gguf file or hub id, instead of the pair's")
-    add("--draft", metavar="MODEL", help="draft model, instead of the pair's")
+    add("--draft", metavar="MODEL", help="draft model of all methods, instead of the pair's; of one: sps@draft=MODEL")
     add("--benchmark", metavar="NAME", help=f"one of {', '.join(known_benchmarks())}")
     add("--questions", metavar="FILE", type=Path, help="questions of your own, in Spec-Bench's JSONL format")
     add("--limit", metavar="N", type=positive, help="take N questions, from all categories in turn")
@@ -197,7 +201,7 @@ def _pair(args: argparse.Namespace) -> Pair:
         return Pair(name=Path(args.target).name.lower(), target=args.target, draft=args.draft)
     pair = get_pair(args.pair)
     given = {key: value for key in ("target", "draft") if (value := getattr(args, key)) is not None}
-    return replace(pair, **given)
+    return replace(pair, **given, sorted_draft=None if args.draft else pair.sorted_draft)
 
 
 def _check_methods(config: RunConfig) -> None:
@@ -206,7 +210,7 @@ def _check_methods(config: RunConfig) -> None:
             flag = name.replace("_", "-")
             raise UserError(f"none of {', '.join(config.methods)} has an option --{flag}; leave it out")
     for spec in config.specs:
-        if spec.needs_draft and config.pair.draft is None:
+        if spec.needs_draft and config.draft_of(spec) is None:
             raise UserError(f"'{spec.name}' needs a draft model and {config.pair.name} has none; pass --draft MODEL")
 
 

@@ -28,6 +28,11 @@ def read_header(path: str | Path) -> Header | None:
     return header
 
 
+def answers_of(folder: Path, method: str) -> Path:
+    """The answer file of a method, or of a variant, whose draft may be a path or hub id."""
+    return folder / f"{method.replace('/', '--')}.jsonl"
+
+
 def header_path(path: str | Path) -> Path:
     """Where the run header of the answer file `path` lies."""
     return Path(path).with_suffix(".run.json")

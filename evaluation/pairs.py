@@ -14,7 +14,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Pair:
-    """A target and its draft as `find_checkpoint` takes them, and the defaults of a run with them."""
+    """A target and its draft as `find_checkpoint` takes them, and the defaults of a run with them. `sorted_draft`: one
+    with exits, for the methods that need them (None: the draft)."""
 
     name: str
     target: str
@@ -24,6 +25,7 @@ class Pair:
     benchmark: str = "spec_bench"
     limit: int | None = None
     max_new_tokens: int = 1024
+    sorted_draft: str | None = None
 
 
 def known_pairs(path: Path = PAIRS) -> list[str]:

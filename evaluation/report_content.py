@@ -30,7 +30,7 @@ DEFINITIONS = {
     "floor": "tokens per second if a token cost one reading of the target's weights from memory",
 }
 HEADER_ENTRIES = (
-    "pair", "target", "draft", "dtype", "benchmark", "benchmark_sha256", "questions", "template", "max_new_tokens",
+    "pair", "target", "dtype", "benchmark", "benchmark_sha256", "questions", "template", "max_new_tokens",
     "sampling", "seed", "repeats", "replicas", "threads", "devices", "cpu", "gpu", "operators", "row_invariant",
     "versions", "git_commit", "created",
 )  # fmt: skip
@@ -243,8 +243,12 @@ def _how_to_reproduce(groups: Sequence[Group], folder: Path) -> Iterator[Block]:
         h = results[0].header
         yield Heading(results[0].run.path.parent.relative_to(folder).as_posix(), 3)
         rows = [[f"options of {r.method}", _words(r.options)] for r in results if r.options]
-        draft = next((r.header["draft"] for r in results if r.header.get("draft")), None)
-        entries = {key: draft if key == "draft" else h.get(key) for key in HEADER_ENTRIES}
+        drafters: dict[str, list[str]] = {}
+        for result in results:
+            if result.header.get("draft"):
+                drafters.setdefault(_words(result.header["draft"]), []).append(result.run.path.stem)
+        rows += [[f"draft of {', '.join(names)}", draft] for draft, names in drafters.items()]
+        entries = {key: h.get(key) for key in HEADER_ENTRIES}
         rows += [[key, _words(value)] for key, value in entries.items() if value is not None]
         methods = ", ".join(h.get("methods") or [r.method for r in results])
         yield Table(["entry", "value"], [["methods", methods], *rows], words=True)

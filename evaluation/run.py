@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from evaluation.config import RunConfig, help_text, parse
+from evaluation.headers import answers_of
 from evaluation.launch import launch, launched
 from methods import BASELINE, get_method
 from methods.errors import RunError, UserError, command_line
@@ -56,10 +57,10 @@ def check(config: RunConfig) -> None:
     load_questions(config.benchmark, config.questions, config.limit)
     choose_device(config.device)
     patience()
-    models = Models(config.pair.target, config.pair.draft, config.dtype, [])
-    _ = models.target_checkpoint.config
-    if any(spec.needs_draft for spec in config.specs):
-        _ = models.draft_checkpoint
+    _ = Models(config.pair.target, None, config.dtype, []).target_checkpoint.config
+    for draft, exits in {(config.draft_of(spec), spec.sorted_draft) for spec in config.specs if spec.needs_draft}:
+        models = Models(config.pair.target, draft, config.dtype, [])
+        _ = models.draft_exits if exits else models.draft_checkpoint
 
 
 def run(config: RunConfig) -> int:
@@ -119,8 +120,13 @@ def describe(config: RunConfig, questions: int) -> str:
         for name, value in c.options_of(spec).items()
         if name not in spec.fixed  # which its name tells
     ]
+    drafters: dict[str | None, list[str]] = {}
+    for spec in c.specs:
+        if spec.needs_draft:
+            drafters.setdefault(c.draft_of(spec), []).append(spec.name)
     lines = [
-        f"{', '.join(c.methods)} on {c.pair.name} (target {c.pair.target}, draft {c.pair.draft or 'none'})",
+        f"{', '.join(c.methods)} on {c.pair.name}",
+        f"target {c.pair.target}" + "".join(f", draft {d} for {', '.join(by)}" for d, by in drafters.items()),
         f"{c.benchmark}: {questions} questions, at most {c.max_new_tokens} new tokens, prompt form {c.template}",
         f"{c.dtype}, {chosen}, seed {c.seed}" + "".join(f", {option}" for option in options),
         f"answers in {c.folder}",
@@ -197,7 +203,8 @@ def judge(session: "Session", failed: Counter[str], console: Console) -> int:
     equal = print_equality(session, judged, output)
     rows = print_speed(session, judged, output)
     if config.json:
-        print(json.dumps([json_row(config, row, equal.get(row["method"])) for row in rows]), flush=True)
+        names = zip(judged[1:] or judged, rows, strict=True)
+        print(json.dumps([json_row(config, name, row, equal.get(name)) for name, row in names]), flush=True)
     return int(bool(failed) or any(equal.get(name) != wanted for name in session.lossless))
 
 
@@ -237,14 +244,14 @@ def print_speed(session: "Session", judged: list[str], output: Console) -> list[
 
 
 def answer_path(config: RunConfig, method: str) -> Any:
-    return config.folder / f"{method}.jsonl"
+    return answers_of(config.folder, method)
 
 
-def json_row(config: RunConfig, row: dict[str, Any], identical: int | None) -> dict[str, Any]:
+def json_row(config: RunConfig, name: str, row: dict[str, Any], identical: int | None) -> dict[str, Any]:
     """One method's entry of the --json list; `identical` counts questions, null where sampling."""
     figures = ("questions", "speedup", "low", "high", "mat", "tokens_per_second", "baseline_tokens_per_second")
     return {
-        "method": row["method"],
+        "method": name,
         "pair": config.pair.name,
         "benchmark": config.benchmark,
         "identical": identical,

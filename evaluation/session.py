@@ -1,7 +1,7 @@
 """A launch's models, prompts and methods, loaded once: answers one question by one method."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -38,13 +38,25 @@ class Session:
     share: Share
     link: Link | None = None
     trace: Trace | None = None
+    _with_drafts: dict[str | None, Models] = field(default_factory=dict)
 
     @cached_property
     def models(self) -> Models:
         c = self.config
-        models = Models(c.pair.target, c.pair.draft, c.dtype, self.share.devices)
+        models = Models(c.pair.target, None, c.dtype, self.share.devices)
         models.link, models.drafts_only = self.link, not self.ranks.leads
         models.max_length = self._longest(models.target_checkpoint.tokenizer) + MARGIN
+        return models
+
+    def models_of(self, spec: MethodSpec) -> Models:
+        """With the method's draft, which is loaded once for all methods that have the same.
+
+        Raises UserError for one without exits, where the method needs them."""
+        source = self.config.draft_of(spec) if spec.needs_draft else None
+        if source not in self._with_drafts:
+            self._with_drafts[source] = self.models.with_draft(source)
+        models = self._with_drafts[source]
+        _ = models.draft_exits if spec.sorted_draft else None
         return models
 
     def _longest(self, tokenizer: Any) -> int:
@@ -66,7 +78,7 @@ class Session:
     @cached_property
     def methods(self) -> dict[str, Method | Reference]:
         c = self.config
-        return {spec.name: spec.build(self.models, c.options_of(spec)) for spec in c.specs}
+        return {spec.name: spec.build(self.models_of(spec), c.options_of(spec)) for spec in c.specs}
 
     def serve(self) -> None:
         """The draft's rank: draft for the target's rank until it has no more questions."""
@@ -75,7 +87,11 @@ class Session:
             raise ValueError("expected a link to the target's rank, got none")
         serve(
             self.link,
-            {spec.name: spec.build_drafter(self.models, c.options_of(spec)) for spec in c.specs if spec.drafter},
+            {
+                spec.name: spec.build_drafter(self.models_of(spec), c.options_of(spec))
+                for spec in c.specs
+                if spec.drafter
+            },
         )
 
     def meet(self) -> None:
@@ -146,7 +162,7 @@ class Session:
                 "revision": checkpoint.revision,
                 "weight_bytes": model.weight_bytes,
             },
-            "draft": self._draft_header() if spec.needs_draft else None,
+            "draft": self._draft_header(spec) if spec.needs_draft else None,
             "dtype": c.dtype,
             "devices": self.share.all_names if spec.all_devices or spec.ranks > 1 else self.share.names,
             "threads": self.share.all_threads if spec.all_devices else self.share.threads,
@@ -169,8 +185,9 @@ class Session:
             "failures": [],
         }
 
-    def _draft_header(self) -> dict[str, Any]:
-        return {"source": self.models.draft_source, "revision": self.models.draft_checkpoint.revision}
+    def _draft_header(self, spec: MethodSpec) -> dict[str, Any]:
+        models = self.models_of(spec)
+        return {"source": models.draft_source, "revision": models.draft_checkpoint.revision}
 
     @cached_property
     def floor(self) -> dict[str, float]:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from evaluation.headers import Header, header_path, read_header
+from evaluation.headers import Header, answers_of, header_path, read_header
 from evaluation.ranks import Ranks, gather
 from evaluation.records import Answer, AnswerFile, QuestionId, read_answers
 
@@ -28,7 +28,7 @@ class Store:
     def __enter__(self) -> Self:
         if self.ranks.rank == 0:
             self._main = {
-                name: AnswerFile.open(self.folder / f"{name}.jsonl", self.headers[name]) for name in self.headers
+                name: AnswerFile.open(answers_of(self.folder, name), self.headers[name]) for name in self.headers
             }
         if self.ranks.replicas == 1:
             self.files = self._main
@@ -44,7 +44,7 @@ class Store:
             file.finish()
 
     def _part(self, name: str) -> Path:
-        return self.folder / "parts" / f"{name}.{self.ranks.replica}.jsonl"
+        return answers_of(self.folder / "parts", f"{name}.{self.ranks.replica}")
 
     def missing(self, question_id: QuestionId) -> list[str]:
         """The methods that had no answer to the question when the launch began."""

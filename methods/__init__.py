@@ -48,7 +48,8 @@ class MethodSpec:
     """One row. `entry`: "module:function" that builds the method from Models and the options; `drafter`: one that
     builds its drafter, where that runs on a rank of its own. `beside`: methods that are measured with it.
     `all_devices`: runs on what all ranks of a replica own. `lossless`: greedy output must be the baseline's (False:
-    another library's arithmetic). `fixed`: options of a variant, which the command line's do not change."""
+    another library's arithmetic). `sorted_draft`: its draft must have exits. `fixed`: options of a variant, which the
+    command line's do not change; `draft`: a variant's own."""
 
     name: str
     entry: str
@@ -57,10 +58,12 @@ class MethodSpec:
     options: Mapping[str, Option] = field(default_factory=dict)
     lossless: bool = True
     needs_draft: bool = False
+    sorted_draft: bool = False
     drafter: str = ""
     beside: tuple[str, ...] = ()
     all_devices: bool = False
     fixed: Mapping[str, int | float | str] = field(default_factory=dict)
+    draft: str | None = None
 
     @property
     def method(self) -> str:
@@ -148,6 +151,7 @@ METHODS: dict[str, MethodSpec] = {
             "Kavehzadeh et al. 2024",
             {"gamma": _window(5), **_EXITS},
             needs_draft=True,
+            sorted_draft=True,
         ),
         MethodSpec(
             "sd2-tree",
@@ -161,6 +165,7 @@ METHODS: dict[str, MethodSpec] = {
                 **_EXITS,
             },
             needs_draft=True,
+            sorted_draft=True,
         ),
         MethodSpec(
             "pearl",
@@ -179,6 +184,7 @@ METHODS: dict[str, MethodSpec] = {
             f"{_PEARL_PAPER}; Kavehzadeh et al. 2024",
             {**_PEARL, **_EXITS},
             needs_draft=True,
+            sorted_draft=True,
             drafter="methods.pearl:draft_pearl_sd2",
             beside=(ALL_DEVICES, "sd2"),
         ),
@@ -208,21 +214,27 @@ METHODS: dict[str, MethodSpec] = {
 
 
 def get_method(name: str) -> MethodSpec:
-    """The row of a method, or of a variant METHOD@OPTION=VALUE[@OPTION=VALUE...]. What is not known, or does not fit,
-    is a UserError that suggests what would."""
+    """The row of a method, or of a variant METHOD@OPTION=VALUE[@OPTION=VALUE...], where draft=MODEL is an option of all
+    that need one. What is not known, or does not fit, is a UserError that suggests what would."""
     method, *settings = name.split(VARIANT)
     if method not in METHODS:
         raise UserError(f"no method '{method}'{nearest(method, METHODS)}")
     spec = METHODS[method]
-    return replace(spec, name=name, fixed=dict(_setting(spec, text) for text in settings)) if settings else spec
+    if not settings:
+        return spec
+    fixed = dict(_setting(spec, text) for text in settings)
+    draft = fixed.pop("draft", None)
+    return replace(spec, name=name, fixed=fixed, draft=None if draft is None else str(draft))
 
 
 def _setting(spec: MethodSpec, text: str) -> tuple[str, int | float | str]:
     """An option of a variant: its name and value."""
     flag, _, typed = text.partition("=")
+    if flag == "draft" and spec.needs_draft and typed:
+        return flag, typed
     option = spec.options.get(flag.replace("-", "_"))
     if option is None:
-        flags = [name.replace("_", "-") for name in spec.options]
+        flags = [name.replace("_", "-") for name in spec.options] + ["draft"] * spec.needs_draft
         raise UserError(f"{spec.name} has no option '{flag}'" + (nearest(flag, flags) if flags else ""))
     value = option.read(typed)
     if value is None:

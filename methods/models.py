@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -32,6 +33,15 @@ class Models:
     max_length: int | None = None
     link: Link | None = None
     drafts_only: bool = False
+
+    def with_draft(self, source: str | None) -> Self:
+        """These models with another draft. The target is shared, and loaded now where it belongs to this rank."""
+        _ = self.target_checkpoint if self.drafts_only else self.target
+        other = copy.copy(self)
+        for loaded in ("draft_checkpoint", "draft", "draft_model"):
+            other.__dict__.pop(loaded, None)
+        other.draft_source = source
+        return other
 
     @property
     def vocabulary(self) -> int:

@@ -21,10 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluation.config import RunConfig, parse
-from evaluation.pairs import get_pair
+from evaluation.pairs import Pair, get_pair
 from evaluation.provenance import read_bandwidth
 from evaluation.questions import load_questions
 from evaluation.session import Session
+from methods import get_method
 from methods.base import Limits, generate
 from methods.drafters.model import ModelDrafter
 from methods.engine.decoder import Decoder
@@ -135,8 +136,9 @@ def measure(config: RunConfig, rounds: int, tokens: int) -> dict[str, Any]:
     bandwidth = read_bandwidth(share.threads, share.devices[0])
     floor = target.model.weight_bytes / bandwidth
     own = median(seconds["autoregressive"])
-    draft = draft_seconds(session.models, rounds)
-    draft_floor = {exit: session.models.draft_model.bytes_up_to(exit) / bandwidth for exit in draft}
+    models = session.models_of(get_method("sps"))
+    draft = draft_seconds(models, rounds)
+    draft_floor = {exit: models.draft_model.bytes_up_to(exit) / bandwidth for exit in draft}
     return {
         "pair": config.pair.name,
         "dtype": config.dtype,
@@ -153,7 +155,7 @@ def measure(config: RunConfig, rounds: int, tokens: int) -> dict[str, Any]:
         "autoregressive_over_floor": own / floor,
         "pass_ms": {rows: value * 1e3 for rows, value in passes.items()},
         "rows_8_over_1": passes[8] / passes[1],
-        "draft": session.models.draft_source,
+        "draft": models.draft_source,
         "draft_token_ms": {exit: value * 1e3 for exit, value in draft.items()},
         "draft_token_over_floor": {exit: value / draft_floor[exit] for exit, value in draft.items()},
         "c": {exit: passes[1] / value for exit, value in draft.items()},
@@ -161,10 +163,9 @@ def measure(config: RunConfig, rounds: int, tokens: int) -> dict[str, Any]:
     }
 
 
-def compared(pair: str, draft: str | None) -> dict[str, tuple[str, str]]:
+def compared(pair: Pair, draft: str | None) -> dict[str, tuple[str, str]]:
     """What can be compared: Transformers cannot run a draft with exits."""
-    found = get_pair(pair)
-    trained = is_trained_draft(Models(found.target, draft or found.draft, found.dtype, []).draft_checkpoint)
+    trained = is_trained_draft(Models(pair.target, draft, pair.dtype, []).draft_checkpoint)
     return {name: both for name, both in COMPARED.items() if not (trained and "hf-assisted" in both)}
 
 
@@ -194,13 +195,17 @@ def main() -> int:
     parser.add_argument("pair", nargs="?", default="smollm2-135m")
     parser.add_argument("--threads", default="2")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--draft", help="draft model for sps and hf-assisted (default: the pair's)")
+    parser.add_argument(
+        "--draft", help="draft model for sps and hf-assisted (default: the pair's, with exits where it has one)"
+    )
     parser.add_argument("--rounds", type=int, default=10, help="questions, and a fifth of the timed passes")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens per answer")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    pair = get_pair(args.pair)
+    draft = args.draft or pair.sorted_draft or pair.draft
     arguments = [
-        ",".join(dict.fromkeys(name for both in compared(args.pair, args.draft).values() for name in both)),
+        ",".join(dict.fromkeys(name for both in compared(pair, draft).values() for name in both)),
         args.pair,
         "--threads",
         args.threads,
@@ -209,7 +214,7 @@ def main() -> int:
         "--max-new-tokens",
         str(args.tokens),
     ]
-    arguments += ["--benchmark", "humaneval", *(["--draft", args.draft] if args.draft else [])]
+    arguments += ["--benchmark", "humaneval", *(["--draft", draft] if draft else [])]
     result = measure(parse(arguments), args.rounds, args.tokens)
     if args.json:
         print(json.dumps(result))

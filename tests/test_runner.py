@@ -175,6 +175,22 @@ def test_variants_of_a_method_are_compared_in_one_run(folder: Path, tmp_path: Pa
         assert longest == gamma
 
 
+def test_drafts_are_compared_in_one_run(folder: Path, tmp_path: Path) -> None:
+    """Each variant has its own draft, which its header and the file's name tell; a plain method has the pair's."""
+    names = ["sps", "sps@draft=int8", f"sps@draft={folder / 'target'}@gamma=3"]
+    done = run(command(folder, tmp_path, "--json", methods=",".join(names)))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])
+    assert [row["identical"] for row in rows] == [4, 4, 4]
+    assert rows[0]["mat"] < rows[1]["mat"] <= rows[2]["mat"] + 2  # a random draft, the target in 8 bits, the target
+    assert rows[2]["mat"] > 3  # all kept but where answers end
+    sources = [str(folder / "draft"), "int8", str(folder / "target")]
+    for name, source in zip(names, sources, strict=True):
+        header = read_header(answers(tmp_path, name.replace("/", "--")))
+        assert header is not None and header["draft"]["source"] == source
+        assert f"draft {source} for {name}" in done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -182,6 +198,10 @@ def test_variants_of_a_method_are_compared_in_one_run(folder: Path, tmp_path: Pa
         (["sps@gama=2", "smollm2-135m"], "sps has no option 'gama'; did you mean 'gamma'?"),
         (["sps@gamma=0", "smollm2-135m"], "expected sps@gamma=VALUE to be a number of at least 1, got '0'"),
         (["autoregressive@gamma=2", "smollm2-135m"], "autoregressive has no option 'gamma'"),
+        (["pld@draft=int8", "smollm2-135m"], "pld has no option 'draft'"),
+        (["sps@drafts=int8", "smollm2-135m"], "sps has no option 'drafts'; did you mean 'draft'?"),
+        (["sd2@draft=int8", "smollm2-135m"], "int8 has none"),
+        (["pearl-sd2@draft=int8", "smollm2-135m"], "int8 has none"),
         (["spss", "smollm2-135m"], "no method 'spss'; did you mean 'sps'?"),
         (["pld", "smolm2-135m"], "did you mean 'smollm2-135m'?"),
         (["pld"], "expected a pair"),
