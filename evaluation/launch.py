@@ -4,6 +4,7 @@ A run that an outer launcher has started (`accelerate launch`, `torchrun`: sever
 """
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -41,6 +42,10 @@ def launch(main: Callable[[], int], count: int) -> int:
 
 
 def _process(rank: int, main: Callable[[], int], count: int, port: int) -> None:
+    from torch.multiprocessing.spawn import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
+
+    # torch would have a rank interrupted whose starter has died; in a shell's background that is ignored.
+    _prctl_pr_set_pdeathsig(signal.SIGTERM)
     here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     os.environ |= {name: str(value) for name, value in (here | {"RANK": rank, "LOCAL_RANK": rank}).items()}
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # else accelerate warns; `take_share` sets the number of threads
