@@ -1,7 +1,9 @@
 """The run header `<method>.run.json` beside an answer file: under which conditions it was made."""
 
+import gzip
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from methods.errors import UserError, nearest
 
 Header = dict[str, Any]
 SCHEMA_VERSION = 1
+GZIP = ".gz"
 # Keys that may differ between the run that began a file and the one that continues it.
 VOLATILE_KEYS = frozenset({"created", "failures", "floor_seconds_per_token", "git_commit", "read_bandwidth", "settled"})
 
@@ -35,7 +38,18 @@ def answers_of(folder: Path, method: str) -> Path:
 
 def header_path(path: str | Path) -> Path:
     """Where the run header of the answer file `path` lies."""
-    return Path(path).with_suffix(".run.json")
+    return uncompressed(path).with_suffix(".run.json")
+
+
+def uncompressed(path: str | Path) -> Path:
+    """The name of an answer file where it may lie compressed: `read_file` takes FILE.gz for FILE that is not there."""
+    path = Path(path)
+    return path.with_name(path.name.removesuffix(GZIP))
+
+
+def compressed(path: Path) -> Path:
+    """The name that an answer file has where it is compressed."""
+    return path.with_name(path.name + GZIP)
 
 
 def header_differences(one: Header, other: Header) -> dict[str, tuple[Any, Any]]:
@@ -56,7 +70,10 @@ def _flatten(header: Header, prefix: str = "") -> Header:
 
 
 def read_file(path: Path) -> bytes:
+    """The bytes of a file, or of what is compressed beside it. Raises UserError where neither can be read."""
     try:
+        if not path.exists() and compressed(path).exists():
+            return gzip.decompress(compressed(path).read_bytes())
         return path.read_bytes()
     except FileNotFoundError:
         siblings = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
@@ -64,6 +81,8 @@ def read_file(path: Path) -> bytes:
         raise UserError(f"{path} does not exist{hint}") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; name one answer file in it, such as {path / 'pld.jsonl'}") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{compressed(path)} is not a whole gzip file ({error}); restore it") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from None
 

@@ -16,7 +16,16 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
-from evaluation.headers import Header, header_differences, header_path, read_file, read_header, write_header
+from evaluation.headers import (
+    Header,
+    compressed,
+    header_differences,
+    header_path,
+    read_file,
+    read_header,
+    uncompressed,
+    write_header,
+)
 from methods.errors import UserError
 
 QuestionId = int | str
@@ -128,7 +137,7 @@ def read_answers(path: str | Path) -> dict[QuestionId, Answer]:
 
     Raises UserError for a file that cannot be read, holds no answers, or has a broken line or a question twice.
     """
-    path = Path(path)
+    path = uncompressed(path)
     answers, _ = _parse(path, read_file(path))
     if not answers:
         raise UserError(f"{path} holds no answers: it is empty; run the method first, or name another file")
@@ -155,7 +164,10 @@ class AnswerFile:
         Raises UserError if the file was made under other conditions (naming each), if another run holds it, if one of
         its lines is broken, or if the folder cannot be written.
         """
-        file = _open_locked(path := Path(path))
+        path = Path(path)
+        if not path.exists() and compressed(path).exists():
+            raise UserError(f"{compressed(path)} is compressed; gunzip it to go on, or choose another --output")
+        file = _open_locked(path)
         try:
             data = read_file(path)
             answers, size = _parse(path, data[: data.rfind(b"\n") + 1])

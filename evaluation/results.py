@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from evaluation.headers import Header, header_path, read_header
+from evaluation.headers import Header, compressed, header_path, read_header
 from evaluation.records import Choice
 from evaluation.speed import SAME_WORK, Run, summarize_by_category
 from evaluation.tables import OVERALL, Summary
@@ -131,10 +131,15 @@ def _read_result(path: Path) -> Result:
     for key in ("method", "pair", "benchmark", "dtype", "sampling"):
         if key not in header:
             raise UserError(f"{header_path(path)} has no key '{key}', as every run header has; restore it or remove it")
-    nothing_answered = not path.exists() or not path.stat().st_size
-    run = Run(path, {}, header) if nothing_answered else Run.read(path)
     base = path.with_name(f"{BASELINE}.jsonl")
-    return Result(run, header, base if base.exists() and base.stat().st_size else None)
+    return Result(
+        Run.read(path) if _answered(path) else Run(path, {}, header), header, base if _answered(base) else None
+    )
+
+
+def _answered(path: Path) -> bool:
+    """Whether an answer file is there, compressed or not, and holds something."""
+    return any(file.exists() and file.stat().st_size for file in (path, compressed(path)))
 
 
 def _typicality(result: Result) -> tuple[int, str]:

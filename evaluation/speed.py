@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from evaluation.headers import Header, header_differences, read_header
+from evaluation.headers import Header, header_differences, read_header, uncompressed
 from evaluation.records import Answer, Choice, QuestionId, read_answers
 from evaluation.tables import LEGEND, OVERALL, SPEC_BENCH_LEGEND, Summary, details, table
 from methods import VARIANT
@@ -47,7 +47,7 @@ class Run:
 
     @classmethod
     def read(cls, path: str | Path) -> "Run":
-        return cls(Path(path), read_answers(path), read_header(path))
+        return cls(uncompressed(path), read_answers(path), read_header(path))
 
     @property
     def method(self) -> str:
@@ -223,7 +223,7 @@ def _summary(comparison: Comparison, group: str, pairs: "pd.DataFrame", count: C
         "pair": header.get("pair"),
         "benchmark": header.get("benchmark"),
         "group": group,
-        "conditions": _conditions(header),
+        "conditions": _conditions(base.header or header),
         "questions": result.questions,
         "tokens_per_second": float(pairs["tokens"].sum() / pairs["time"].sum()),
         "baseline_tokens_per_second": float(pairs["tokens_base"].sum() / pairs["time_base"].sum()),
@@ -257,7 +257,7 @@ def _paired_choices(run: Run, pairs: "pd.DataFrame") -> list[Choice]:
 
 
 def _conditions(header: Header) -> str:
-    """What was run, in words for a title; says so where it is not known."""
+    """What was run, in words for a title, threads as the baseline had them; says so where it is not known."""
     if not header:
         return "conditions unknown: no run header"
     sampling = header["sampling"]
@@ -269,7 +269,8 @@ def _conditions(header: Header) -> str:
         " ".join(drawn) if sampling["temperature"] else "greedy",
     ]
     words.append(f"at most {header['max_new_tokens']} new tokens")
-    return ", ".join(words + ([f"{header['threads']} threads"] if header.get("threads") else []))
+    threads = header.get("threads")
+    return ", ".join(words + ([f"{threads} thread{'s' * (threads > 1)}"] if threads else []))
 
 
 def _floor(*runs: Run) -> float | None:

@@ -54,7 +54,7 @@ def _table(summaries: Sequence[Summary], columns: Iterable[Column], title: Text 
     """Columns that are unknown in every row are left out."""
     result = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     by_category = any(s["group"] != OVERALL for s in summaries)
-    result.add_column("category" if by_category else "method", max_width=14, overflow="fold")
+    result.add_column("category" if by_category else "method", overflow="fold")
     shown = [(name, cells) for name, cell in columns if any(cells := [cell(s) for s in summaries])]
     for name, _ in shown:
         result.add_column(name, justify="right", no_wrap=True)

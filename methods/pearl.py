@@ -15,11 +15,11 @@ Legend: T prompt tokens, D drafted tokens that are scored, V target vocabulary.
 
 import time
 from collections.abc import Sequence
-from statistics import median
 
 import torch
 from torch import Tensor
 
+from methods.auto_window import LONGEST_WINDOW, AutoWindow
 from methods.base import Method, Span, Step
 from methods.drafters.base import Drafter
 from methods.engine.decoder import Decoder, Scores
@@ -32,15 +32,12 @@ from methods.speculative import model_drafter, sorted_drafter
 from methods.target import Target
 
 AUTO, FREE = "auto", "free"
-FIRST_WINDOW = 4  # of "auto" until it has measured
-MEASURED_ANSWERS = 2  # after which "auto" is settled: those of the runner's warm-up
-LONGEST_WINDOW = 32
 PROMPT_SECONDS = 0.02  # per token of a prompt, beyond the link's own patience: reading it takes longer than a round
 
 
 class Pearl(Method):
-    """The target's rank. `window`: tokens drafted per round; "auto": as many as fit into a pass of the target, as the
-    first answers show (`best_window`); "free": as many as come until the target has decided.
+    """The target's rank. `window`: tokens drafted per round; "auto": as many as are best by what the first answers
+    show, those of the runner's warm-up (auto_window.py); "free": as many as come until the target has decided.
 
     Without `pre_verify` a window is drafted before it is verified; without `post_verify` the draft waits while a
     window is verified, and the pass yields a token of the target's own. Without either it is draft-then-verify."""
@@ -51,17 +48,19 @@ class Pearl(Method):
         """`drafter`: its name on the draft rank."""
         self.target, self.link, self.drafter = Target(target), link, drafter
         self.pre_verify, self.post_verify, self.free = pre_verify, post_verify, window == FREE
-        self.window = window if isinstance(window, int) else LONGEST_WINDOW if self.free else FIRST_WINDOW
-        self.measuring = window == AUTO
-        self._verify_seconds: list[float] = []  # of a pass, while measuring
-        self._draft_seconds: list[float] = []  # of a token
-        self._kept, self._rejected = 0, 0  # drafted tokens, while measuring
-        self._answers = 0
+        self.sought = AutoWindow() if window == AUTO else None  # None too when it is found
+        self.found: int | None = None
+        self._given = window if isinstance(window, int) else LONGEST_WINDOW
         self._round = 0
         self._rooted = 0  # the last round that began with an empty tail: drafts of earlier ones are void
         self._news: tuple[int, int | None] = 0, None  # what the draft rank does not know yet, as Ruling has it
         self._patience = link.patience
         self._drop_tail()
+
+    @property
+    def window(self) -> int:
+        """Tokens to draft in the next round."""
+        return self.sought.window if self.sought else self.found or self._given
 
     def _drop_tail(self) -> None:
         self.tail: list[int] = []
@@ -102,10 +101,9 @@ class Pearl(Method):
             self._news = ruling.accepted, self.target.pending
             self._drop_tail()
         spans.append(Span("target", "verify", begin, time.perf_counter()))
-        if self.measuring:
-            self._verify_seconds.append(sum(span.seconds for span in spans if span.work == "verify"))
-            self._kept += ruling.accepted
-            self._rejected += ruling.accepted < judged
+        if self.sought:
+            seconds = sum(span.seconds for span in spans if span.work == "verify")
+            self.sought.verified(seconds, ruling.accepted, ruling.accepted < judged)
         return Step(ruling.tokens, judged, ruling.accepted, spans, ruling.margins)
 
     def _q_of(self, judged: int) -> Tensor | None:
@@ -116,14 +114,12 @@ class Pearl(Method):
         self._order(0, stop=True)
         while self.free and self.link.receive("the last draft").round < self._round:
             pass  # drafted before the draft rank knew of the end
-        self._answers += 1
-        if self.measuring and self._answers >= MEASURED_ANSWERS and self._draft_seconds and self._verify_seconds:
-            ratio = median(self._verify_seconds) / median(self._draft_seconds)
-            self.window = best_window(ratio, self._kept / max(self._kept + self._rejected, 1))
-            self.measuring = False
+        self.found = self.sought.answered() if self.sought else self.found
+        if self.found:
+            self.sought = None
 
     def settled(self) -> dict[str, int]:
-        return {"gamma": self.window} if self._draft_seconds and not self.measuring else {}
+        return {"gamma": self.found} if self.found else {}
 
     def _order(self, window: int, stop: bool = False) -> None:
         """Begin a round: tell the draft rank what was decided last, and how much to draft."""
@@ -156,22 +152,8 @@ class Pearl(Method):
             return
         self.tail += draft.tokens_G
         self._tail_q += [None] * len(draft.tokens_G) if draft.q_GV is None else list(draft.q_GV)
-        if self.measuring and draft.tokens_G:
-            self._draft_seconds.append((draft.end - draft.begin) / len(draft.tokens_G))
-
-
-def best_window(ratio: float, acceptance: float) -> int:
-    """Tokens to draft per round where a pass takes as long as `ratio` draft tokens, each kept with probability
-    `acceptance`: `ratio` itself (theorem 1 of the paper), or where that is not whole, the faster of its neighbours.
-
-    One more token than fit makes every round longer; whether it is worth it depends on how often it is kept."""
-
-    def speed(window: int) -> float:
-        full = sum(acceptance**i for i in range(window))  # tokens of a pass that verifies a whole window, see theory.py
-        return full / (acceptance + (1 - acceptance) * full) / max(window / ratio, 1)
-
-    shorter = max(int(ratio), 1)
-    return min(max((shorter, shorter + 1), key=speed), LONGEST_WINDOW)
+        if self.sought:
+            self.sought.drafted(len(draft.tokens_G), draft.end - draft.begin)
 
 
 def serve(link: Link, drafters: dict[str, Drafter]) -> None:

@@ -89,6 +89,14 @@ def finished(path: Path) -> set[tuple[str, float | None]]:
     return {(row["prompt"], row["temperature"]) for row in rows}
 
 
+def check_form(prompter: "Prompter", path: Path) -> None:
+    """Raises UserError if the answers that `path` holds are to prompts of another form."""
+    with path.open(encoding="utf-8") as file:
+        first = json.loads(file.readline())
+    if first["prompt_ids"] != prompter.encode([first["prompt"]], []):
+        raise UserError(f"{path} holds answers by another tokenizer or to another --template; choose another --out")
+
+
 def write(file: TextIO, task: Task, prompt_ids: list[int], output_ids: list[int]) -> None:
     file.write(json.dumps({**vars(task), "prompt_ids": prompt_ids, "output_ids": output_ids}) + "\n")
     file.flush()
@@ -210,6 +218,8 @@ def run(options: argparse.Namespace, todo: Sequence[tuple[Task, Conversation]]) 
     template = options.template or find_pair(options.target).template
     prompter = Prompter(checkpoint.tokenizer, template, benchmark="")
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    if options.out.is_file() and options.out.stat().st_size:
+        check_form(prompter, options.out)
     if options.keep_answers:
         return keep(prompter, todo, options.out)
     rows = [(task, prompter.encode(said[:1], [])) for task, said in todo]

@@ -122,6 +122,8 @@ def test_prompts_are_the_tokens_that_a_run_decodes_with(
     prompter = Session(config, benchmark, ranks, take_share(ranks, "cpu", 1)).prompter
     expected = {q.turns[0]: prompter.encode(q.turns, []) for q in benchmark.questions}
     assert {row["prompt"]: row["prompt_ids"] for row in rows(tmp_path / "answers.jsonl")} == expected
+    with pytest.raises(UserError, match="another --template"):
+        run_main(monkeypatch, *fixed, "--temperatures", 1, "--template", "chat")
     written = prompter.tokenizer.decode(expected["hi"])
     assert written == "hi" if template else written.endswith("USER: hi ASSISTANT:")
 

@@ -1,5 +1,6 @@
 """Answer files: what is written can be read back, and no crash, full disk or second run can spoil what is there."""
 
+import gzip
 import json
 import os
 import signal
@@ -207,6 +208,22 @@ def test_deleting_the_answer_file_is_enough_to_start_anew(path: Path) -> None:
     path.unlink()
     write(path, [answer(81)], header())
     assert read_header(path) == header()
+
+
+def test_a_compressed_file_is_read_by_either_name_but_not_continued(path: Path) -> None:
+    write(path, [answer(81), answer(82)])
+    expected = read_answers(path)
+    packed = path.with_name("pld.jsonl.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    assert read_answers(path) == read_answers(packed) == expected
+    assert read_header(packed) == read_header(path) == header()
+    with pytest.raises(UserError, match="gunzip it to go on"):
+        AnswerFile.open(path, header())
+    assert not path.exists()
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(UserError, match="not a whole gzip file"):
+        read_answers(path)
 
 
 def test_answers_without_a_header_are_not_continued(path: Path) -> None:

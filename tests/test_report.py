@@ -1,8 +1,10 @@
 """report.py: it says what was measured, the page needs nothing else, the exit status is what CI asks for."""
 
 import base64
+import gzip
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -57,6 +59,19 @@ def differ(path: Path) -> None:
     answer = json.loads(first)
     answer["choices"][0]["token_ids"][0][3] += 1
     path.write_text("\n".join([json.dumps(answer), *others]) + "\n")
+
+
+def test_compressed_answers_give_the_same_report(reported: Path, tmp_path: Path) -> None:
+    folder = tmp_path / reported.name
+    shutil.copytree(reported, folder, ignore=shutil.ignore_patterns("figures", "REPORT.md", "report.html"))
+    for path in folder.rglob("*.jsonl"):
+        path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    done = run_script("report.py", folder, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    tables = [[line for line in (place / "REPORT.md").read_text().splitlines() if "/14 identical |" in line]
+              for place in (reported, folder)]  # fmt: skip
+    assert tables[0] == tables[1] and len(tables[0]) == 2
 
 
 def test_markdown_says_what_was_measured(reported: Path) -> None:

@@ -123,7 +123,8 @@ static void quads_tile(const Linear *l, const Inputs *in, long t, long n, int ro
             for (int v = 0; v < 2; v++) {
                 const whole upper = (whole)part[2 * r][v] - *(const whole_at *)(l->sums + t * TILE + v * LANES);
                 const vec lower = __builtin_convertvector((whole)part[2 * r + 1][v], vec);
-                sum[from + r][v] = multiply_add(__builtin_convertvector(upper, vec), all(256), lower) * in->scales[n + from + r];
+                const vec both = multiply_add(__builtin_convertvector(upper, vec), all(256), lower);
+                sum[from + r][v] = both * in->scales[n + from + r];
             }
     }
 }

@@ -1,0 +1,75 @@
+"""PEARL's `--gamma auto`: how many tokens to draft per round, from what the first answers show.
+
+By the paper (Liu et al., ICLR 2025, theorem 1) as many as fit into a pass of the target. That holds where the two ranks
+do not disturb each other. Cores that share one memory do: the target slows its draft down until its pass is done, and a
+draft token behind that is cheaper than one beside it. And a draft that is left at various exits takes now less, now
+more than the pass. So two windows are tried, and what the rounds of others would take is told by them; with devices of
+their own and even times that gives the paper's window again, rounded up or down.
+"""
+
+from collections.abc import Callable
+from itertools import product
+from statistics import fmean, median
+
+TRIED = 2, 8  # windows, an answer each in turn: most often one that fits into a pass, and one that does not
+LONGEST_WINDOW = 32
+
+
+class AutoWindow:
+    """What is known while it is still sought."""
+
+    def __init__(self) -> None:
+        self._answers = 0
+        self._draft_seconds: dict[int, list[float]] = {window: [] for window in TRIED}  # of whole windows
+        self._verify_seconds: dict[int, list[float]] = {window: [] for window in TRIED}  # of passes
+        self._kept, self._rejected = 0, 0
+
+    @property
+    def window(self) -> int:
+        """The one to draft now."""
+        return TRIED[self._answers % len(TRIED)]
+
+    def drafted(self, tokens: int, seconds: float) -> None:
+        """A draft has come. One that ends early, where the context is full, tells nothing."""
+        if tokens == self.window:
+            self._draft_seconds[tokens].append(seconds)
+
+    def verified(self, seconds: float, kept: int, rejected: bool) -> None:
+        """A pass has judged drafted tokens: `kept` of them, and one that it rejected or none."""
+        self._verify_seconds[self.window].append(seconds)
+        self._kept, self._rejected = self._kept + kept, self._rejected + rejected
+
+    def answered(self) -> int | None:
+        """An answer has ended. The window to stay with, once every one has been tried; until then None."""
+        self._answers += 1
+        times = [*self._draft_seconds.values(), *self._verify_seconds.values()]
+        if self._answers < len(TRIED) or not all(times):
+            return None
+        acceptance = self._kept / max(self._kept + self._rejected, 1)
+        return best_window(self._round_seconds, acceptance)
+
+    def _round_seconds(self, window: int) -> float:
+        """The mean time of a round, which the slower rank decides."""
+        drafts, passes = _seconds(self._draft_seconds, window), _seconds(self._verify_seconds, window)
+        return fmean(max(both) for both in product(drafts, passes))
+
+
+def _seconds(measured: dict[int, list[float]], window: int) -> list[float]:
+    """What one rank's rounds of a window would take: the nearest tried ones, scaled to the straight line through the
+    medians of both, without the slowest tenth, which something else on the machine has held up."""
+    short, long = (median(measured[tried]) for tried in TRIED)
+    typical = short + (long - short) * (window - TRIED[0]) / (TRIED[1] - TRIED[0])
+    near = min(TRIED, key=lambda tried: abs(tried - window))
+    known = sorted(measured[near])
+    return [seconds * typical / median(known) for seconds in known[: max(len(known) * 9 // 10, 1)]]
+
+
+def best_window(round_seconds: Callable[[int], float], acceptance: float) -> int:
+    """The window with most tokens per second. `round_seconds`: of a round of that window; `acceptance`: the probability
+    that a drafted token is kept."""
+
+    def speed(window: int) -> float:
+        full = sum(acceptance**i for i in range(window))  # tokens of a pass that verifies a whole window, see theory.py
+        return full / (acceptance + (1 - acceptance) * full) / round_seconds(window)
+
+    return max(range(1, LONGEST_WINDOW + 1), key=speed)
