@@ -38,6 +38,7 @@ ERROR_BAR: dict[str, Any] = {
     "zorder": 4,
 }
 LEGEND_COLUMNS = 5
+MOST_BARS = 12  # of a group in one figure
 MOST_LABELLED = 28  # bars: with more, their numbers would overlap
 ABLATION = {
     BOTH: "without both:\ndraft, then verify",
@@ -76,28 +77,34 @@ def _said(summary: Summary) -> str:
 
 def speedup_bars(groups: Sequence[Group], looks: Looks) -> Drawing:
     """Overall speedups, a panel for each pair and benchmark."""
-    shown = [group for group in groups if group.measured]
+    shown = {group: _few(group) for group in groups if group.measured}
     if not shown:
         raise LeftOut("needs a run with its baseline beside it")
-    counts = [len(group.measured) for group in shown]
-    results = [result for group in shown for result in group.measured]
+    counts = [len(results) for results in shown.values()]
+    results = [result for few in shown.values() for result in few]
     figure = new_figure(
         "Speedup over autoregressive decoding",
         f"{INTERVALS}\n{conditions(results)}",
         0.95 + 0.5 * len(shown) + 0.27 * sum(counts),
     )
     panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False, height_ratios=[n + 0.6 for n in counts])[:, 0]
-    for axes, group in zip(panels, shown, strict=True):
-        _bars_across(axes, group, looks)
+    for axes, (group, few) in zip(panels, shown.items(), strict=True):
+        _bars_across(axes, group, few, looks)
     longest = max(float(result.overall["high"] or result.overall["speedup"]) for result in results if result.overall)
     panels[-1].set(xlim=(0, max(longest, 1.0) * 1.42), xlabel="speedup")  # with room for the numbers
-    rows = [_row(g, r, r.overall) for g in shown for r in g.measured if r.overall]
-    about = "Tokens per second over the baseline's on the same questions, prefill included, with 95% intervals."
+    rows = [_row(group, r, r.overall) for group, few in shown.items() for r in few if r.overall]
+    about = (
+        "Tokens per second over the baseline's on the same questions, prefill included, with 95% intervals. Of more "
+        f"than {MOST_BARS} runs, such as a sweep, one of each method and ablation: the one nearest to the defaults."
+    )
     return Drawing("speedup", figure, pd.DataFrame(rows), about)
 
 
-def _bars_across(axes: Axes, group: Group, looks: Looks) -> None:
-    results = group.measured
+def _few(group: Group) -> list[Result]:
+    return group.measured if len(group.measured) <= MOST_BARS else group.typical
+
+
+def _bars_across(axes: Axes, group: Group, results: Sequence[Result], looks: Looks) -> None:
     summaries = [result.overall for result in results if result.overall]
     values, rows = [s["speedup"] for s in summaries], np.arange(len(results))
     for row, result, value in zip(rows, results, values, strict=True):

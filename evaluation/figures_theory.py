@@ -27,7 +27,7 @@ from evaluation.pace import (
 from evaluation.results import Group, LeftOut, Result, conditions
 from evaluation.style import BLACK, GREY, Drawing, add_legend, halo, new_figure
 
-ASSUMES = "Theory: every draft token is accepted with the same chance; a pass costs the same for any number of rows."
+ASSUMES = "Theory: every draft token is accepted with the same chance; draft tokens and passes take their mean time."
 CURVE_POINTS = 200
 LEGEND_COLUMNS = 5
 C_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -97,7 +97,7 @@ def _draw_sweep(axes: Axes, place: int, sweep: Sweep, looks: Looks) -> Iterator[
     yield from (about | row for row in rows)
     if formula := _closed_form(sweep.results[0]):
         curve = np.linspace(1, max(*sizes, measured.c) * 1.08, CURVE_POINTS)
-        predicted = [float(np.mean(bases)) * formula(measured.alpha, size, measured.c) for size in curve]
+        predicted = [formula(measured.alpha, size, measured.c) / measured.verify_seconds for size in curve]
         label = f"theory: alpha {measured.alpha:.2f}, c {measured.c:.1f}"
         axes.plot(curve, predicted, look.line, color=look.color, label=label, alpha=0.85)
         for size, rate in zip(curve, predicted, strict=True):
@@ -154,7 +154,7 @@ def prediction(groups: Sequence[Group], looks: Looks) -> Drawing:
     if not paces:
         raise LeftOut("; ".join(reasons) or "needs a run whose draft is a model, with its baseline")
     measured = {result: decode_speedup(result) for result in paces}
-    predicted = {result: predicted_speedup(result, its_pace) for result, its_pace in paces.items()}
+    predicted = {r: predicted_speedup(r, p) / (p.verify_seconds * _baseline_rate(r)) for r, p in paces.items()}
     figure = new_figure(
         "Speedup, predicted and measured", f"{ASSUMES}\n{conditions(paces)}", 5.4, 5.2, _legend_rows(paces)
     )
@@ -179,7 +179,8 @@ def prediction(groups: Sequence[Group], looks: Looks) -> Drawing:
     )
     _name_points(figure, axes, looks, list(paces))
     about = (
-        "The theory's speedup at each run's own acceptance rate, window and c, against the one measured while decoding."
+        "The theory's tokens per second at each run's own acceptance rate, window and times of a draft token and a "
+        "pass, over the baseline's, against the speedup measured while decoding."
     )
     return Drawing("prediction", figure, pd.DataFrame(rows), about, missing=reasons)
 
