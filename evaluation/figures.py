@@ -4,6 +4,7 @@ Each function draws one figure, or raises `LeftOut` where the data do not allow 
 """
 
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -246,7 +247,7 @@ def ablation_bars(groups: Sequence[Group], looks: Looks) -> Drawing:
         _label_bars(axes, spots, summaries)
         one_line(axes)
         axes.set_xticks(spots, [ABLATION[str(without(result))] for result in members])
-        axes.set(title="\n".join(textwrap.wrap(title, 16 * len(members))), xlim=(-0.6, len(members) - 0.4))
+        axes.set(title="\n".join(textwrap.wrap(title, 12 * len(members))), xlim=(-0.6, len(members) - 0.4))
         axes.grid(axis="x", visible=False)
         rows += [_row(group, r, s) | {"without": without(r)} for r, s in zip(members, summaries, strict=True)]
     panels[0].set(ylabel="speedup", ylim=(0, None))
@@ -255,15 +256,18 @@ def ablation_bars(groups: Sequence[Group], looks: Looks) -> Drawing:
 
 
 def _ablations(group: Group) -> list[tuple[Group, str, list[Result]]]:
-    """Runs that differ in what they leave out only: at least two of them, the full method last."""
+    """Runs that differ in what they leave out only: at least two of them, the full method last. Of several that are
+    alike in this too, as where a sweep has the full method as well, the one with most of the others in its folder."""
     alike: dict[str, list[Result]] = {}
     for result in group.measured:
         if without(result) in ABLATION:
             others = [f"{name} {value}" for name, value in result.options.items() if name != "without"]
             alike.setdefault(", ".join([result.method, *others]), []).append(result)
-    order = list(ABLATION)
-    return [
-        (group, f"{group.name}: {title}", sorted(members, key=lambda r: order.index(str(without(r)))))
-        for title, members in alike.items()
-        if len({without(result) for result in members}) > 1
-    ]
+    found = [(f"{group.name}: {title}", _one_of_each(members)) for title, members in alike.items()]
+    return [(group, title, members) for title, members in found if len(members) > 1]
+
+
+def _one_of_each(results: Sequence[Result]) -> list[Result]:
+    together = Counter(result.folder for result in results)
+    chosen = {without(result): result for result in sorted(results, key=lambda r: together[r.folder])}
+    return [chosen[part] for part in ABLATION if part in chosen]

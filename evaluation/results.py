@@ -103,7 +103,9 @@ class Group:
 
 
 def read_groups(folders: Iterable[str | Path]) -> list[Group]:
-    """All runs below the folders. Raises UserError where there are none, or one of their files cannot be used."""
+    """All runs below the folders, of each pair and benchmark those with most questions first.
+
+    Raises UserError where there are none, or one of their files cannot be used."""
     results = [result for folder in folders for result in _read_folder(Path(folder))]
     results = list({result.run.path.absolute(): result for result in results}.values())  # a folder named twice
     by_work: dict[str, list[Result]] = {}
@@ -111,7 +113,11 @@ def read_groups(folders: Iterable[str | Path]) -> list[Group]:
         by_work.setdefault(result.work, []).append(result)
     names = _labels([group[0] for group in by_work.values()], _name, GROUP_WORDS)
     groups = [Group(name, group, _run_labels(group)) for name, group in zip(names, by_work.values(), strict=True)]
-    return sorted(groups, key=lambda group: group.name)
+    return sorted(groups, key=lambda group: (_name(group.results[0]), -_questions(group), group.name))
+
+
+def _questions(group: Group) -> int:
+    return max(result.header.get("questions", 0) for result in group.results)
 
 
 def _read_folder(folder: Path) -> list[Result]:

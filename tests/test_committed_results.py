@@ -1,0 +1,54 @@
+"""The committed leaderboard: what README.md says is what its answer files give."""
+
+from pathlib import Path
+
+import pytest
+
+from evaluation.figures import ablation_bars
+from evaluation.gates import compare_all
+from evaluation.results import Group, read_groups
+from evaluation.style import looks
+from methods.paths import ROOT
+
+FOLDER = ROOT / "results/leaderboard"
+BENCHMARKS = "humaneval", "mini_bench"
+
+
+@pytest.fixture(scope="module")
+def groups() -> list[Group]:
+    return read_groups([FOLDER])
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_readmes_table_is_what_the_answers_give(groups: list[Group]) -> None:
+    found = {
+        (result.method, str(result.header["benchmark"])): result.overall
+        for group in groups
+        for result in group.measured
+        if result.folder.name == "greedy"
+    }
+    lines = (ROOT / "README.md").read_text().split("## What is fastest")[1].split("Every figure,")[0].splitlines()
+    rows = [cells(line) for line in lines if line.startswith("| `")]
+    assert len(rows) == len(found) / len(BENCHMARKS) == 7
+    for row in rows:
+        for benchmark, told in zip(BENCHMARKS, (row[2:5], row[5:8]), strict=True):
+            s = found[row[0].split("`")[1], benchmark]
+            assert s is not None and told[0] == f"{s['speedup']:.2f}x" and told[2] == f"{s['mat']:.2f}"
+            assert told[1].startswith(f"{s['low']:.2f} to {s['high']:.2f}")
+            assert ("not significant" in told[1]) == (not s["significant"])
+
+
+def test_every_lossless_answer_is_the_baselines(groups: list[Group]) -> None:
+    judged = {r: c for r, c in compare_all(groups).items() if r.header["lossless"]}
+    assert len(judged) > 40 and all(comparison.equal for comparison in judged.values())
+
+
+def test_ablations_are_of_one_launch_where_a_sweep_has_the_full_method_too(groups: list[Group]) -> None:
+    (group,) = (group for group in groups if any(r.folder.name == "gamma-pearl" for r in group.results))
+    data = ablation_bars([group], looks(result.method for result in group.results)).data
+    assert list(data["method"]) == ["pearl"] * 4 + ["pearl-sd2"] * 4
+    places = {group.labels[result]: result.folder for result in group.results}
+    assert {Path(places[run]).name for run in data["run"]} == {"ablation-pearl", "ablation-pearl-sd2"}
