@@ -352,7 +352,8 @@ def test_mistakes_get_one_sentence(tiny: Path, tiny_draft: Path, tiny_sorted: Pa
         ("sd2-tree", Path("first-2"), {}, "first-2 has none"),
         ("sd2", tiny_sorted, {"exit": 4}, "or one of 1, 2, 3, got 4"),
         ("sd2-tree", tiny_sorted, {"threshold": 1.5}, "between 0 and 1, got 1.5"),
-        ("hf-assisted", tiny_sorted, {}, "Transformers cannot run the trained draft"),
+        ("hf-assisted", tiny_sorted, {}, "Transformers cannot run the draft"),
+        ("hf-assisted", Path("int8"), {}, "Transformers cannot run the draft int8"),
     ]
     for name, draft, options, message in mistakes:
         with pytest.raises(UserError, match=message):
