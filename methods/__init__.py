@@ -230,7 +230,9 @@ def get_method(name: str) -> MethodSpec:
 def _setting(spec: MethodSpec, text: str) -> tuple[str, int | float | str]:
     """An option of a variant: its name and value."""
     flag, _, typed = text.partition("=")
-    if flag == "draft" and spec.needs_draft and typed:
+    if flag == "draft" and spec.needs_draft:
+        if not typed:
+            raise UserError(f"expected {spec.name}{VARIANT}draft=MODEL to name a model, got nothing")
         return flag, typed
     option = spec.options.get(flag.replace("-", "_"))
     if option is None:

@@ -199,6 +199,7 @@ def test_drafts_are_compared_in_one_run(folder: Path, tmp_path: Path) -> None:
         (["sps@gamma=0", "smollm2-135m"], "expected sps@gamma=VALUE to be a number of at least 1, got '0'"),
         (["autoregressive@gamma=2", "smollm2-135m"], "autoregressive has no option 'gamma'"),
         (["pld@draft=int8", "smollm2-135m"], "pld has no option 'draft'"),
+        (["sps@draft=", "smollm2-135m"], "expected sps@draft=MODEL to name a model, got nothing"),
         (["sps@drafts=int8", "smollm2-135m"], "sps has no option 'drafts'; did you mean 'draft'?"),
         (["sd2@draft=int8", "smollm2-135m"], "int8 has none"),
         (["pearl-sd2@draft=int8", "smollm2-135m"], "int8 has none"),
