@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that help and error messages are instant.
 import argparse
 import hashlib
 import json
+import shlex
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class RunConfig:
     trace: Path | None
     output: Path
     json: bool
+    command: str = ""  # as typed, for the run headers
 
     @property
     def specs(self) -> list[MethodSpec]:
@@ -159,7 +161,17 @@ def positive(text: str) -> int:
 
 def parse(arguments: list[str]) -> RunConfig:
     """The configuration of a command line, defaults filled in. Raises UserError for values that do not fit."""
-    return configure(_parser().parse_args(arguments))
+    return replace(configure(_parser().parse_args(arguments)), command=_command(arguments))
+
+
+def _command(arguments: list[str]) -> str:
+    """The command line that does the same work, wherever its answers went."""
+    places = argparse.ArgumentParser(add_help=False)
+    places.add_argument("--output")
+    places.add_argument("--trace")
+    places.add_argument("--json", action="store_true")
+    _, work = places.parse_known_args(arguments)
+    return shlex.join(["./eval.sh", *work])
 
 
 def configure(args: argparse.Namespace) -> RunConfig:
@@ -231,7 +243,9 @@ def _check_values(config: RunConfig) -> None:
 
 def default_output(config: RunConfig) -> Path:
     """One folder per configuration: the same command continues an interrupted run, another one starts its own."""
-    known = {name: value for name, value in asdict(config).items() if name not in ("output", "trace", "json")}
+    known = {
+        name: value for name, value in asdict(config).items() if name not in ("output", "trace", "json", "command")
+    }
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
     methods = "+".join(name for name in config.methods if name != BASELINE) or BASELINE
     return ROOT / "results" / "local" / f"{methods[:LONGEST_NAME]}-{digest[:8]}"

@@ -99,24 +99,26 @@ class Pairing:
 
 
 def pair_runs(now: Sequence[Group], before: Sequence[Group]) -> list[Pairing]:
-    """Runs of the same pair, benchmark, method and options. Raises UserError where there is none."""
+    """Runs of the same pair, benchmark, sampling, method and options; of several earlier ones the one whose conditions
+    differ least. Raises UserError where there is none."""
     earlier: dict[str, list[Result]] = {}
     for result in (r for group in before for r in group.measured):
         earlier.setdefault(_same(result), []).append(result)
     pairings = []
     for group in now:
         for result in group.measured:
-            for other in earlier.get(_same(result), []):
-                pairings.append(_pairing(f"{group.name}: {group.labels[result]}", result, other))
+            others = earlier.get(_same(result), [])
+            if others:
+                nearest_run = min(others, key=lambda other: len(header_differences(other.header, result.header)))
+                pairings.append(_pairing(f"{group.name}: {group.labels[result]}", result, nearest_run))
     if not pairings:
         raise UserError("the two folders have no run of the same pair, benchmark, method and options to compare")
     return pairings
 
 
 def _same(result: Result) -> str:
-    return json.dumps(
-        [result.header["pair"], result.header["benchmark"], result.method, result.options], sort_keys=True
-    )
+    h = result.header
+    return json.dumps([h["pair"], h["benchmark"], h["sampling"], result.method, result.options], sort_keys=True)
 
 
 def _pairing(name: str, now: Result, before: Result) -> Pairing:

@@ -13,7 +13,9 @@ Header = dict[str, Any]
 SCHEMA_VERSION = 1
 GZIP = ".gz"
 # Keys that may differ between the run that began a file and the one that continues it.
-VOLATILE_KEYS = frozenset({"created", "failures", "floor_seconds_per_token", "git_commit", "read_bandwidth", "settled"})
+VOLATILE_KEYS = frozenset(
+    {"command", "created", "failures", "floor_seconds_per_token", "git_commit", "read_bandwidth", "settled"}
+)
 
 
 def read_header(path: str | Path) -> Header | None:

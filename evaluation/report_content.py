@@ -229,11 +229,11 @@ def _definitions() -> Iterator[Block]:
 
 
 def _how_to_reproduce(groups: Sequence[Group], folder: Path) -> Iterator[Block]:
-    """The command is in no file; what decides it is in the run headers."""
+    """From the run headers; those of older runs do not hold the command."""
     yield Heading("How to reproduce")
     yield Text(
-        "The files do not hold the command. It is decided by these entries of the run headers: run the methods with "
-        "their options on the pair and the benchmark, at the commit named, as README.md describes."
+        "Each launch, from its run headers: run its command at the commit named. Where a header holds no command, run "
+        "the methods with their options on the pair and the benchmark, as README.md describes."
     )
     launches: dict[str, list[Result]] = {}
     for result in (result for group in groups for result in group.results):
@@ -251,7 +251,8 @@ def _how_to_reproduce(groups: Sequence[Group], folder: Path) -> Iterator[Block]:
         entries = {key: h.get(key) for key in HEADER_ENTRIES}
         rows += [[key, _words(value)] for key, value in entries.items() if value is not None]
         methods = ", ".join(h.get("methods") or [r.method for r in results])
-        yield Table(["entry", "value"], [["methods", methods], *rows], words=True)
+        told = [["command", h["command"]]] if h.get("command") else []
+        yield Table(["entry", "value"], [*told, ["methods", methods], *rows], words=True)
 
 
 def _words(value: object) -> str:

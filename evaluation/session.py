@@ -156,6 +156,7 @@ class Session:
             "ranks": spec.ranks,
             "lossless": spec.lossless,
             "methods": list(c.methods),
+            "command": c.command,
             "pair": c.pair.name,
             "target": {
                 "source": checkpoint.source,

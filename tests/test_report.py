@@ -174,6 +174,27 @@ def test_comparison_with_an_earlier_folder(tmp_path: Path) -> None:
         pair_runs(now, other)
 
 
+def test_a_run_is_compared_with_the_earlier_one_most_like_it(tmp_path: Path) -> None:
+    """Not with a sampled run, and not with each of several."""
+    sampled = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    write_runs(tmp_path / "before/far", [SPS], questions=6, threads=7, max_new_tokens=9)
+    write_runs(tmp_path / "before/near", [SPS], questions=6, threads=7)
+    write_runs(tmp_path / "before/sampled", [SPS], questions=6, sampling=sampled)
+    before = read_groups([tmp_path / "before"])
+    now = read_groups([write_runs(tmp_path / "now", [SPS], questions=6)])
+    (pairing,) = pair_runs(now, before)
+    assert [told for told in pairing.differences if not told.startswith("threads")] == []
+    (pairing,) = pair_runs(before[-1:], before)
+    assert pairing.differences == []
+
+
+def test_the_command_is_told_where_the_header_holds_it(tmp_path: Path) -> None:
+    typed = "./eval.sh sps,pearl tiny --limit 6"
+    write_runs(tmp_path / "new", [SPS], questions=6, command=typed)
+    assert run_script("report.py", tmp_path / "new", cwd=tmp_path).returncode == 0
+    assert f"| command | {typed} |" in (tmp_path / "new/REPORT.md").read_text()
+
+
 def test_nobody_s_report_is_written_over(tmp_path: Path) -> None:
     folder = write_runs(tmp_path / "runs", [SPS], questions=6)
     (folder / "REPORT.md").write_text("# By hand\n")

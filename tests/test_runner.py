@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.config import parse
 from evaluation.headers import read_header
 from evaluation.records import read_answers
 from methods.paths import ROOT
@@ -57,10 +59,13 @@ def test_a_run_answers_judges_and_reports(folder: Path, tmp_path: Path) -> None:
     assert [row["method"] for row in rows] == ["pld", "sps"]
     assert all(row["identical"] == row["questions"] == 4 and row["speedup"] > 0 for row in rows)
     assert {"pair", "benchmark", "low", "high", "mat", "tokens_per_second", "floor_tokens_per_second"} <= set(rows[0])
+    config, places = parse(command(folder, tmp_path, "--json")), {"output": None, "json": None}
     for method in ("autoregressive", "pld", "sps"):
         header = read_header(answers(tmp_path, method))
         assert header is not None
         assert header["methods"] == ["autoregressive", "pld", "sps"]
+        assert str(tmp_path) not in header["command"] and "--json" not in header["command"]
+        assert {**vars(parse(shlex.split(header["command"])[1:])), **places} == {**vars(config), **places}
         assert header["row_invariant"] is True
         assert header["failures"] == []
         for answer in read_answers(answers(tmp_path, method)).values():
