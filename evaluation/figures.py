@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from evaluation.pace import BOTH, NOTHING, POST_VERIFY, PRE_VERIFY, without
 from evaluation.results import Group, LeftOut, Result, conditions
 from evaluation.speed import SPEC_BENCH_ORDER
-from evaluation.style import BLACK, Drawing, Look, add_legend, halo, new_figure, number, one_line, slug
+from evaluation.style import BLACK, Drawing, Look, add_legend, halo, new_figure, number, one_line, slug, whiskers
 from evaluation.tables import OVERALL, Summary
 
 Looks = Mapping[str, Look]
@@ -30,14 +30,6 @@ FIGURES = (
     "baseline_tokens_per_second",
     "mat",
 )
-ERROR_BAR: dict[str, Any] = {
-    "ecolor": BLACK,
-    "elinewidth": 1,
-    "capsize": 2.5,
-    "capthick": 1,
-    "fmt": "none",
-    "zorder": 4,
-}
 LEGEND_COLUMNS = 5
 MOST_BARS = 12  # of a group in one figure
 MOST_LABELLED = 28  # bars: with more, their numbers would overlap
@@ -110,7 +102,7 @@ def _bars_across(axes: Axes, group: Group, results: Sequence[Result], looks: Loo
     values, rows = [s["speedup"] for s in summaries], np.arange(len(results))
     for row, result, value in zip(rows, results, values, strict=True):
         axes.barh(row, value, height=0.68, **looks[result.method].bar)
-    axes.errorbar(values, rows, xerr=_errors(summaries), **ERROR_BAR)
+    whiskers(axes, values, rows, xerr=_errors(summaries))
     for row, summary in zip(rows, summaries, strict=True):
         end = max(summary["high"] or 0, summary["speedup"])
         style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 7.5}
@@ -145,7 +137,7 @@ def category_bars(group: Group, groups: Sequence[Group], looks: Looks) -> Drawin
         spots = np.array([_spot(names, s["group"]) for s in summaries]) + (place - (len(results) - 1) / 2) * width
         values = [s["speedup"] for s in summaries]
         axes.bar(spots, values, width * 0.96, label=group.labels[result], **looks[result.method].bar)
-        axes.errorbar(spots, values, yerr=_errors(summaries), **ERROR_BAR | {"capsize": min(2.5, 12 * width)})
+        whiskers(axes, spots, values, yerr=_errors(summaries), capsize=min(2.5, 12 * width))
         rows += [_row(group, result, s) | {"category": s["group"]} for s in summaries]
         if bars <= MOST_LABELLED:
             _label_bars(axes, spots, summaries)
@@ -183,8 +175,8 @@ def _spot(names: Sequence[str], name: str) -> float:
 def _label_bars(axes: Axes, spots: np.ndarray[Any, Any], summaries: Sequence[Summary]) -> None:
     for spot, summary in zip(spots, summaries, strict=True):
         top = max(summary["high"] or 0, summary["speedup"])
-        text = number(summary["speedup"])
-        axes.annotate(text, (spot, top), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=6.5)
+        style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "bottom", "fontsize": 6.5}
+        axes.annotate(number(summary["speedup"]), (spot, top), (0, 2), path_effects=halo(), zorder=5, **style)
 
 
 def _wrapped(name: str, width: int = 13) -> str:
@@ -243,7 +235,7 @@ def ablation_bars(groups: Sequence[Group], looks: Looks) -> Drawing:
         for spot, result, value in zip(spots, members, values, strict=True):
             whole = without(result) == NOTHING
             axes.bar(spot, value, 0.62, **looks[result.method].bar | {"alpha": 1 if whole else 0.55})
-        axes.errorbar(spots, values, yerr=_errors(summaries), **ERROR_BAR)
+        whiskers(axes, spots, values, yerr=_errors(summaries))
         _label_bars(axes, spots, summaries)
         one_line(axes)
         axes.set_xticks(spots, [ABLATION[str(without(result))] for result in members])

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from evaluation import theory
-from evaluation.figures import ERROR_BAR, Looks, file_name
+from evaluation.figures import Looks, file_name
 from evaluation.pace import (
     DRAFT_THEN_VERIFY,
     NOTHING,
@@ -25,7 +25,7 @@ from evaluation.pace import (
     without,
 )
 from evaluation.results import Group, LeftOut, Result, conditions
-from evaluation.style import BLACK, GREY, Drawing, add_legend, halo, new_figure
+from evaluation.style import BLACK, GREY, Drawing, add_legend, halo, new_figure, whiskers
 
 ASSUMES = "Theory: every draft token is accepted with the same chance; draft tokens and passes take their mean time."
 CURVE_POINTS = 200
@@ -92,7 +92,7 @@ def _draw_sweep(axes: Axes, place: int, sweep: Sweep, looks: Looks) -> Iterator[
     sizes = [size for size, _ in sweep.points]
     rows = [_point(size, result, base) for (size, result), base in zip(sweep.points, bases, strict=True)]
     rates, low, high = (np.array([row[key] for row in rows], float) for key in ("tokens_per_second", "low", "high"))
-    axes.errorbar(sizes, rates, yerr=[rates - low, high - rates], **ERROR_BAR)
+    whiskers(axes, sizes, rates, yerr=[rates - low, high - rates])
     axes.plot(sizes, rates, look.marker, color=look.color, zorder=5, label=sweep.label)
     yield from (about | row for row in rows)
     if formula := _closed_form(sweep.results[0]):
@@ -168,9 +168,7 @@ def prediction(groups: Sequence[Group], looks: Looks) -> Drawing:
     for name, label, result in _labelled(groups, paces):
         speedup, look = measured[result], looks[result.method]
         low, high = speedup.low or np.nan, speedup.high or np.nan
-        axes.errorbar(
-            predicted[result], speedup.ratio, yerr=[[speedup.ratio - low], [high - speedup.ratio]], **ERROR_BAR
-        )
+        whiskers(axes, predicted[result], speedup.ratio, yerr=[[speedup.ratio - low], [high - speedup.ratio]])
         axes.plot(predicted[result], speedup.ratio, look.marker, color=look.color, markersize=7, zorder=5)
         rows.append(_pace_row(name, label, paces[result]) | {"predicted": predicted[result], "measured": speedup.ratio,
                     "low": speedup.low, "high": speedup.high})  # fmt: skip

@@ -1,25 +1,25 @@
-"""What a report is judged by: conditions under which it fails, and an earlier report's runs."""
+"""What a report is judged by: conditions under which it fails."""
 
-import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evaluation.equal import Comparison, compare
-from evaluation.headers import header_differences
+from evaluation.regression import Pairing
 from evaluation.results import Group, Result
-from evaluation.tables import Summary
 from methods import BASELINE
 from methods.errors import UserError, nearest
 
 IDENTICAL = "identical"
+CHANGE = "change"
 
 
 @dataclass(frozen=True)
 class Gate:
-    """NAME<NUMBER: fails a report in which it holds. `name`: a method, whose overall speedup counts, or "identical",
-    the share of questions on which a lossless method's output is the baseline's."""
+    """NAME<NUMBER: fails a report in which it holds. `name`: a method, whose overall speedup counts; "identical", the
+    share of questions on which a lossless method's output is the baseline's; or "change", a run's speedup over that of
+    the same run in the folder compared with."""
 
     text: str
     name: str
@@ -43,12 +43,19 @@ def parse_gate(text: str) -> Gate:
     """Raises UserError for what is not METHOD<NUMBER."""
     match = re.fullmatch(r"\s*([\w.+-]+)\s*<\s*(\d+\.?\d*|\.\d+)\s*", text)
     if not match or not math.isfinite(float(match[2])):
-        raise UserError(f"expected --fail-on METHOD<NUMBER, such as 'pearl<1.5' or 'identical<1', got '{text}'")
+        raise UserError(
+            f"expected --fail-on METHOD<NUMBER, such as 'pearl<1.5', 'identical<1' or 'change<0.95', got '{text}'"
+        )
     return Gate(text, match[1], float(match[2]))
 
 
-def judge(gate: Gate, groups: Sequence[Group]) -> Outcome:
+def judge(gate: Gate, groups: Sequence[Group], pairings: Sequence[Pairing] = ()) -> Outcome:
     """Raises UserError for a name that no run has, or where there is nothing to compare."""
+    if gate.name == CHANGE:
+        changes = [pairing.change.ratio for pairing in pairings if pairing.change]
+        if not changes:
+            raise UserError(f"'{gate.text}' needs an earlier folder to compare with; pass --compare OTHER")
+        return Outcome(gate, min(changes))
     if gate.name == IDENTICAL:
         shares = identical_shares(groups)
         if not shares:
@@ -56,7 +63,7 @@ def judge(gate: Gate, groups: Sequence[Group]) -> Outcome:
         return Outcome(gate, min(shares))
     runs = [result for group in groups for result in group.results if result.method == gate.name]
     if not runs or gate.name == BASELINE:
-        names = {result.method for group in groups for result in group.results} - {BASELINE} | {IDENTICAL}
+        names = {result.method for group in groups for result in group.results} - {BASELINE} | {IDENTICAL, CHANGE}
         raise UserError(f"'{gate.text}' names no method measured in the folder{nearest(gate.name, names)}")
     speedups = [result.overall["speedup"] if result.overall else None for result in runs]
     known = [speedup for speedup in speedups if speedup is not None]
@@ -79,50 +86,3 @@ def identical_shares(groups: Sequence[Group]) -> list[float]:
     runs = [result for group in groups for result in group.results if result.method != BASELINE]
     exact = [r for r in runs if r.header.get("lossless", True) and r.header["sampling"]["temperature"] == 0]
     return [equality[r].identical / len(equality[r].questions) if r in equality else 0.0 for r in exact]
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """A run and the same one of an earlier folder."""
-
-    name: str
-    now: Summary
-    before: Summary
-    differences: list[str]
-
-    @property
-    def inside(self) -> bool | None:
-        """Whether the speedup of now lies in the interval of before; None if that has none."""
-        if self.before["low"] is None:
-            return None
-        return self.before["low"] <= self.now["speedup"] <= self.before["high"]
-
-
-def pair_runs(now: Sequence[Group], before: Sequence[Group]) -> list[Pairing]:
-    """Runs of the same pair, benchmark, sampling, method and options; of several earlier ones the one whose conditions
-    differ least. Raises UserError where there is none."""
-    earlier: dict[str, list[Result]] = {}
-    for result in (r for group in before for r in group.measured):
-        earlier.setdefault(_same(result), []).append(result)
-    pairings = []
-    for group in now:
-        for result in group.measured:
-            others = earlier.get(_same(result), [])
-            if others:
-                nearest_run = min(others, key=lambda other: len(header_differences(other.header, result.header)))
-                pairings.append(_pairing(f"{group.name}: {group.labels[result]}", result, nearest_run))
-    if not pairings:
-        raise UserError("the two folders have no run of the same pair, benchmark, method and options to compare")
-    return pairings
-
-
-def _same(result: Result) -> str:
-    h = result.header
-    return json.dumps([h["pair"], h["benchmark"], h["sampling"], result.method, result.options], sort_keys=True)
-
-
-def _pairing(name: str, now: Result, before: Result) -> Pairing:
-    differences = header_differences(before.header, now.header)
-    told = [f"{key} was {was}, is {now}" for key, (was, now) in differences.items() if key != "methods"]
-    summaries = [summary for summary in (now.overall, before.overall) if summary is not None]
-    return Pairing(name, summaries[0], summaries[1], told)

@@ -7,7 +7,6 @@ decision of a run against the acceptance rule.
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from rich.text import Text
 from evaluation.config import RunConfig, add_conditions, configure, positive
 from evaluation.launch import launched
 from evaluation.run import check
+from evaluation.tables import terminal
 from methods import get_method
 from methods.errors import UserError, command_line
 
@@ -132,7 +132,7 @@ def show(config: RunConfig, checks: "list[Check]") -> None:
         table.add_column(column)
     for found in checks:
         table.add_row(found.name, found.compared, found.outcome, _word(found.passed))
-    output = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    output = terminal()
     output.print(table)
     for found in checks:
         if found.detail:

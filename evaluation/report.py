@@ -1,4 +1,5 @@
-"""Report of a results folder: `python evaluation/report.py FOLDER [--fail-on "pearl<1.5"]... [--compare OTHER]`.
+"""Report of a results folder: `python evaluation/report.py FOLDER [--fail-on "pearl<1.5"]... [--compare OTHER]
+[--trace FILE]`.
 
 Writes REPORT.md, which shows the figures that it puts beside itself, and report.html, one file that opens from disk:
 speedups with their intervals, equality, conditions, failures, definitions, and what is needed to run it again. The exit
@@ -48,26 +49,35 @@ def main() -> int:
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="results folder, as --output of a run")
     parser.add_argument("--output", metavar="DIR", type=Path, help="where to (default: the folder itself)")
-    parser.add_argument("--fail-on", metavar="CONDITION", action="append", default=[],
-                        help="METHOD<SPEEDUP or identical<1: exit status 1 where it holds")  # fmt: skip
+    parser.add_argument(
+        "--fail-on",
+        metavar="CONDITION",
+        action="append",
+        default=[],
+        help="exit status 1 where METHOD<SPEEDUP, identical<1 or, of --compare, change<0.95",
+    )
     parser.add_argument("--compare", metavar="OTHER", type=Path, help="an earlier folder, to put its speedups beside")
+    parser.add_argument("--trace", metavar="FILE", type=Path, help="trace of one of the runs, for a timeline")
     options = parser.parse_args()
 
-    from evaluation.gates import judge, pair_runs, parse_gate  # what takes long to import comes when it is needed
+    from evaluation.gates import judge, parse_gate  # what takes long to import comes when it is needed
+    from evaluation.regression import pair_runs
     from evaluation.results import read_groups
+    from evaluation.timeline import read_trace
 
     gates = [parse_gate(text) for text in options.fail_on]
     output = options.output or options.folder
     check_output(output)
     groups = read_groups([options.folder])
     earlier = read_groups([options.compare]) if options.compare else []
-    outcomes = [judge(gate, groups) for gate in gates]
+    trace = read_trace(options.trace) if options.trace else None
     pairings = pair_runs(groups, earlier) if options.compare else []
+    outcomes = [judge(gate, groups, pairings) for gate in gates]
 
     from evaluation.plot import draw
     from evaluation.report_content import Report
 
-    drawings, _ = draw(groups)
+    drawings, _ = draw(groups, trace)
     for drawing in drawings:
         drawing.save(output / FIGURES)
     report = Report(groups, drawings, outcomes, pairings, options.folder, options.compare, output / FIGURES, WRITTEN_BY)

@@ -9,7 +9,8 @@ from pathlib import Path
 from evaluation.document import Block, Bullets, Cell, Figure, Heading, Table, Text
 from evaluation.equal import Comparison
 from evaluation.figures import category_names
-from evaluation.gates import Outcome, Pairing, compare_all
+from evaluation.gates import Outcome, compare_all
+from evaluation.regression import Pairing, headline, interval_words
 from evaluation.results import Group, Result, conditions
 from evaluation.style import Drawing
 from evaluation.tables import Summary
@@ -104,13 +105,18 @@ class Report:
         if not self.pairings:
             return
         yield Heading(f"Compared with {self.compared}")
-        words = {True: Cell("inside", "good"), False: Cell("outside", "bad"), None: Cell("no interval", "faint")}
+        yield Text(
+            f"{headline(self.pairings)}. Change: the speedup of now over that of before, on the same questions. What "
+            "differs between two launches as wholes, such as the load of the machine, is in no interval."
+        )
+        words = {True: Cell("yes", "good"), False: Cell("no", "bad"), None: Cell("-", "faint")}
         rows: list[list[str | Cell]] = [
-            [p.name, f"{p.before['speedup']:.2f}x", _interval(p.before), f"{p.now['speedup']:.2f}x", _interval(p.now),
-             words[p.inside]]
+            [p.name, f"{p.before['speedup']:.2f}x", _interval(p.before), f"{p.now['speedup']:.2f}x", words[p.inside],
+             *_change(p)]
             for p in self.pairings
         ]  # fmt: skip
-        yield Table(["run", "before", "95% interval", "now", "95% interval", "now in the old interval"], rows)
+        head = ["run", "before", "95% interval", "now", "in the old interval", "change", "95% interval"]
+        yield Table(head, rows)
         differences = dict.fromkeys(told for pairing in self.pairings for told in pairing.differences)
         if differences:
             yield Bullets([f"other conditions: {told}" for told in differences])
@@ -213,6 +219,14 @@ def _interval(summary: Summary) -> Cell:
         return Cell("too few questions", "faint")
     text = f"{summary['low']:.2f} to {summary['high']:.2f}"
     return Cell(text) if summary["significant"] else Cell(f"{text}\nnot significant", "faint")
+
+
+def _change(pairing: Pairing) -> tuple[Cell, Cell]:
+    change = pairing.change
+    if change is None:
+        return Cell("-", "faint"), Cell("no common question", "faint")
+    tone = "" if not change.significant else "good" if change.ratio > 1 else "bad"
+    return Cell(f"{change.ratio - 1:+.1%}", tone), Cell(interval_words(change.low, change.high, percent=True))
 
 
 def _speedup_words(summary: Summary) -> str:

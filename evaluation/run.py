@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from evaluation.config import RunConfig, help_text, parse
 from evaluation.headers import answers_of
 from evaluation.launch import launch, launched
+from evaluation.tables import LEGEND, details, table, terminal
 from methods import BASELINE, get_method
 from methods.errors import RunError, UserError, command_line
 
@@ -192,7 +193,7 @@ class Tally:
 def judge(session: "Session", failed: Counter[str], console: Console) -> int:
     """Print equality, then speed, of the questions of this run; with --json a last line for programs."""
     config = session.config
-    output = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    output = terminal()
     wanted = len(session.benchmark.questions)
     for name, count in failed.items():
         console.print(f"{name}: {count} questions failed; the same command tries them again", style="red")
@@ -232,7 +233,6 @@ def print_equality(session: "Session", judged: list[str], output: Console) -> di
 
 def print_speed(session: "Session", judged: list[str], output: Console) -> list[dict[str, Any]]:
     from evaluation.speed import summarize
-    from evaluation.tables import LEGEND, details, table
 
     config = session.config
     ids = {question.question_id for question in session.benchmark.questions}

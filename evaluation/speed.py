@@ -1,23 +1,23 @@
 """How much faster a method is than its baseline: `python evaluation/speed.py --file-path F --base-path B`.
 
+Of two results folders: how the speedups of each run in F have changed since B.
+
 Works on our answer files and on those of Spec-Bench's own scripts. `evaluation/run.py` calls `summarize` too. The
 numbers are defined in `evaluation/stats.py`, and shown by `evaluation/tables.py`.
 """
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.text import Text
 
 from evaluation.headers import Header, header_differences, read_header, uncompressed
 from evaluation.records import Answer, Choice, QuestionId, read_answers
-from evaluation.tables import LEGEND, OVERALL, SPEC_BENCH_LEGEND, Summary, details, table
+from evaluation.tables import LEGEND, OVERALL, SPEC_BENCH_LEGEND, Summary, details, table, terminal
 from methods import VARIANT
 from methods.errors import UserError, command_line
 
@@ -303,8 +303,12 @@ def spec_bench_notes(summaries: Sequence[Summary], recorded: bool) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="How much faster a method is than its baseline, with an interval.")
-    parser.add_argument("--file-path", required=True, metavar="F", help="answer file of the method")
-    parser.add_argument("--base-path", required=True, metavar="B", help="answer file of the baseline")
+    parser.add_argument(
+        "--file-path", required=True, metavar="F", help="answer file of the method, or a results folder"
+    )
+    parser.add_argument(
+        "--base-path", required=True, metavar="B", help="answer file of the baseline, or an earlier folder"
+    )
     parser.add_argument("--by", choices=["category"], help="a row for each category too")
     parser.add_argument(
         "--spec-bench",
@@ -322,6 +326,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     options = _parser().parse_args()
+    if Path(options.file_path).is_dir() and Path(options.base_path).is_dir():
+        if options.by or options.spec_bench is not None:
+            raise UserError("two folders are compared run by run; --by and --spec-bench need two answer files")
+        from evaluation.regression import compare_folders
+
+        return compare_folders(options.file_path, options.base_path, options.json)
     count = read_counter(options.spec_bench) if options.spec_bench else None
     if options.by:
         summaries = summarize_by_category(options.file_path, options.base_path, count)
@@ -336,7 +346,7 @@ def main() -> int:
 
 def show(summaries: Sequence[Summary], spec_bench: bool, recorded: bool) -> None:
     """Print the tables and the notes. `spec_bench`: with its own figure, of tokens `recorded` or counted anew."""
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console = terminal()
     console.print(table(summaries, spec_bench), details(summaries), sep="\n")
     console.print(LEGEND + SPEC_BENCH_LEGEND * spec_bench, style="dim", soft_wrap=True)
     notes = summaries[-1]["notes"] + (spec_bench_notes(summaries, recorded) if spec_bench else [])

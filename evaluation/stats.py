@@ -23,19 +23,26 @@ Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
-class Speedup:
-    """How many times the baseline's tokens per second a method reaches. The interval is None for too few questions."""
+class Ratio:
+    """A ratio of rates with its 95% interval, which is None for too few questions."""
 
-    ratio: float  # sum(tokens) / sum(time), over the same of the baseline
+    ratio: float
     low: float | None
     high: float | None
-    geometric_mean: float  # of the questions' own ratios
     questions: int
 
     @property
     def significant(self) -> bool:
         """Whether the interval excludes 1."""
         return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
+
+
+@dataclass(frozen=True)
+class Speedup(Ratio):
+    """How many times the baseline's tokens per second a method reaches: sum(tokens) / sum(time), over the same of the
+    baseline."""
+
+    geometric_mean: float  # of the questions' own ratios
 
 
 def pair_answers(method: Iterable[Answer], baseline: Iterable[Answer]) -> pd.DataFrame:
@@ -62,14 +69,33 @@ def speedup(pairs: pd.DataFrame, resamples: int = 9999) -> Speedup:
     sums = _per_question(pairs)
     columns = tuple(sums[name].to_numpy(float) for name in ("tokens", "time", "tokens_base", "time_base"))
     tokens, time, tokens_base, time_base = columns
-    low, high = _interval(columns, resamples) if len(sums) >= MIN_QUESTIONS else (None, None)
+    low, high = _interval(columns, _log_ratio, resamples)
     return Speedup(
         ratio=float(np.exp(_log_ratio(*columns))),
         low=low,
         high=high,
-        geometric_mean=float(stats.gmean((tokens / time) / (tokens_base / time_base))),
         questions=len(sums),
+        geometric_mean=float(stats.gmean((tokens / time) / (tokens_base / time_base))),
     )
+
+
+def change(now: pd.DataFrame, before: pd.DataFrame, resamples: int = 9999) -> Ratio | None:
+    """How many times the speedup of `before` that of `now` is, both as `pair_answers` gives them, on the questions that
+    both have; None where there is none.
+
+    Both launches answered the same questions, so these are resampled together, as in `speedup`. What differs between
+    the launches as wholes, such as where the weights lie in memory or what else the machine does, is not in the
+    interval.
+    """
+    sums = _per_question(now).merge(
+        _per_question(before), left_index=True, right_index=True, suffixes=("", "_before"), validate="one_to_one"
+    )
+    if sums.empty:
+        return None
+    columns = tuple(sums[name].to_numpy(float) for name in sums)
+    ratio = float(np.exp(_log_change(*columns)))
+    low, high = _interval(columns, _log_change, resamples)
+    return Ratio(ratio, low, high, len(sums))
 
 
 def decode_speedup(pairs: pd.DataFrame) -> float | None:
@@ -206,12 +232,16 @@ def _per_question(pairs: pd.DataFrame) -> pd.DataFrame:
     return pairs.groupby("question", sort=False)[["tokens", "time", "tokens_base", "time_base"]].sum()
 
 
-def _interval(columns: tuple[Floats, ...], resamples: int) -> tuple[float, float]:
+def _interval(
+    columns: tuple[Floats, ...], statistic: Callable[..., Floats], resamples: int
+) -> tuple[float, float] | tuple[None, None]:
     questions = len(columns[0])
+    if questions < MIN_QUESTIONS:
+        return None, None
     quantile = np.sqrt(questions / (questions - 1)) * stats.t.ppf((1 + CONFIDENCE) / 2, questions - 1)
     result = stats.bootstrap(
         columns,
-        _log_ratio,
+        statistic,
         paired=True,
         vectorized=True,
         method="percentile",
@@ -223,9 +253,15 @@ def _interval(columns: tuple[Floats, ...], resamples: int) -> tuple[float, float
     return float(np.exp(result.confidence_interval.low)), float(np.exp(result.confidence_interval.high))
 
 
-def _log_ratio(tokens: Floats, time: Floats, tokens_base: Floats, time_base: Floats, axis: int = -1) -> Floats:
-    tokens, time, tokens_base, time_base = (x.sum(axis=axis) for x in (tokens, time, tokens_base, time_base))
+def _log_ratio(*columns: Floats, axis: int = -1) -> Floats:
+    """Of tokens, time, and the baseline's tokens and time."""
+    tokens, time, tokens_base, time_base = (column.sum(axis=axis) for column in columns)
     return np.log(tokens) - np.log(time) - (np.log(tokens_base) - np.log(time_base))
+
+
+def _log_change(*columns: Floats, axis: int = -1) -> Floats:
+    """Of the four columns of one launch, and of those of an earlier one."""
+    return _log_ratio(*columns[:4], axis=axis) - _log_ratio(*columns[4:], axis=axis)
 
 
 def _per_pass(choices: Iterable[Choice]) -> tuple[Floats, Floats]:

@@ -28,6 +28,14 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 LINES = ("-", "--", "-.", ":")
 FIRST = ("sps", "pearl")  # keep their look in every figure; the others take what is left
 
+ERROR_BAR: dict[str, Any] = {
+    "ecolor": BLACK,
+    "elinewidth": 1,
+    "capsize": 2.5,
+    "capthick": 1,
+    "fmt": "none",
+    "zorder": 4,
+}
 WIDTH = 7.2  # inches: two columns of a paper
 TITLE, SMALL = 10.5, 6.5  # points
 TITLE_CHARACTERS, SMALL_CHARACTERS = 10.5, 21  # to an inch
@@ -147,6 +155,13 @@ def one_line(axes: Axes, value: float = 1.0, text: str = "baseline", vertical: b
     """A marked line, such as at speedup 1."""
     draw = axes.axvline if vertical else axes.axhline
     draw(value, color=BLACK, linewidth=1, linestyle=(0, (4, 2)), zorder=3, label=text)
+
+
+def whiskers(axes: Axes, x: Any, y: Any, **errors: Any) -> None:
+    """Error bars (`xerr`, `yerr`), with a white edge that shows them on dark bars too."""
+    _, caps, bars = axes.errorbar(x, y, **ERROR_BAR | errors)
+    for artist in (*caps, *bars):
+        artist.set_path_effects(halo(2))
 
 
 def number(value: float) -> str:

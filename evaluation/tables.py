@@ -1,9 +1,11 @@
 """How the figures of `speed.py` look in a terminal: one row for each method, or for each category."""
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -12,6 +14,11 @@ Column = tuple[str, Callable[[Summary], str | Text | None]]  # its name, and its
 
 OVERALL = "overall"
 POSITIONS_SHOWN = 4
+
+
+def terminal() -> Console:
+    """Where tables are printed: wide enough for them where it is a file or a pipe."""
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
 def table(summaries: Sequence[Summary], spec_bench: bool = False) -> Table:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.headers import read_file
+from evaluation.headers import read_file, uncompressed
 from evaluation.records import Choice
 from evaluation.results import Result
 from methods.errors import UserError
@@ -41,7 +41,7 @@ def read_trace(path: str | Path) -> Trace:
     """Raises UserError where it cannot be read, or is no trace of a run."""
     path = Path(path)
     try:
-        events = json.loads(read_file(path))["traceEvents"]
+        events = json.loads(read_file(uncompressed(path)))["traceEvents"]
         answers = _answers(events)
     except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, or not of this form
         raise UserError(f"{path} is not a trace as a run with --trace writes it; name such a file") from None

@@ -4,7 +4,8 @@ By the paper (Liu et al., ICLR 2025, theorem 1) as many as fit into a pass of th
 do not disturb each other. Cores that share one memory do: the target slows its draft down until its pass is done, and a
 draft token behind that is cheaper than one beside it. And a draft that is left at various exits takes now less, now
 more than the pass. So two windows are tried, and what the rounds of others would take is told by them; with devices of
-their own and even times that gives the paper's window again, rounded up or down.
+their own, even times and long answers that gives the paper's window again, rounded up or down. Short answers want
+shorter ones: their first pass has but one token to verify, and of their last window a part is drafted in vain.
 """
 
 from collections.abc import Callable
@@ -45,8 +46,9 @@ class AutoWindow:
         times = [*self._draft_seconds.values(), *self._verify_seconds.values()]
         if self._answers < len(TRIED) or not all(times):
             return None
-        acceptance = self._kept / max(self._kept + self._rejected, 1)
-        return best_window(self._round_seconds, acceptance)
+        judged = self._kept + self._rejected
+        # Laplace's rule of succession: of a few answers without a rejection none says that there will never be one.
+        return best_window(self._round_seconds, (self._kept + 1) / (judged + 2), judged / self._answers)
 
     def _round_seconds(self, window: int) -> float:
         """The mean time of a round, which the slower rank decides."""
@@ -64,12 +66,25 @@ def _seconds(measured: dict[int, list[float]], window: int) -> list[float]:
     return [seconds * typical / median(known) for seconds in known[: max(len(known) * 9 // 10, 1)]]
 
 
-def best_window(round_seconds: Callable[[int], float], acceptance: float) -> int:
-    """The window with most tokens per second. `round_seconds`: of a round of that window; `acceptance`: the probability
-    that a drafted token is kept."""
+def best_window(round_seconds: Callable[[int], float], acceptance: float, tokens: float) -> int:
+    """The window by which an answer takes least. `round_seconds`: of a round of that window; `acceptance`: the
+    probability that a drafted token is kept; `tokens`: of an answer."""
+    count = max(round(tokens), 1)
+    return min(
+        range(1, LONGEST_WINDOW + 1),
+        key=lambda window: expected_passes(acceptance, window, count) * round_seconds(window),
+    )
 
-    def speed(window: int) -> float:
-        full = sum(acceptance**i for i in range(window))  # tokens of a pass that verifies a whole window, see theory.py
-        return full / (acceptance + (1 - acceptance) * full) / round_seconds(window)
 
-    return max(range(1, LONGEST_WINDOW + 1), key=speed)
+def expected_passes(acceptance: float, window: int, tokens: int) -> float:
+    """How many passes PEARL needs on average, behind the prefill, for so many tokens, by the chain of
+    `evaluation/theory.py`, `pearl_tokens`: nothing is drafted at first, and behind each rejection."""
+    empty, full = [0.0], [0.0]  # passes for n tokens that begin with nothing drafted, and with a whole window
+    rejected = 0.0  # sum of acceptance^k empty[n - 1 - k]: what follows if the token behind k kept ones is rejected
+    for n in range(1, tokens + 1):
+        beyond = empty[n - 1 - window] * acceptance**window if n > window else 0.0
+        rejected = empty[n - 1] + acceptance * rejected - beyond
+        kept_whole = full[max(n - window, 0)] * acceptance**window
+        empty.append(1 + acceptance * full[n - 1] + (1 - acceptance) * empty[n - 1])
+        full.append(1 + (1 - acceptance) * rejected + kept_whole)
+    return empty[tokens]

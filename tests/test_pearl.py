@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
 
-from evaluation.theory import pearl_speedup
+from evaluation.theory import pearl_speedup, pearl_tokens
 from methods import BASELINE, METHODS, get_method
-from methods.auto_window import LONGEST_WINDOW, TRIED, AutoWindow, best_window
+from methods.auto_window import LONGEST_WINDOW, TRIED, AutoWindow, best_window, expected_passes
 from methods.base import Generation, Limits, Span, generate
 from methods.engine.link import Begin, Close, Draft, Link, LinkError, Message, Ready, Ruling
 from methods.engine.sampling import Sampling
@@ -243,10 +243,37 @@ def test_where_ranks_do_not_disturb_each_other_auto_is_the_papers_window() -> No
     """By theorem 1 what fits into a pass; where that is not whole, the faster of its neighbours."""
     for ratio in (0.6, 1.0, 1.9, 2.0, 2.4, 4.3, 4.9, 7.5, 12.01):
         for alpha in (0.0, 0.3, 0.5, 0.8, 0.98, 1.0):
-            found = best_window(partial(max, ratio), alpha)
+            found = best_window(partial(max, ratio), alpha, 500)
             best = max(max(int(ratio), 1), int(ratio) + 1, key=lambda g: pearl_speedup(alpha, g, ratio))
-            assert pearl_speedup(alpha, found, ratio) == pytest.approx(pearl_speedup(alpha, best, ratio))
-    assert best_window(partial(max, 100.0), 1.0) == LONGEST_WINDOW
+            assert pearl_speedup(alpha, found, ratio) == pytest.approx(pearl_speedup(alpha, best, ratio), rel=0.01)
+    assert best_window(partial(max, 100.0), 1.0, 500) == LONGEST_WINDOW
+
+
+def test_expected_passes_agree_with_going_through_every_rejection() -> None:
+    def passes(alpha: float, window: int, tokens: int, drafted: bool) -> float:
+        """The chain as it is told: what each pass judges, and what follows from the first token that it rejects."""
+        if tokens <= 0:
+            return 0.0
+        judged = window if drafted else 1
+        ways = [(alpha**k * (1 - alpha), k + 1, False) for k in range(judged)] + [(alpha**judged, judged, True)]
+        return 1 + sum(chance * passes(alpha, window, tokens - n, full) for chance, n, full in ways if chance)
+
+    for alpha in (0.0, 0.4, 0.9, 1.0):
+        for window in (1, 2, 3, 5):
+            for tokens in (0, 1, 2, 5, 9):
+                expected = passes(alpha, window, tokens, False)
+                assert expected_passes(alpha, window, tokens) == pytest.approx(expected), (alpha, window, tokens)
+            assert 3000 / expected_passes(alpha, window, 3000) == pytest.approx(pearl_tokens(alpha, window), rel=2e-3)
+
+
+def test_auto_is_shorter_for_short_answers() -> None:
+    """And not the longest there is because the first answers, here of 60 and 64 tokens, had no rejection."""
+
+    def round_seconds(window: int) -> float:
+        return 1 + max(window, 4.0)
+
+    assert best_window(round_seconds, 0.99, 1000) > best_window(round_seconds, 0.99, 12)
+    assert found_by({2: [17.3] * 30, 8: [55.9] * 8}, pass_ms=16.9, kept=None, rejected=0) in (4, 5, 6)
 
 
 def test_auto_is_longer_where_drafting_beside_the_target_is_slow() -> None:
@@ -263,14 +290,14 @@ def test_auto_leaves_room_where_drafts_take_now_more_now_less() -> None:
     assert found_by(even | {2: [7.5] * 11 + [500.0]}, pass_ms=15, kept=52, rejected=48) == 4  # held up once
 
 
-def found_by(draft_ms: dict[int, list[float]], pass_ms: float, kept: int, rejected: int) -> int | None:
-    """What auto settles on by these times of the windows that it tries."""
+def found_by(draft_ms: dict[int, list[float]], pass_ms: float, kept: int | None, rejected: int) -> int | None:
+    """What auto settles on by these times of the windows that it tries. `kept`: by each pass (None: all)."""
     sought = AutoWindow()
     for window in TRIED:
         assert sought.window == window
         for milliseconds in draft_ms[window]:
             sought.drafted(window, milliseconds / 1e3)
-            sought.verified(pass_ms / 1e3, kept, False)
+            sought.verified(pass_ms / 1e3, window if kept is None else kept, False)
         sought.drafted(1, 1e9)  # cut short: says nothing
         for _ in range(rejected * len(draft_ms[window])):
             sought.verified(pass_ms / 1e3, 0, True)

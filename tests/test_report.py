@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from evaluation.document import Block, Bullets, Cell, Heading, Table, Text, to_html, to_markdown
-from evaluation.gates import judge, pair_runs, parse_gate
+from evaluation.gates import judge, parse_gate
+from evaluation.regression import pair_runs
 from evaluation.results import read_groups
 from evaluation.speed import summarize
 from methods.errors import UserError
@@ -44,10 +45,12 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with its report, by the command itself; the condition does not hold."""
-    folder = write_runs(tmp_path_factory.mktemp("runs") / "study", [SPS, PEARL], questions=14)
-    done = run_script(
-        "report.py", folder, "--fail-on", "pearl<1.05", "--fail-on", "identical < 1", "--compare", folder, cwd=folder
-    )
+    place = tmp_path_factory.mktemp("runs")
+    folder = write_runs(place / "study", [SPS, PEARL], place / "trace.json", questions=14)
+    (place / "trace.json.gz").write_bytes(gzip.compress((place / "trace.json").read_bytes()))
+    conditions = ("--fail-on", "pearl<1.05", "--fail-on", "identical < 1", "--fail-on", "change<1")
+    more = ("--compare", folder, "--trace", place / "trace.json.gz")
+    done = run_script("report.py", folder, *conditions, *more, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split() == [str(folder / "REPORT.md"), str(folder / "report.html")]
     return folder
@@ -87,7 +90,9 @@ def test_markdown_says_what_was_measured(reported: Path) -> None:
     assert "## Failures\n\nNone." in text
     assert "| options of pearl | gamma auto, without nothing |" in text and "| git_commit | 0123456789" in text
     assert "| pearl<1.05 |" in text and "does not hold" in text
-    assert f"## Compared with {reported}" in text and text.count("| inside |") == 2
+    assert f"## Compared with {reported}" in text and text.count("x | yes | +0.0% | +0.0% to +0.0% |") == 2
+    assert "2 of 2 speedups lie in the interval of before; 0 significantly lower, 0 higher." in text
+    assert "![Figure: timeline](figures/timeline.png)" in text
     pictures = re.findall(r"\]\((figures/[^)]+)\)", text)
     assert len(pictures) > 10 and all((reported / path).stat().st_size for path in pictures)
 
@@ -169,9 +174,32 @@ def test_comparison_with_an_earlier_folder(tmp_path: Path) -> None:
     assert (sps.inside, pearl.inside) == (True, False)
     assert sps.now["speedup"] == pytest.approx(sps.before["speedup"])
     assert "cpu was another CPU, is some CPU" in sps.differences
+    assert sps.change and sps.change.ratio == pytest.approx(1) and not sps.change.significant
+    ratio = pearl.now["speedup"] / pearl.before["speedup"]
+    assert pearl.change and pearl.change.ratio == pytest.approx(ratio) and pearl.change.significant and ratio > 1
+    assert not judge(parse_gate("change<0.95"), now, [sps, pearl]).holds
+    assert judge(parse_gate("change<0.95"), before, pair_runs(before, now)).holds
+    with pytest.raises(UserError, match="pass --compare"):
+        judge(parse_gate("change<0.95"), now)
     other = read_groups([write_runs(tmp_path / "other", [SPS], questions=6, pair="another")])
     with pytest.raises(UserError, match="no run of the same pair"):
         pair_runs(now, other)
+
+
+def test_speed_compares_two_folders(tmp_path: Path) -> None:
+    write_runs(tmp_path / "now", [SPS, PEARL], questions=6)
+    slower = Simulated("pearl", PEARL.options, alpha=0.2, window=5)
+    write_runs(tmp_path / "before", [SPS, slower], questions=6, threads=7)
+    folders = ("--file-path", "now", "--base-path", "before")
+    done = run_script("speed.py", *folders, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 2 speedups lie in the interval of before; 0 significantly lower, 1 higher" in done.stdout
+    assert "threads was 7, is 2" in done.stdout
+    rows = json.loads(run_script("speed.py", *folders, "--json", cwd=tmp_path).stdout)
+    assert [row["inside"] for row in rows] == [True, False]
+    assert rows[1]["now"]["speedup"] / rows[1]["before"]["speedup"] == pytest.approx(rows[1]["change"]["ratio"])
+    done = run_script("speed.py", *folders, "--by", "category", cwd=tmp_path)
+    assert done.returncode == 2 and "need two answer files" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_run_is_compared_with_the_earlier_one_most_like_it(tmp_path: Path) -> None:

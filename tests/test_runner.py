@@ -14,6 +14,7 @@ import pytest
 from evaluation.config import parse
 from evaluation.headers import read_header
 from evaluation.records import read_answers
+from evaluation.run import open_session
 from methods.paths import ROOT
 from tests.tiny import save_model
 
@@ -178,6 +179,13 @@ def test_variants_of_a_method_are_compared_in_one_run(folder: Path, tmp_path: Pa
         choices = [choice for answer in read_answers(answers(tmp_path, name)).values() for choice in answer.choices]
         longest = max(drafted for choice in choices for turn in choice.drafted or [] for drafted in turn)
         assert longest == gamma
+
+
+def test_methods_of_one_draft_share_it_and_all_share_the_target(folder: Path, tmp_path: Path) -> None:
+    session = open_session(parse(command(folder, tmp_path, methods="sps,sps@gamma=3,sps@draft=int8")))
+    one, other, own = (session.models_of(spec) for spec in session.config.specs if spec.needs_draft)
+    assert one.draft_model is other.draft_model is not own.draft_model
+    assert one.target is own.target
 
 
 def test_drafts_are_compared_in_one_run(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,145 @@
+"""What has changed since an earlier results folder: the same runs of both, side by side.
+
+Used by `speed.py` and `report.py`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from evaluation import stats
+from evaluation.headers import header_differences
+from evaluation.results import Group, Result, read_groups
+from evaluation.speed import pair_files
+from evaluation.stats import Ratio
+from evaluation.tables import Summary, terminal
+from methods.errors import UserError
+
+LEGEND = """\
+change: the speedup of now over that of before, on the same questions; its interval: bootstrap over these
+inside: the speedup of now lies in the interval of before
+What differs between two launches as wholes, such as the load of the machine, is in neither interval."""
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """A run and the same one of an earlier folder."""
+
+    name: str
+    now: Summary
+    before: Summary
+    change: Ratio | None  # of the speedup; None where they have no question in common
+    differences: list[str]  # in the conditions, in words
+
+    @property
+    def inside(self) -> bool | None:
+        """Whether the speedup of now lies in the interval of before; None if that has none."""
+        if self.before["low"] is None:
+            return None
+        return self.before["low"] <= self.now["speedup"] <= self.before["high"]
+
+
+def pair_runs(now: Sequence[Group], before: Sequence[Group]) -> list[Pairing]:
+    """Runs of the same pair, benchmark, sampling, method and options; of several earlier ones the one whose conditions
+    differ least. Raises UserError where there is none."""
+    earlier: dict[str, list[Result]] = {}
+    for result in (r for group in before for r in group.measured):
+        earlier.setdefault(_same(result), []).append(result)
+    pairings = []
+    for group in now:
+        for result in group.measured:
+            others = earlier.get(_same(result), [])
+            if others:
+                nearest_run = min(others, key=lambda other: len(header_differences(other.header, result.header)))
+                pairings.append(_pairing(f"{group.name}: {group.labels[result]}", result, nearest_run))
+    if not pairings:
+        raise UserError("the two folders have no run of the same pair, benchmark, method and options to compare")
+    return pairings
+
+
+def _same(result: Result) -> str:
+    h = result.header
+    return json.dumps([h["pair"], h["benchmark"], h["sampling"], result.method, result.options], sort_keys=True)
+
+
+def _pairing(name: str, now: Result, before: Result) -> Pairing:
+    differences = header_differences(before.header, now.header)
+    told = [f"{key} was {was}, is {become}" for key, (was, become) in differences.items() if key != "methods"]
+    pairs = [pair_files(run.run.path, run.base_path).pairs for run in (now, before) if run.base_path]
+    return Pairing(name, now.overall or {}, before.overall or {}, stats.change(*pairs), told)
+
+
+def headline(pairings: Sequence[Pairing]) -> str:
+    """How many of the runs come out as before, in one line."""
+    judged = [pairing.inside for pairing in pairings if pairing.inside is not None]
+    slower, faster = (
+        sum(p.change is not None and p.change.significant and (p.change.ratio < 1) == down for p in pairings)
+        for down in (True, False)
+    )
+    return (
+        f"{sum(judged)} of {len(judged)} speedups lie in the interval of before; "
+        f"{slower} significantly lower, {faster} higher"
+    )
+
+
+def _table(pairings: Sequence[Pairing]) -> Table:
+    """A row for each pairing, for a terminal."""
+    result = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    result.add_column("run", overflow="fold")
+    for name in ("before", "95% interval", "now", "inside", "change", "95% interval"):
+        result.add_column(name, justify="right", no_wrap=True)
+    words = {True: Text("yes"), False: Text("no", style="yellow"), None: Text("-", style="dim")}
+    for p in pairings:
+        before, now = (f"{summary['speedup']:.2f}x" for summary in (p.before, p.now))
+        interval = interval_words(p.before["low"], p.before["high"])
+        result.add_row(p.name, before, interval, now, words[p.inside], *_change_cells(p.change))
+    return result
+
+
+def _change_cells(change: Ratio | None) -> tuple[Text, Text]:
+    if change is None:
+        return Text("-", style="dim"), Text("no common question", style="dim")
+    style = "" if not change.significant else "bold green" if change.ratio > 1 else "bold red"
+    return Text(f"{change.ratio - 1:+.1%}", style=style), Text(interval_words(change.low, change.high, percent=True))
+
+
+def interval_words(low: float | None, high: float | None, percent: bool = False) -> str:
+    """An interval of ratios, or of the changes that they mean in percent."""
+    if low is None or high is None:
+        return "too few questions"
+    return f"{low - 1:+.1%} to {high - 1:+.1%}" if percent else f"{low:.2f} to {high:.2f}"
+
+
+def compare_folders(now: str, before: str, as_json: bool) -> int:
+    """Print how the speedups of a results folder have changed since an earlier one. Returns the exit status."""
+    pairings = pair_runs(read_groups([now]), read_groups([before]))
+    if as_json:
+        print(json.dumps(_rows(pairings), indent=2))
+        return 0
+    console = terminal()
+    console.print(_table(pairings), headline(pairings), sep="\n")
+    console.print(LEGEND, style="dim", soft_wrap=True)
+    for told in dict.fromkeys(told for pairing in pairings for told in pairing.differences):
+        console.print(Text(f"note: other conditions: {told}", style="yellow"), soft_wrap=True)
+    return 0
+
+
+def _rows(pairings: Sequence[Pairing]) -> list[dict[str, Any]]:
+    """The same for programs."""
+    figures = ("speedup", "low", "high")
+    return [
+        {
+            "run": p.name,
+            "before": {key: p.before[key] for key in figures},
+            "now": {key: p.now[key] for key in figures},
+            "inside": p.inside,
+            "change": p.change and {"ratio": p.change.ratio, "low": p.change.low, "high": p.change.high},
+            "differences": p.differences,
+        }
+        for p in pairings
+    ]
