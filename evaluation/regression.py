@@ -20,6 +20,7 @@ from evaluation.stats import Ratio
 from evaluation.tables import Summary, terminal
 from methods.errors import UserError
 
+TASK = ("pair", "benchmark", "template", "dtype", "sampling", "max_new_tokens")
 LEGEND = """\
 change: the speedup of now over that of before, on the same questions; its interval: bootstrap over these
 inside: the speedup of now lies in the interval of before
@@ -45,8 +46,8 @@ class Pairing:
 
 
 def pair_runs(now: Sequence[Group], before: Sequence[Group]) -> list[Pairing]:
-    """Runs of the same pair, benchmark, sampling, method and options; of several earlier ones the one whose conditions
-    differ least. Raises UserError where there is none."""
+    """Runs of the same method with the same options on the same task, wherever and whenever; of several earlier ones
+    the one whose conditions differ least. Raises UserError where there is none."""
     earlier: dict[str, list[Result]] = {}
     for result in (r for group in before for r in group.measured):
         earlier.setdefault(_same(result), []).append(result)
@@ -58,13 +59,12 @@ def pair_runs(now: Sequence[Group], before: Sequence[Group]) -> list[Pairing]:
                 nearest_run = min(others, key=lambda other: len(header_differences(other.header, result.header)))
                 pairings.append(_pairing(f"{group.name}: {group.labels[result]}", result, nearest_run))
     if not pairings:
-        raise UserError("the two folders have no run of the same pair, benchmark, method and options to compare")
+        raise UserError("the two folders have no run of the same method, options, pair and task to compare")
     return pairings
 
 
 def _same(result: Result) -> str:
-    h = result.header
-    return json.dumps([h["pair"], h["benchmark"], h["sampling"], result.method, result.options], sort_keys=True)
+    return json.dumps([result.method, result.options, [result.header.get(key) for key in TASK]], sort_keys=True)
 
 
 def _pairing(name: str, now: Result, before: Result) -> Pairing:

@@ -182,7 +182,7 @@ def test_comparison_with_an_earlier_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="pass --compare"):
         judge(parse_gate("change<0.95"), now)
     other = read_groups([write_runs(tmp_path / "other", [SPS], questions=6, pair="another")])
-    with pytest.raises(UserError, match="no run of the same pair"):
+    with pytest.raises(UserError, match="no run of the same method"):
         pair_runs(now, other)
 
 
@@ -203,9 +203,10 @@ def test_speed_compares_two_folders(tmp_path: Path) -> None:
 
 
 def test_a_run_is_compared_with_the_earlier_one_most_like_it(tmp_path: Path) -> None:
-    """Not with a sampled run, and not with each of several."""
+    """Not with a sampled run or one of longer answers, and not with each of several."""
     sampled = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    write_runs(tmp_path / "before/far", [SPS], questions=6, threads=7, max_new_tokens=9)
+    write_runs(tmp_path / "before/far", [SPS], questions=6, threads=7, replicas=3)
+    write_runs(tmp_path / "before/longer", [SPS], questions=6, max_new_tokens=999)
     write_runs(tmp_path / "before/near", [SPS], questions=6, threads=7)
     write_runs(tmp_path / "before/sampled", [SPS], questions=6, sampling=sampled)
     before = read_groups([tmp_path / "before"])
