@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from evaluation.pace import BOTH, NOTHING, POST_VERIFY, PRE_VERIFY, without
 from evaluation.results import Group, LeftOut, Result, conditions
 from evaluation.speed import SPEC_BENCH_ORDER
-from evaluation.style import BLACK, Drawing, Look, add_legend, halo, new_figure, number, one_line, slug, whiskers
+from evaluation.style import BLACK, PLATE, Drawing, Look, add_legend, new_figure, number, one_line, slug, whiskers
 from evaluation.tables import OVERALL, Summary
 
 Looks = Mapping[str, Look]
@@ -106,7 +106,7 @@ def _bars_across(axes: Axes, group: Group, results: Sequence[Result], looks: Loo
     for row, summary in zip(rows, summaries, strict=True):
         end = max(summary["high"] or 0, summary["speedup"])
         style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 7.5}
-        axes.annotate(_said(summary), (end, row), (5, 0), path_effects=halo(), zorder=5, **style)
+        axes.annotate(_said(summary), (end, row), (5, 0), bbox=PLATE, zorder=5, **style)
     one_line(axes, vertical=True)
     labels = ["\n".join(textwrap.wrap(group.labels[result], 34)) for result in results]
     axes.set_yticks(rows, labels)
@@ -176,7 +176,7 @@ def _label_bars(axes: Axes, spots: np.ndarray[Any, Any], summaries: Sequence[Sum
     for spot, summary in zip(spots, summaries, strict=True):
         top = max(summary["high"] or 0, summary["speedup"])
         style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "bottom", "fontsize": 6.5}
-        axes.annotate(number(summary["speedup"]), (spot, top), (0, 2), path_effects=halo(), zorder=5, **style)
+        axes.annotate(number(summary["speedup"]), (spot, top), (0, 2), bbox=PLATE, zorder=5, **style)
 
 
 def _wrapped(name: str, width: int = 13) -> str:

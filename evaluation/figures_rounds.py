@@ -26,7 +26,7 @@ TIMELINE_ROUNDS = 8
 WORK: Mapping[str, dict[str, Any]] = {
     "verify": {"facecolor": BLUE, "edgecolor": "white"},
     "draft": {"facecolor": ORANGE, "edgecolor": "white", "hatch": "////"},
-    "wait": {"facecolor": "white", "edgecolor": GREY, "hatch": "...."},
+    "wait": {"facecolor": "white", "edgecolor": GREY, "hatch": ".."},
 }
 LEGEND = [Patch(label=name, **look) for name, look in (("verifies", WORK["verify"]), ("drafts", WORK["draft"]))]
 LEGEND += [Patch(label="waits", **WORK["wait"])]
