@@ -31,11 +31,16 @@ What differs between two launches as wholes, such as the load of the machine, is
 class Pairing:
     """A run and the same one of an earlier folder."""
 
-    name: str
+    label: str  # of the run in its group
+    group: str
     now: Summary
     before: Summary
     change: Ratio | None  # of the speedup; None where they have no question in common
     differences: list[str]  # in the conditions, in words
+
+    @property
+    def name(self) -> str:
+        return f"{self.group}: {self.label}"
 
     @property
     def inside(self) -> bool | None:
@@ -57,7 +62,7 @@ def pair_runs(now: Sequence[Group], before: Sequence[Group]) -> list[Pairing]:
             others = earlier.get(_same(result), [])
             if others:
                 nearest_run = min(others, key=lambda other: len(header_differences(other.header, result.header)))
-                pairings.append(_pairing(f"{group.name}: {group.labels[result]}", result, nearest_run))
+                pairings.append(_pairing(group, result, nearest_run))
     if not pairings:
         raise UserError("the two folders have no run of the same method, options, pair and task to compare")
     return pairings
@@ -67,11 +72,12 @@ def _same(result: Result) -> str:
     return json.dumps([result.method, result.options, [result.header.get(key) for key in TASK]], sort_keys=True)
 
 
-def _pairing(name: str, now: Result, before: Result) -> Pairing:
+def _pairing(group: Group, now: Result, before: Result) -> Pairing:
     differences = header_differences(before.header, now.header)
     told = [f"{key} was {was}, is {become}" for key, (was, become) in differences.items() if key != "methods"]
     pairs = [pair_files(run.run.path, run.base_path).pairs for run in (now, before) if run.base_path]
-    return Pairing(name, now.overall or {}, before.overall or {}, stats.change(*pairs), told)
+    summaries = now.overall or {}, before.overall or {}
+    return Pairing(group.labels[now], group.name, *summaries, stats.change(*pairs), told)
 
 
 def headline(pairings: Sequence[Pairing]) -> str:

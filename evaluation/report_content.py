@@ -112,11 +112,11 @@ class Report:
         )
         words = {True: Cell("yes", "good"), False: Cell("no", "bad"), None: Cell("-", "faint")}
         rows: list[list[str | Cell]] = [
-            [p.name, f"{p.before['speedup']:.2f}x", _interval(p.before), f"{p.now['speedup']:.2f}x", words[p.inside],
-             *_change(p)]
+            [p.label, f"{p.before['speedup']:.2f}x", interval_words(p.before["low"], p.before["high"]),
+             f"{p.now['speedup']:.2f}x", words[p.inside], *_change(p), Cell(p.group, "faint")]
             for p in self.pairings
         ]  # fmt: skip
-        head = ["run", "before", "95% interval", "now", "in the old interval", "change", "95% interval"]
+        head = ["run", "before", "95% interval", "now", "in the old interval", "change", "95% interval", "of"]
         yield Table(head, rows)
         differences = dict.fromkeys(told for pairing in self.pairings for told in pairing.differences)
         if differences:

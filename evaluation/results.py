@@ -183,7 +183,9 @@ def _labels(
 def sampling_words(header: Header) -> str:
     """How the target's tokens were drawn."""
     sampling = header["sampling"]
-    drawn = [f"{name.replace('_', '-')} {sampling[name]:g}" for name in ("temperature", "top_k", "top_p")]
+    off = {"top_k": 0, "top_p": 1}
+    names = [name for name in ("temperature", "top_k", "top_p") if sampling[name] != off.get(name)]
+    drawn = [f"{name.replace('_', '-')} {sampling[name]:g}" for name in names]
     return ", ".join(drawn) if sampling["temperature"] else "greedy"
 
 
