@@ -213,6 +213,9 @@ def test_a_run_is_compared_with_the_earlier_one_most_like_it(tmp_path: Path) -> 
     now = read_groups([write_runs(tmp_path / "now", [SPS], questions=6)])
     (pairing,) = pair_runs(now, before)
     assert [told for told in pairing.differences if not told.startswith("threads")] == []
+    for other in ("longer", "sampled"):
+        with pytest.raises(UserError, match="no run of the same method"):
+            pair_runs(now, read_groups([tmp_path / "before" / other]))
     (pairing,) = pair_runs(before[-1:], before)
     assert pairing.differences == []
 
