@@ -110,14 +110,9 @@ class Report:
             f"{headline(self.pairings)}. Change: the speedup of now over that of before, on the same questions. What "
             "differs between two launches as wholes, such as the load of the machine, is in no interval."
         )
-        words = {True: Cell("yes", "good"), False: Cell("no", "bad"), None: Cell("-", "faint")}
-        rows: list[list[str | Cell]] = [
-            [p.label, f"{p.before['speedup']:.2f}x", interval_words(p.before["low"], p.before["high"]),
-             f"{p.now['speedup']:.2f}x", words[p.inside], *_change(p), Cell(p.group, "faint")]
-            for p in self.pairings
-        ]  # fmt: skip
-        head = ["run", "before", "95% interval", "now", "in the old interval", "change", "95% interval", "of"]
-        yield Table(head, rows)
+        for group in dict.fromkeys(pairing.group for pairing in self.pairings):
+            yield Heading(group, 3)
+            yield _comparison_table([pairing for pairing in self.pairings if pairing.group == group])
         differences = dict.fromkeys(told for pairing in self.pairings for told in pairing.differences)
         if differences:
             yield Bullets([f"other conditions: {told}" for told in differences])
@@ -220,6 +215,16 @@ def _interval(summary: Summary) -> Cell:
         return Cell("too few questions", "faint")
     text = f"{summary['low']:.2f} to {summary['high']:.2f}"
     return Cell(text) if summary["significant"] else Cell(f"{text}\nnot significant", "faint")
+
+
+def _comparison_table(pairings: Sequence[Pairing]) -> Block:
+    words = {True: Cell("yes", "good"), False: Cell("no", "bad"), None: Cell("-", "faint")}
+    rows: list[list[str | Cell]] = [
+        [p.label, f"{p.before['speedup']:.2f}x", interval_words(p.before["low"], p.before["high"]),
+         f"{p.now['speedup']:.2f}x", words[p.inside], *_change(p)]
+        for p in pairings
+    ]  # fmt: skip
+    return Table(["run", "before", "95% interval", "now", "in the old interval", "change", "95% interval"], rows)
 
 
 def _change(pairing: Pairing) -> tuple[Cell, Cell]:
