@@ -77,13 +77,15 @@ def main() -> int:
     from evaluation.plot import draw
     from evaluation.report_content import Report
 
-    drawings, _ = draw(groups, trace)
+    drawings, left_out = draw(groups, trace)
     for drawing in drawings:
         drawing.save(output / FIGURES)
     report = Report(groups, drawings, outcomes, pairings, options.folder, options.compare, output / FIGURES, WRITTEN_BY)
     console = Console(highlight=False)
     for path in write_report(report, output):
         console.print(Text(str(path)), soft_wrap=True)
+    for line in (line for line in left_out if line.startswith("timeline")):  # which was asked for
+        console.print(Text(f"left out: {line}", style="yellow"), soft_wrap=True)
     for outcome in (outcome for outcome in outcomes if outcome.holds):
         value = "nothing was measured" if outcome.value is None else f"it is {outcome.value:.3g}"
         console.print(Text(f"failed: {outcome.gate.text}: {value}", style="red"), soft_wrap=True)

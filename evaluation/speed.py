@@ -303,12 +303,8 @@ def spec_bench_notes(summaries: Sequence[Summary], recorded: bool) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="How much faster a method is than its baseline, with an interval.")
-    parser.add_argument(
-        "--file-path", required=True, metavar="F", help="answer file of the method, or a results folder"
-    )
-    parser.add_argument(
-        "--base-path", required=True, metavar="B", help="answer file of the baseline, or an earlier folder"
-    )
+    parser.add_argument("--file-path", required=True, metavar="F", help="the method's answers, or a results folder")
+    parser.add_argument("--base-path", required=True, metavar="B", help="the baseline's answers, or an earlier folder")
     parser.add_argument("--by", choices=["category"], help="a row for each category too")
     parser.add_argument(
         "--spec-bench",

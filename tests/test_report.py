@@ -227,6 +227,14 @@ def test_the_command_is_told_where_the_header_holds_it(tmp_path: Path) -> None:
     assert f"| command | {typed} |" in (tmp_path / "new/REPORT.md").read_text()
 
 
+def test_a_trace_of_other_runs_is_told(tmp_path: Path) -> None:
+    write_runs(tmp_path / "other", [SPS], tmp_path / "trace.json", questions=6)
+    write_runs(tmp_path / "runs", [SPS], questions=6)
+    done = run_script("report.py", "runs", "--trace", "trace.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "left out: timeline: trace.json does not show one answer" in done.stdout
+
+
 def test_nobody_s_report_is_written_over(tmp_path: Path) -> None:
     folder = write_runs(tmp_path / "runs", [SPS], questions=6)
     (folder / "REPORT.md").write_text("# By hand\n")
