@@ -2,9 +2,12 @@
 
 On CPU `F.linear` repacks its weight at every call and picks kernels by the number of rows, so a row's bits depend on
 its neighbours. The native operator does neither. Where it is not available, oneDNN's prepacked form does neither from 2
-rows on (`Decoder` then never runs fewer). Its operators are private to PyTorch, so this is the only file that names
+rows on (`Decoder` then never runs fewer); on processors for which it cannot pack bf16, weights are widened to fp32, and
+y is rounded. Its operators are private to PyTorch, so this is the only file that names
 them; where they are missing too, `F.linear` is used and the row-invariance probe of `Decoder` tells the consequence.
 """
+
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +24,20 @@ def packs(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether oneDNN can prepack weights of this dtype on this device."""
     usable = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return usable and device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+
+
+@cache
+def packs_bf16() -> bool:
+    """Whether this processor's oneDNN takes packed bf16 (AVX-512 or AVX-NE-CONVERT); PyTorch tells by trying only."""
+    try:
+        _pack(torch.zeros(16, 16, dtype=torch.bfloat16))
+    except RuntimeError:
+        return False
+    return True
+
+
+def _pack(weight_OI: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), PACK_ROWS)
 
 
 class Linear:
@@ -40,9 +57,10 @@ class Linear:
         if isinstance(weight_OI, Int8):
             weight_OI = weight_OI.widened()
         self.packed = packs(weight_OI.dtype, weight_OI.device)
-        self.weight = (
-            torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), PACK_ROWS) if self.packed else weight_OI
-        )
+        self.widened = self.packed and weight_OI.dtype == torch.bfloat16 and not packs_bf16()
+        if self.widened:
+            weight_OI, self.bias_O = weight_OI.float(), None if bias_O is None else bias_O.float()
+        self.weight = _pack(weight_OI) if self.packed else weight_OI
 
     @property
     def weight_size(self) -> int:
@@ -53,5 +71,6 @@ class Linear:
         if self.native is not None:
             return self.native(x_NI)
         if self.packed:
+            x_NI = x_NI.float() if self.widened else x_NI
             return torch.ops.mkldnn._linear_pointwise(x_NI, self.weight, self.bias_O, "none", [], "").to(self.dtype)
         return F.linear(x_NI, self.weight, self.bias_O).to(self.dtype)
