@@ -22,6 +22,7 @@ from methods.drafters.model import ModelDrafter
 from methods.drafters.sorted import SortedDrafter, SortedTreeDrafter
 from methods.engine import native
 from methods.engine.int8 import Int8
+from methods.engine.linear import packs_bf16
 from methods.engine.model import matrix
 from methods.engine.sampling import Sampling, probabilities
 from methods.engine.sorted_draft import DraftWeights
