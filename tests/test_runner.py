@@ -209,7 +209,7 @@ def test_drafts_are_compared_in_one_run(folder: Path, tmp_path: Path) -> None:
     [
         (["spss@gamma=2", "smollm2-135m"], "no method 'spss'; did you mean 'sps'?"),
         (["sps@gama=2", "smollm2-135m"], "sps has no option 'gama'; did you mean 'gamma'?"),
-        (["sps@gamma=0", "smollm2-135m"], "expected sps@gamma=VALUE to be a number of at least 1, got '0'"),
+        (["sps@gamma=0", "smollm2-135m"], "expected sps@gamma=VALUE to be a number from 1 to 1000000000, got '0'"),
         (["autoregressive@gamma=2", "smollm2-135m"], "autoregressive has no option 'gamma'"),
         (["pld@draft=int8", "smollm2-135m"], "pld has no option 'draft'"),
         (["sps@draft=", "smollm2-135m"], "expected sps@draft=MODEL to name a model, got nothing"),
@@ -227,7 +227,7 @@ def test_drafts_are_compared_in_one_run(folder: Path, tmp_path: Path) -> None:
         (["pld", "--target", "/nowhere"], "expected a model folder"),
         (["pld", "smollm2-135m", "--temperature", "-1"], "temperature >= 0"),
         (["sps", "smollm2-135m", "--max-ngram", "2"], "none of autoregressive, sps has an option --max-ngram"),
-        (["pld", "smollm2-135m", "--gamma", "0"], "--gamma to be a number of at least 1, got 0"),
+        (["pld", "smollm2-135m", "--gamma", "0"], "--gamma to be a number from 1 to 1000000000, got 0"),
     ],
 )
 def test_mistakes_get_one_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:
