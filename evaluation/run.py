@@ -100,8 +100,10 @@ def run(config: RunConfig) -> int:
     failed = answer(session, console)
     if session.ranks.rank != 0:
         return 0
-    tell_where(config, console)
-    return judge(session, failed, console)
+    try:
+        return judge(session, failed, console)
+    finally:
+        tell_where(config, console)
 
 
 def spoken(rank: int) -> Console:
