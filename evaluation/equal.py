@@ -6,10 +6,12 @@ give what the target gives alone.
 """
 
 import argparse
+import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -208,6 +210,19 @@ def report(comparison: Comparison, show_all: bool) -> Text:
     return text.append(verdict, style="bold green" if comparison.equal else "bold red")
 
 
+def document(comparison: Comparison) -> dict[str, Any]:
+    """The same for programs, with all turns that are not identical."""
+    counts = Counter(comparison.questions.values())
+    return {
+        "equal": comparison.equal,
+        "files": comparison.names,
+        "questions": len(comparison.questions),
+        **{status: counts[status] for status in STATUSES},
+        "notes": comparison.notes,
+        "turns": [asdict(turn) for turn in comparison.turns if turn.status != STATUSES[0]],
+    }
+
+
 def _describe(result: TurnResult, names: tuple[str, str]) -> str:
     place = f"question {result.question_id}, turn {result.turn + 1}"
     place += f", repeat {result.repeat + 1}" if result.repeat else ""
@@ -245,19 +260,23 @@ def _excerpts(difference: Difference, side: int) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(
         description="Whether two answer files hold the same output. Exit status: 0 equal, 1 not, 2 unusable input.",
-        usage="%(prog)s [--all] A B | --file-path DIR --jsonfile1 A --jsonfile2 B",
+        usage="%(prog)s [--all | --json] A B | --file-path DIR --jsonfile1 A --jsonfile2 B",
     )
     parser.add_argument("files", nargs="*", metavar="FILE", help="the two answer files")
     parser.add_argument("--file-path", default="", metavar="DIR", help="folder of the two files")
     parser.add_argument("--jsonfile1", metavar="A", help="the first file, in DIR")
     parser.add_argument("--jsonfile2", metavar="B", help="the second file, in DIR")
     parser.add_argument("--all", action="store_true", help=f"show every difference, not the first {FIRST}")
+    parser.add_argument("--json", action="store_true", help="print one JSON document, with every difference")
     options = parser.parse_args()
     files = options.files + [name for name in (options.jsonfile1, options.jsonfile2) if name]
     if len(files) != 2:
         parser.error(f"expected two answer files, got {len(files)}")
     comparison = compare(*(Path(options.file_path) / name for name in files))
-    Console(highlight=False).print(report(comparison, options.all), soft_wrap=True)
+    if options.json:
+        print(json.dumps(document(comparison), indent=2))
+    else:
+        Console(highlight=False).print(report(comparison, options.all), soft_wrap=True)
     return 0 if comparison.equal else 1
 
 

@@ -11,13 +11,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from evaluation.config import RunConfig, add_conditions, configure, positive
+from evaluation.arguments import count
+from evaluation.config import RunConfig, add_conditions, configure
 from evaluation.launch import launched
-from evaluation.run import check
+from evaluation.run import check, spoken
 from evaluation.tables import terminal
 from methods import get_method
 from methods.errors import UserError, command_line
@@ -36,7 +36,7 @@ def main() -> int:
     from evaluation.lossless_checks import Sizes, all_checks
 
     sizes = Sizes(args.prompts, args.shift, args.power)
-    console = Console(stderr=True, highlight=False)
+    console = spoken(0)
     checks = []
     with tempfile.TemporaryDirectory(prefix="pearl-bench-") as folder:
         for found in all_checks(config, sizes, Path(folder)):
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("methods", metavar="METHOD", help="the method")
     add_conditions(parser)
-    add("--prompts", metavar="N", type=positive, default=3, help="prompts whose answers are sampled (default 3)")
+    add("--prompts", metavar="N", type=count, default=3, help="prompts whose answers are sampled (default 3)")
     add(
         "--shift",
         metavar="X",

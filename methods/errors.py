@@ -1,33 +1,52 @@
 """User errors: one clear sentence and exit status 2, the same way in every command."""
 
 import difflib
+import json
 import os
+import reprlib
 import sys
 from collections.abc import Callable, Iterable
 
+ALIKE = 0.7  # of two names, by difflib's ratio: 'eagle' and 'pearl' (0.6) are not
 
-class UserError(Exception):
+
+class _Told(Exception):
+    """One sentence on one line, also where it names what has several, such as a file whose name has a line break."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(" ".join(sentence.splitlines()))
+
+
+class UserError(_Told):
     """A mistake of the user's. Its text is one sentence: what was expected, what came, what to do."""
 
 
-class RunError(Exception):
+class RunError(_Told):
     """What ended a run without being the user's mistake, such as a dead rank. Its text is one sentence."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error sentence about an unknown `name`: the closest known name, or all of them."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+    in_lower_case = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(name.lower(), in_lower_case, n=1, cutoff=ALIKE)
+    return f"; did you mean '{in_lower_case[close[0]]}'?" if close else f"; known: {', '.join(known)}"
+
+
+def shown(value: object) -> str:
+    """A value as an error sentence shows it: its beginning, where it is long or deep."""
+    return reprlib.repr(value)
 
 
 def command_line(main: Callable[[], int]) -> None:
     """Run `main` as a command: its return value is the exit status; a UserError is one sentence and status 2, a
-    RunError one sentence and status 1."""
+    RunError one sentence and status 1. With --json the sentence is in the document on stdout, too."""
     try:
         sys.exit(main())
     except (UserError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
+        if "--json" in sys.argv and os.environ.get("RANK", "0") == "0":
+            print(json.dumps({"error": str(error)}))
         sys.exit(2 if isinstance(error, UserError) else 1)
     except BrokenPipeError:  # whoever read our output has gone, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

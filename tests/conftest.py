@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from evaluation import hub
 from methods.engine import native
 from tests.tiny import VOCABULARY, save_draft, save_model
 
@@ -47,3 +48,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A hub that refuses connections, and an empty cache."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    hub.answers.cache_clear()
+    yield
+    hub.answers.cache_clear()

@@ -1,12 +1,14 @@
 """equal.py: equal means the same questions with the same tokens, and nothing else does."""
 
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evaluation.equal import Comparison, compare
+from evaluation.equal import Comparison, compare, main
 from evaluation.records import Answer
 from methods.errors import UserError
 from tests.answer_files import answer, choice, header, run_script, write, write_spec_bench
@@ -154,3 +156,17 @@ def test_only_the_first_differences_are_shown_unless_all_are_asked_for(tmp_path:
     every = run_script("equal.py", "--all", "a.jsonl", "b.jsonl", cwd=tmp_path).stdout
     assert few.count("different from") == 5 and "... and 3 more turns; --all shows them" in few
     assert every.count("different from") == 8 and "more turns" not in every
+
+
+def test_command_line_prints_one_json_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = write(tmp_path / "autoregressive.jsonl", [two_turns(1), two_turns(2)])
+    other = write(tmp_path / "pld.jsonl", [two_turns(1), two_turns(2, [1, 9, 3])])
+    for second, status, told in ((one, 0, []), (other, 1, [(2, 1, "different")])):
+        monkeypatch.setattr(sys, "argv", ["equal.py", str(one), str(second), "--json"])
+        assert main() == status
+        found = json.loads(capsys.readouterr().out)
+        assert (found["equal"], found["questions"], found["identical"]) == (not status, 2, 2 - status)
+        assert [(turn["question_id"], turn["turn"], turn["status"]) for turn in found["turns"]] == told
+        assert all(turn["difference"]["position"] == 1 for turn in found["turns"])

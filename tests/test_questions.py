@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from evaluation import questions
-from evaluation.questions import Source, load_questions, read_file
+from evaluation.questions import Hub, Source, load_questions, read_file
 from methods.errors import UserError
 from methods.paths import ROOT
 from scripts.fetch import fetch
@@ -27,6 +27,12 @@ CONVERSATION = {"question_id": 81, "category": "writing", "turns": ["Write a poe
 def write_lines(path: Path, *records: object) -> Path:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
+
+
+def hub_of(benchmark: str) -> Hub:
+    hub = questions.sources()[benchmark].hub
+    assert hub is not None
+    return hub
 
 
 def spec_bench_like() -> list[dict[str, Any]]:
@@ -253,8 +259,8 @@ def test_published_sources_are_complete() -> None:
     for name, source in questions.sources().items():
         assert source.base.startswith("https://raw.githubusercontent.com/") and source.base.endswith("/"), name
         assert all(len(sha256) == 64 for sha256 in source.files.values()), name
-    mgsm = questions.sources()["mgsm"]
-    assert [f"mgsm_{language}.tsv" for language in mgsm.hub["configurations"]] == list(mgsm.files)
+    files = questions.sources()["mgsm"].files
+    assert [f"mgsm_{language}.tsv" for language in hub_of("mgsm").configurations] == list(files)
 
 
 # The datasets library --------------------------------------------------------------------------------------------
@@ -279,7 +285,7 @@ def test_through_datasets(cache: Path, tmp_path: Path, monkeypatch: pytest.Monke
     hub_folder(tmp_path, "openai/gsm8k", {"main": [{"question": "How many?", "answer": "#### 18"}]})
     rows = [{"prompt": ["Write.", "Again."], "prompt_id": 123, "category": "writing", "reference": ["x"]}]
     hub_folder(tmp_path, "HuggingFaceH4/mt_bench_prompts", {"default": rows})
-    languages = questions.sources()["mgsm"].hub["configurations"]
+    languages = hub_of("mgsm").configurations
     hub_folder(
         tmp_path,
         "juletxara/mgsm",

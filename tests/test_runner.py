@@ -14,7 +14,8 @@ import pytest
 from evaluation.config import parse
 from evaluation.headers import read_header
 from evaluation.records import read_answers
-from evaluation.run import open_session
+from evaluation.run import main, open_session
+from methods.errors import command_line
 from methods.paths import ROOT
 from tests.tiny import save_model
 
@@ -55,8 +56,8 @@ def answers(output: Path, method: str) -> Path:
 def test_a_run_answers_judges_and_reports(folder: Path, tmp_path: Path) -> None:
     done = run(command(folder, tmp_path, "--json"))
     assert done.returncode == 0, done.stderr
-    assert "pld: 4/4 identical" in done.stdout
-    rows = json.loads(done.stdout.splitlines()[-1])
+    assert "pld: 4/4 identical" in done.stderr
+    rows = json.loads(done.stdout)
     assert [row["method"] for row in rows] == ["pld", "sps"]
     assert all(row["identical"] == row["questions"] == 4 and row["speedup"] > 0 for row in rows)
     assert {"pair", "benchmark", "low", "high", "mat", "tokens_per_second", "floor_tokens_per_second"} <= set(rows[0])
@@ -160,7 +161,7 @@ def test_a_failed_question_is_no_answer_and_is_tried_again(folder: Path, tmp_pat
 def test_sampling_runs_are_reported_without_a_verdict_on_equality(folder: Path, tmp_path: Path) -> None:
     done = run(command(folder, tmp_path, "--temperature", "1", "--top-k", "20", "--repeats", "2", "--json"))
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])[0]["identical"] is None
+    assert json.loads(done.stdout)[0]["identical"] is None
     (first, *_) = read_answers(answers(tmp_path, "sps")).values()
     assert [choice.index for choice in first.choices] == [0, 1]
     assert first.choices[0].token_ids != first.choices[1].token_ids
@@ -170,7 +171,7 @@ def test_variants_of_a_method_are_compared_in_one_run(folder: Path, tmp_path: Pa
     """Each has its own options, file and row; a plain method has those of the command line."""
     done = run(command(folder, tmp_path, "--gamma", "4", "--json", methods="sps@gamma=1,sps@gamma=3,sps"))
     assert done.returncode == 0, done.stderr
-    rows = {row["method"]: row for row in json.loads(done.stdout.splitlines()[-1])}
+    rows = {row["method"]: row for row in json.loads(done.stdout)}
     assert list(rows) == ["sps@gamma=1", "sps@gamma=3", "sps"]
     assert all(row["identical"] == 4 for row in rows.values())
     for name, gamma in zip(rows, (1, 3, 4), strict=True):
@@ -193,7 +194,7 @@ def test_drafts_are_compared_in_one_run(folder: Path, tmp_path: Path) -> None:
     names = ["sps", "sps@draft=int8", f"sps@draft={folder / 'target'}@gamma=3"]
     done = run(command(folder, tmp_path, "--json", methods=",".join(names)))
     assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout.splitlines()[-1])
+    rows = json.loads(done.stdout)
     assert [row["identical"] for row in rows] == [4, 4, 4]
     assert rows[0]["mat"] < rows[1]["mat"] <= rows[2]["mat"] + 2  # a random draft, the target in 8 bits, the target
     assert rows[2]["mat"] > 3  # all kept but where answers end
@@ -209,7 +210,7 @@ def test_drafts_are_compared_in_one_run(folder: Path, tmp_path: Path) -> None:
     [
         (["spss@gamma=2", "smollm2-135m"], "no method 'spss'; did you mean 'sps'?"),
         (["sps@gama=2", "smollm2-135m"], "sps has no option 'gama'; did you mean 'gamma'?"),
-        (["sps@gamma=0", "smollm2-135m"], "expected sps@gamma=VALUE to be a number of at least 1, got '0'"),
+        (["sps@gamma=0", "smollm2-135m"], "expected sps@gamma=VALUE to be a number from 1 to 1000000000, got '0'"),
         (["autoregressive@gamma=2", "smollm2-135m"], "autoregressive has no option 'gamma'"),
         (["pld@draft=int8", "smollm2-135m"], "pld has no option 'draft'"),
         (["sps@draft=", "smollm2-135m"], "expected sps@draft=MODEL to name a model, got nothing"),
@@ -227,16 +228,25 @@ def test_drafts_are_compared_in_one_run(folder: Path, tmp_path: Path) -> None:
         (["pld", "--target", "/nowhere"], "expected a model folder"),
         (["pld", "smollm2-135m", "--temperature", "-1"], "temperature >= 0"),
         (["sps", "smollm2-135m", "--max-ngram", "2"], "none of autoregressive, sps has an option --max-ngram"),
-        (["pld", "smollm2-135m", "--gamma", "0"], "--gamma to be a number of at least 1, got 0"),
+        (["pld", "smollm2-135m", "--gamma", "0"], "--gamma to be a number from 1 to 1000000000, got 0"),
     ],
 )
-def test_mistakes_get_one_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_mistakes_get_one_sentence(
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     if "/nowhere" in arguments:
         arguments = [*arguments, "--benchmark", "mini_bench"]
-    done = run([*arguments, "--output", str(tmp_path)])
-    assert (done.returncode, done.stdout) == (2, "")
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments, "--output", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        command_line(main)
+    printed = capsys.readouterr()
+    assert (end.value.code, printed.out) == (2, "")
+    assert message in printed.err
+    assert f"answers in {tmp_path}" not in printed.err, "the plan is told only where it can be carried out"
     assert not list(tmp_path.rglob("*.jsonl"))
 
 

@@ -1,0 +1,80 @@
+"""The kinds of values on a command line. A value that is none of its kind is an error of argparse, status 2."""
+
+import argparse
+import math
+import os
+from pathlib import Path
+
+from methods import METHODS, MOST, VARIANT
+from methods.paths import path_fault
+
+PER_CORE = 4  # threads or processes: beyond that they only wait for each other, and soon there is no memory for them
+
+
+def count(text: str, most: int = MOST) -> int:
+    """A whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if not 1 <= value <= most:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {most}, got {_shown(text)}")
+    return value
+
+
+def whole(text: str) -> int:
+    """A whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {_shown(text)}") from None
+
+
+def processes(text: str) -> int:
+    """A number of threads or processes that this machine can hold."""
+    return count(text, PER_CORE * (os.cpu_count() or 1))
+
+
+def number(text: str) -> float:
+    """A number that is finite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a number, got {_shown(text)}")
+    return value
+
+
+def word(text: str) -> str:
+    """A text that is not empty: an empty one would be taken for none."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a value, got an empty one; leave the option out for its default")
+    return text
+
+
+def path(text: str) -> Path:
+    """A text that can be a path."""
+    if fault := path_fault(text):
+        raise argparse.ArgumentTypeError(f"expected a path, but {_shown(text)} {fault}")
+    return Path(text)
+
+
+def _shown(text: str) -> str:
+    return f"{text[:40]!r}"
+
+
+def join_methods(typed: list[str]) -> list[str]:
+    """The command line with its list of methods in one piece, where it was typed with blanks: `pld, sps PAIR`."""
+    joined: list[str] = []
+    for argument in typed:
+        if joined and _lists_methods(joined[-1]) and _lists_methods(argument):
+            joined[-1] += "," + argument
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _lists_methods(argument: str) -> bool:
+    names = [name.strip() for name in argument.split(",")]
+    return any(names) and all(name.partition(VARIANT)[0] in METHODS for name in names if name)
