@@ -20,7 +20,11 @@ PACK_ROWS = 4  # the row count that oneDNN's packed layout is tuned for; any cou
 def packs(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether oneDNN can prepack weights of this dtype on this device."""
     usable = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return usable and device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+    if device.type != "cpu" or not usable:
+        return False
+    if dtype == torch.bfloat16:  # not on every processor
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32
 
 
 class Linear:
