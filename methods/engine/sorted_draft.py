@@ -16,7 +16,7 @@ from methods.engine.config import ModelConfig
 from methods.engine.int8 import EMBEDDING, SCALE
 from methods.engine.loader import DTYPES, Checkpoint
 from methods.engine.model import Transformer
-from methods.engine.schema import Schema, checked, enough_memory, shown
+from methods.engine.schema import Schema, checked, shown
 from methods.engine.weights import check_weights, kind_of
 from methods.errors import UserError
 
@@ -89,8 +89,7 @@ def load_draft(
     if tokens_R is not None:
         check_tokens(tokens_R, config.vocab_size, checkpoint.source)
     check_weights(config, weights, checkpoint.source, None if tokens_R is None else len(tokens_R), int8=True)
-    with enough_memory(f"for the weights of {checkpoint.source}"):
-        return Transformer(config, weights, DTYPES[dtype], [device] * config.layers)
+    return Transformer(config, weights, DTYPES[dtype], [device] * config.layers)
 
 
 def check_tokens(tokens_R: Tensor, vocabulary: int, source: str) -> None:
