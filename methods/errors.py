@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 
+SHOWN = 80  # characters of a wrong value; twice as many of another library's message
+
 
 class UserError(Exception):
     """A mistake of the user's. Its text is one sentence: what was expected, what came, what to do."""
@@ -19,6 +21,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+
+
+def shown(value: object) -> str:
+    """A value for a sentence: on one line, and cut where it is long."""
+    text = ascii(value) if not isinstance(value, str) or not value.isprintable() else repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def one_line(error: BaseException) -> str:
+    """The beginning of an exception's message; its type where it has none, or where that says more."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else ""
+    if not text or isinstance(error, (KeyError, IndexError, AttributeError, TypeError)):
+        text = f"{type(error).__name__} {text}".strip()
+    return text.rstrip(".;:") if len(text) <= 2 * SHOWN else f"{text[: 2 * SHOWN]}..."
 
 
 def command_line(main: Callable[[], int]) -> None:

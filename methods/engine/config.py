@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from methods.engine.schema import Schema, checked, shown
-from methods.errors import UserError
+from methods.engine.schema import Schema, checked
+from methods.errors import UserError, shown
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 MOST_LAYERS = 1 << 12

@@ -17,8 +17,8 @@ import torch
 
 from methods.engine.config import ModelConfig
 from methods.engine.private import danger_in
-from methods.engine.schema import enough_memory, one_line, shown
-from methods.errors import UserError
+from methods.engine.schema import enough_memory
+from methods.errors import UserError, one_line, shown
 from methods.paths import cache_dir
 
 MAGIC = b"GGUF"

@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from methods.errors import UserError
+from methods.errors import UserError, one_line, shown
 
-SHOWN = 80  # characters of a wrong value, or of another library's message
 NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "unable to mmap")
 Checked = TypeVar("Checked", bound="Schema")
 
@@ -49,21 +48,6 @@ def checked(schema: type[Checked], table: object, source: object) -> Checked:
         raise UserError(
             f"expected {key} in {source} to be {expected}, got {shown(first['input'])}; correct it or fetch it again"
         ) from None
-
-
-def shown(value: object) -> str:
-    """A value for a sentence: on one line, and cut where it is long."""
-    text = ascii(value) if not isinstance(value, str) or not value.isprintable() else repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-
-
-def one_line(error: BaseException) -> str:
-    """The beginning of an exception's message; its type where it has none, or where that says more."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else ""
-    if not text or isinstance(error, (KeyError, IndexError, AttributeError, TypeError)):
-        text = f"{type(error).__name__} {text}".strip()
-    return text.rstrip(".;:") if len(text) <= 2 * SHOWN else f"{text[: 2 * SHOWN]}..."
 
 
 @contextmanager

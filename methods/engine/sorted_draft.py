@@ -16,9 +16,9 @@ from methods.engine.config import ModelConfig
 from methods.engine.int8 import EMBEDDING, SCALE
 from methods.engine.loader import DTYPES, Checkpoint
 from methods.engine.model import Transformer
-from methods.engine.schema import Schema, checked, shown
+from methods.engine.schema import Schema, checked
 from methods.engine.weights import check_weights, kind_of
-from methods.errors import UserError
+from methods.errors import UserError, shown
 
 TOKENS = "lm_head.tokens"
 FORMAT = 1

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from methods.engine.config import ModelConfig
 from methods.engine.int8 import SCALE
-from methods.engine.schema import Schema, checked, enough_memory, is_out_of_memory, one_line, read_table, shown
-from methods.errors import UserError
+from methods.engine.schema import Schema, checked, enough_memory, is_out_of_memory, read_table
+from methods.errors import UserError, one_line, shown
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"
