@@ -18,6 +18,7 @@ import torch
 from methods.engine.config import ModelConfig
 from methods.engine.private import danger_in
 from methods.engine.schema import enough_memory
+from methods.engine.weights import listed
 from methods.errors import UserError, one_line, shown
 from methods.paths import cache_dir
 
@@ -137,9 +138,13 @@ def _read(gguf: Path) -> tuple[Any, Any]:
     name = {"gguf_file": gguf.name}
     try:
         with enough_memory(f"to convert {gguf}"):
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **name)
-            return model, AutoTokenizer.from_pretrained(gguf.parent, **name)
+            auto: Any = AutoModelForCausalLM  # with the information it returns a pair
+            model, info = auto.from_pretrained(gguf.parent, dtype=torch.float32, output_loading_info=True, **name)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **name)
     except UserError:
         raise
     except Exception as error:  # a broken file makes the reader raise anything
         raise UserError(f"cannot read the GGUF file {gguf}: {one_line(error)}; fetch it again") from None
+    if info["missing_keys"]:  # Transformers has drawn them at random
+        raise UserError(f"{gguf} misses weights: {listed(sorted(info['missing_keys']))}; fetch it again")
+    return model, tokenizer
