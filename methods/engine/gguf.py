@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from methods.engine.config import ModelConfig
 from methods.engine.private import danger_in
@@ -57,7 +58,7 @@ def converted(gguf: Path) -> tuple[Path, str]:
                 _sweep(folder.parent)
                 print(f"converting {gguf.name} once into {folder} (about 20 seconds) ...", file=sys.stderr)
                 _convert_whole(gguf, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(
             f"cannot write the converted model to {folder}: {one_line(error)}; set PEARL_BENCH_CACHE to a folder of "
             "your own with room for it"
