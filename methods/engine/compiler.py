@@ -38,9 +38,9 @@ def build(flags: Sequence[str]) -> Path:
     key = hashlib.sha256("\0".join([*sources, version, *flags, _processor()]).encode()).hexdigest()[:HASH]
     folder = _private_folder()
     for library in sorted(folder.glob(f"{key}-*.so")):
-        if danger_in(library) is None and _content(library) == library.stem.removeprefix(f"{key}-"):
+        if _is_intact(library, library.stem.removeprefix(f"{key}-")):
             return library
-        library.unlink()  # torn, changed or planted; the folder is ours
+        library.unlink(missing_ok=True)  # torn, changed or planted; the folder is ours
     return _compile([compiler, *flags], folder, key)
 
 
@@ -76,6 +76,14 @@ def _compile(command: Sequence[str], folder: Path, key: str) -> Path:
         library = folder / f"{key}-{_content(linked)}.so"
         os.replace(linked, library)
     return library
+
+
+def _is_intact(library: Path, content: str) -> bool:
+    """Whether it is ours alone, and as it was built."""
+    try:
+        return danger_in(library) is None and _content(library) == content
+    except FileNotFoundError:  # another process has found it broken, and been faster
+        return False
 
 
 def _content(path: Path) -> str:
