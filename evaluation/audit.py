@@ -108,7 +108,9 @@ def proposal(tree: TokenTree, node: int, vocabulary: int) -> Floats:
 
 def distribution(logits_V: Floats, sampling: Sampling) -> Floats:
     """Softmax at the temperature, of the top k (and their ties), then of the fewest most probable that reach top p."""
-    scores = logits_V.astype(np.float64) / sampling.temperature
+    scores = logits_V.astype(np.float64)
+    with np.errstate(over="ignore"):  # to minus infinity, where the temperature is next to nothing
+        scores = (scores - scores.max()) / sampling.temperature
     if 0 < sampling.top_k < len(scores):
         scores[scores < np.sort(scores)[-sampling.top_k]] = -np.inf
     p_V = np.exp(scores - scores.max())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
-from methods.errors import UserError, nearest
+from methods.errors import UserError, nearest, one_line
 
 COMPLETE_FUNCTION = "Complete the following Python function. Answer with the whole function in one code block."
 
@@ -22,9 +22,11 @@ class Prompter:
         self.completes = benchmark == "humaneval" and template != "raw"
         if template == "chat" and not tokenizer.chat_template:
             raise UserError("the tokenizer has no chat template: choose the template raw, or fschat:NAME")
-        if template.startswith("fschat:"):
+        if template == "chat":
+            self._chat(["Hello"], [])  # a template that cannot write this is told before the run
+        elif template.startswith("fschat:"):
             _fschat(template)
-        elif template not in ("chat", "raw"):
+        elif template != "raw":
             raise UserError(f"unknown template '{template}': expected chat, raw or fschat:NAME")
 
     @property
@@ -60,7 +62,13 @@ class Prompter:
             if content is not None
         ]
         unanswered = len(answers) < len(turns)
-        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=unanswered, tokenize=False)
+        try:
+            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=unanswered, tokenize=False)
+        except Exception as error:  # a template is a program: it may raise what it likes
+            raise UserError(
+                f"the tokenizer's chat template cannot write a conversation of {len(messages)} messages "
+                f"({one_line(error)}): correct it, or choose the template raw or fschat:NAME"
+            ) from None
 
     def _one_bos(self, ids: list[int]) -> list[int]:
         """Some of FastChat's templates write the BOS token that the tokenizer adds, too."""

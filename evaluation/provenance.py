@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 
+from methods.engine.schema import enough_memory
 from methods.paths import ROOT
 
-BUFFER_BYTES = 1 << 30  # read in a circle, so that no part is in a cache when its turn comes again
-PARTS = 32  # each is read in about a millisecond: on a shared machine some of them are undisturbed
+CACHES = 4  # times the last-level cache: read in a circle, so that no part is in a cache when its turn comes again
+LEAST_BYTES, MOST_BYTES = 1 << 28, 1 << 30
+PART_BYTES = 1 << 25  # read in about a millisecond: on a shared machine some parts are undisturbed
 MEASURING_SECONDS = 0.3
 
 
@@ -70,15 +72,30 @@ def read_bandwidth(threads: int, device: torch.device | str = "cpu") -> float:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        numbers = torch.ones(_buffer_bytes(device) // 8, dtype=torch.int64, device=device)
-        return max(_best_rate(numbers.chunk(PARTS), count) for count in {threads, 1})
+        with enough_memory("to measure how fast it is read"):
+            numbers = torch.ones(_buffer_bytes(device) // 8, dtype=torch.int64, device=device)
+        return max(_best_rate(numbers.split(PART_BYTES // 8), count) for count in {threads, 1})
     finally:
         torch.set_num_threads(before)
 
 
 def _buffer_bytes(device: torch.device) -> int:
     """A GPU may be almost full of weights already."""
-    return min(BUFFER_BYTES, torch.cuda.mem_get_info(device)[0] // 2) if device.type == "cuda" else BUFFER_BYTES
+    if device.type == "cuda":
+        return min(MOST_BYTES, torch.cuda.mem_get_info(device)[0] // 2)
+    return min(MOST_BYTES, max(LEAST_BYTES, CACHES * last_level_cache()))
+
+
+def last_level_cache() -> int:
+    """Bytes of the largest cache of the first core, as Linux tells; 0 where it does not."""
+    sizes = [0]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        try:
+            text = path.read_text().strip()  # such as 32768K
+            sizes.append(int(text.rstrip("KM")) << {"K": 10, "M": 20}.get(text[-1:], 0))
+        except (OSError, ValueError):
+            continue
+    return max(sizes)
 
 
 def _best_rate(parts: Sequence[torch.Tensor], threads: int) -> float:

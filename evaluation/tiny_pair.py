@@ -20,9 +20,9 @@ from methods import MethodSpec
 from methods.base import Limits, generate
 from methods.engine.config import ModelConfig
 from methods.engine.int8 import EMBEDDING
-from methods.engine.loader import expected_shapes
 from methods.engine.sampling import Sampling
 from methods.engine.sorted_draft import FORMAT
+from methods.engine.weights import expected_shapes
 from methods.models import Models
 
 PROMPT, TOKENS = (0, 1, 2, 0, 1), 3  # the prompt repeats itself, so that it can be looked up

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 ALIKE = 0.7  # of two names, by difflib's ratio: 'eagle' and 'pearl' (0.6) are not
+SHOWN = 80  # characters of a wrong value; twice as many of another library's message
 
 
 class _Told(Exception):
@@ -33,9 +34,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{in_lower_case[close[0]]}'?" if close else f"; known: {', '.join(known)}"
 
 
+_SHORT = reprlib.Repr(maxstring=SHOWN, maxother=SHOWN)
+
+
 def shown(value: object) -> str:
-    """A value as an error sentence shows it: its beginning, where it is long or deep."""
-    return reprlib.repr(value)
+    """A value as an error sentence shows it: on one line, and its beginning where it is long or deep."""
+    return _SHORT.repr(value)
+
+
+def one_line(error: BaseException) -> str:
+    """The beginning of an exception's message; its type where it has none, or where that says more."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else ""
+    if not text or isinstance(error, (KeyError, IndexError, AttributeError, TypeError)):
+        text = f"{type(error).__name__} {text}".strip()
+    return text.rstrip(".;:") if len(text) <= 2 * SHOWN else f"{text[: 2 * SHOWN]}..."
 
 
 def command_line(main: Callable[[], int]) -> None:

@@ -8,11 +8,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from methods.engine.decoder import Decoder
+from methods.engine.decoder import PROBE_TOKENS, Decoder
 from methods.engine.int8 import EMBEDDING, Int8Weights
 from methods.engine.link import Link
 from methods.engine.loader import DTYPES, Checkpoint, find_checkpoint
 from methods.engine.model import Transformer
+from methods.engine.schema import enough_memory
 from methods.engine.sorted_draft import exits_of, is_trained_draft, load_draft
 from methods.errors import UserError
 
@@ -56,6 +57,8 @@ class Models:
     def draft_checkpoint(self) -> Checkpoint:
         if self.draft_source is None:
             raise UserError("this method needs a draft model; pass --draft PATH, or choose a pair that has one")
+        if self.draft_layers is not None:
+            self._check_layers(self.draft_layers)
         if self.draft_is_target:
             return self.target_checkpoint
         checkpoint = find_checkpoint(self.draft_source)
@@ -73,13 +76,13 @@ class Models:
     def draft_layers(self) -> int | None:
         """K of a "first-K" draft."""
         prefix, _, count = (self.draft_source or "").partition("-")
-        return int(count) if prefix == "first" and count.isdecimal() else None
+        return int(count[:9]) if prefix == "first" and count.isdecimal() else None
 
     @cached_property
     def target(self) -> Decoder:
         """The target, its row-invariance probed."""
         decoder = Decoder(self.target_checkpoint.transformer(self.dtype, self.devices), self.max_length)
-        decoder.probe()
+        decoder.probe(self.target_checkpoint.source)
         return decoder
 
     @cached_property
@@ -89,6 +92,12 @@ class Models:
     @cached_property
     def draft_model(self) -> Transformer:
         """The draft on the target's (first) device; where both are loaded it shares what it can."""
+        with enough_memory(f"for the draft {self.draft_source}"):
+            model = self._load_draft()
+        Decoder(model, PROBE_TOKENS).probe_numbers(f"the draft {self.draft_source}")
+        return model
+
+    def _load_draft(self) -> Transformer:
         checkpoint = self.draft_checkpoint
         if self.draft_layers is not None:
             return self._first_layers(self.draft_layers)
@@ -107,10 +116,15 @@ class Models:
             return self.target.model.embedding_VD
         return self.target_checkpoint.weights[EMBEDDING].to(self.devices[0], DTYPES[self.dtype])
 
+    def _check_layers(self, count: int) -> None:
+        most = self.target_checkpoint.config.layers - 1
+        if not most:
+            raise UserError("a target of one layer has no first layers to draft with; choose another draft")
+        if not 0 < count <= most:
+            raise UserError(f"expected a draft of 1 to {most} of the target's layers, got {self.draft_source}")
+
     def _first_layers(self, count: int) -> Transformer:
         config = self.target_checkpoint.config
-        if not 0 < count < config.layers:
-            raise UserError(f"expected a draft of 1 to {config.layers - 1} of the target's layers, got {count}")
         if not self.drafts_only:
             return first_layers(self.target.model, count)
         short = replace(config, layers=count)

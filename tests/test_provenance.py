@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from evaluation import provenance
 from evaluation.provenance import environment, git_commit, gpu_names, read_bandwidth
+from methods.errors import UserError
 
 
 def git(folder: Path, *command: str) -> str:
@@ -52,6 +54,22 @@ def test_read_bandwidth_is_that_of_memory() -> None:
     rate = read_bandwidth(1)
     assert 1e9 < rate < 300e9
     assert torch.get_num_threads() == threads
+
+
+def test_the_memory_that_is_read_is_a_few_times_the_last_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a gibibyte where a limit may be set, nor what a cache could hold."""
+    cache = provenance.last_level_cache()
+    assert 0 <= cache < 1 << 32
+    size = provenance._buffer_bytes(torch.device("cpu"))
+    assert 4 * cache <= size < 1 << 30 or size == 1 << 30 < 4 * cache
+    monkeypatch.setattr(provenance, "last_level_cache", lambda: 0)
+    assert provenance._buffer_bytes(torch.device("cpu")) == 1 << 28
+
+
+def test_memory_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "_buffer_bytes", lambda device: 1 << 60)
+    with pytest.raises(UserError, match="not enough memory to measure how fast it is read"):
+        read_bandwidth(1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -32,6 +32,8 @@ from methods.errors import UserError
 from methods.models import Models
 from tests.tiny import VOCABULARY, save_draft, save_model
 
+DOWN, K = "model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.k_proj.weight"
+NORM, ONES = "model.norm.weight", torch.ones(32)
 Change = Callable[[dict[str, Any], dict[str, torch.Tensor]], object]
 CPU = [torch.device("cpu")]
 GREEDY = Sampling()
@@ -333,11 +335,30 @@ def edited(draft: Path, to: Path, change: Change) -> Path:
     [
         (lambda config, weights: config.update(vocab_size=95), r"made for .*vocabulary 95, width 32.*vocabulary 96"),
         (lambda config, weights: config.update(hidden_size=64), r"width 64\), not for this target"),
-        (lambda config, weights: config["draft"].update(format=2), "expected a draft of format 1"),
+        (lambda config, weights: config["draft"].update(format=2), r"format in the table .* to be 1, got 2"),
         (lambda config, weights: config["draft"].update(exits=[1, 2]), "end at 3 layers"),
+        (lambda config, weights: config["draft"].update(exits=[2, 1, 3]), "ascending exits"),
+        (lambda config, weights: config["draft"].update(exits=[{}, "x"]), "exits.0 in the table .* valid integer"),
+        (lambda config, weights: config["draft"].update(exits=3), "exits in the table .* valid list"),
+        (lambda config, weights: config.update(draft="yes"), "expected the table in the table .*, got 'yes'"),
         (lambda config, weights: weights.pop("lm_head.weight.scale"), "misses weights: lm_head.weight"),
         (lambda config, weights: weights["lm_head.tokens"].add_(50), "tokens below 96"),
         (lambda config, weights: weights.update(extra=torch.ones(1)), "unexpected weights: extra"),
+        (lambda config, weights: weights["lm_head.tokens"].fill_(1), "different tokens"),
+        (lambda config, weights: weights.update({"lm_head.tokens": torch.ones(72)}), r"list of int32.*float32 \(72,\)"),
+        (lambda config, weights: weights.update({"lm_head.tokens": torch.ones(0).int()}), r"int32 \(0,\)"),
+        (
+            lambda config, weights: weights.update({f"{DOWN}.scale": torch.ones(7)}),
+            r"32 real numbers, got float32 \(7,\)",
+        ),
+        (lambda config, weights: weights.update({f"{DOWN}.scale": torch.ones(32).int()}), "32 real numbers, got int32"),
+        (lambda config, weights: weights.update({DOWN: weights[DOWN].int()}), "or int8 for matrices, got int32"),
+        (lambda config, weights: weights.update({DOWN: weights[DOWN][0]}), r"of shape \(32, 64\)"),
+        (lambda config, weights: weights.update({K: weights[K].float()}), "all in int8, or none"),
+        (
+            lambda config, weights: weights.update({NORM: weights[NORM].char(), f"{NORM}.scale": torch.ones(32)}),
+            "got int8",
+        ),
     ],
 )
 def test_a_draft_that_does_not_fit_is_refused(

@@ -13,17 +13,21 @@ from methods.engine.cache import Cache
 from methods.engine.linear import MIN_ROWS
 from methods.engine.model import Transformer
 from methods.engine.native import PackedCache
+from methods.engine.schema import enough_memory
 from methods.engine.tree import TokenTree
+from methods.errors import UserError
 
 CUDA_ROWS = 64  # on CUDA kernels are chosen by the row count: one count, one kernel, the same bits for a row
+PROBE_TOKENS = 24
 
 
 def new_cache(model: Transformer, rows: int) -> Cache | PackedCache:
     """An empty cache for the layers of `model`."""
     config, dtype = model.config, model.dtype
-    if model.native is None:
-        return Cache(config.kv_heads, config.head_dim, rows, dtype, model.devices)
-    return PackedCache(len(model.layers), config.kv_heads, config.head_dim, rows, dtype)
+    with enough_memory(f"for the keys and values of {rows} tokens"):
+        if model.native is None:
+            return Cache(config.kv_heads, config.head_dim, rows, dtype, model.devices)
+        return PackedCache(len(model.layers), config.kv_heads, config.head_dim, rows, dtype)
 
 
 @dataclass(frozen=True)
@@ -119,18 +123,38 @@ class Decoder:
             raise ValueError(f"expected a length of 0 to {self.length}, got {length}")
         self.length = length
 
-    def probe(self) -> bool:
-        """Find out whether this decoder is row-invariant, and leave it empty. To be called once, before its use."""
+    def probe(self, source: str) -> bool:
+        """Find out whether this decoder is row-invariant, and leave it empty. To be called once, before its use.
+
+        Raises UserError where the logits are no numbers; `source`: what its user calls the model."""
+        self.probe_numbers(source)
         self.row_invariant = probe_row_invariance(self)
         return self.row_invariant
+
+    def probe_numbers(self, source: str) -> None:
+        """Raises UserError where the logits of a short prompt are not finite; leaves the decoder empty."""
+        with enough_memory(f"to run {source} with a context of {self.max_length} tokens"):
+            logits_1V = self.prefill(probe_tokens(self)).logits_NV
+        self.truncate(0)
+        if not bool(logits_1V.isfinite().all()):
+            raise UserError(
+                f"expected {source} to give finite logits, got NaN or infinite ones: look for such values in its "
+                "weights, or try --dtype float32"
+            )
+
+
+def probe_tokens(decoder: Decoder) -> list[int]:
+    """Some tokens, as many as the context has room for."""
+    return [
+        (7 * i * i + 3 * i + 1) % decoder.model.config.vocab_size for i in range(min(PROBE_TOKENS, decoder.max_length))
+    ]
 
 
 def probe_row_invariance(decoder: Decoder) -> bool:
     """Score a few positions alone, in one chain and in a tree with siblings between them, and compare bit by bit.
 
     Leaves the decoder empty."""
-    vocabulary = decoder.model.config.vocab_size
-    tokens = [(7 * i * i + 3 * i + 1) % vocabulary for i in range(min(24, decoder.max_length))]
+    vocabulary, tokens = decoder.model.config.vocab_size, probe_tokens(decoder)
     prompt, chain = tokens[:-9], tokens[-9:]
     if len(prompt) < 1:
         return False

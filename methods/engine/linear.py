@@ -7,8 +7,6 @@ y is rounded. Its operators are private to PyTorch, so this is the only file tha
 them; where they are missing too, `F.linear` is used and the row-invariance probe of `Decoder` tells the consequence.
 """
 
-from functools import cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,18 +24,9 @@ def packs(dtype: torch.dtype, device: torch.device) -> bool:
     return usable and device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
 
 
-@cache
 def packs_bf16() -> bool:
-    """Whether this processor's oneDNN takes packed bf16 (AVX-512 or AVX-NE-CONVERT); PyTorch tells by trying only."""
-    try:
-        _pack(torch.zeros(16, 16, dtype=torch.bfloat16))
-    except RuntimeError:
-        return False
-    return True
-
-
-def _pack(weight_OI: Tensor) -> Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), PACK_ROWS)
+    """Whether oneDNN can prepack bf16 as it is: it needs AVX-512 or AVX-NE-CONVERT."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class Linear:
@@ -60,7 +49,9 @@ class Linear:
         self.widened = self.packed and weight_OI.dtype == torch.bfloat16 and not packs_bf16()
         if self.widened:
             weight_OI, self.bias_O = weight_OI.float(), None if bias_O is None else bias_O.float()
-        self.weight = _pack(weight_OI) if self.packed else weight_OI
+        self.weight = (
+            torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), PACK_ROWS) if self.packed else weight_OI
+        )
 
     @property
     def weight_size(self) -> int:

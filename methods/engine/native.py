@@ -1,5 +1,5 @@
-"""The CPU operators of native.c: compiled once with the machine's C compiler, loaded by ctypes. Used by `linear.py`,
-`cache.py` and `model.py`; without a compiler, or with PEARL_BENCH_NATIVE=0, these run on PyTorch's operators instead.
+"""The CPU operators of native.c: compiled by `compiler.py`, loaded by ctypes. Used by `linear.py`, `cache.py` and
+`model.py`; without a compiler, or with PEARL_BENCH_NATIVE=0, these run on PyTorch's operators instead.
 
 OpenMP comes from PyTorch: the file is compiled with -fopenmp but not linked with it, so its GOMP_* symbols resolve to
 the library that PyTorch has loaded. One pool of threads then serves both, and `torch.set_num_threads` governs it.
@@ -8,12 +8,8 @@ Legend: N rows, I inputs, O outputs, D width, d head width.
 """
 
 import ctypes
-import hashlib
 import os
-import platform
-import shutil
 import subprocess
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,16 +19,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from methods.engine.compiler import FLAGS, build
 from methods.engine.config import ModelConfig
 from methods.engine.int8 import Int8
 from methods.engine.tree import TokenTree
-from methods.paths import cache_dir
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "native.h"))
 DTYPES = (torch.bfloat16, torch.float32)
-COMPILERS = ("gcc", "cc", "clang")
-# No contraction: the places that fuse a multiply and an add say so, and are the same for every number of rows.
-FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-fopenmp")
 
 
 class LinearArguments(ctypes.Structure):
@@ -74,44 +66,21 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get("PEARL_BENCH_NATIVE") == "0":
         return None
     try:
-        return load(build(FLAGS))
+        return built(FLAGS)
     except (OSError, subprocess.SubprocessError) as error:
         detail = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
         warnings.warn(f"the native CPU operators are not available, slower ones are used: {detail}", stacklevel=2)
         return None
 
 
-def build(flags: Sequence[str]) -> Path:
-    """The shared library, compiled unless the same source, compiler, flags and processor did so before.
-
-    Processes may race: each compiles its own file and moves it into place whole."""
-    compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
-    if compiler is None:
-        raise OSError(f"no C compiler found (looked for {', '.join(COMPILERS)})")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    sources = [path.read_text() for path in SOURCES]
-    key = hashlib.sha256("\0".join([*sources, version, *flags, _processor()]).encode()).hexdigest()
-    target = cache_dir() / "native" / f"{key[:16]}.so"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            compiled, linked = f"{folder}/native.o", f"{folder}/native.so"
-            for command in (
-                [compiler, *flags, "-c", str(SOURCES[0]), "-o", compiled],
-                [compiler, "-shared", compiled, "-o", linked, "-lm"],
-            ):
-                subprocess.run(command, capture_output=True, text=True, check=True)
-            os.replace(linked, target)
-    return target
-
-
-def _processor() -> str:
-    """What -march=native depends on."""
+def built(flags: Sequence[str]) -> ctypes.CDLL:
+    """The library of these flags. One that cannot be loaded is compiled again, once."""
+    path = build(flags)
     try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    return "\n".join(line for line in lines if line.split(":")[0].strip() in ("model name", "flags", "Features"))
+        return load(path)
+    except (OSError, AttributeError):  # AttributeError: it lacks a function
+        path.unlink(missing_ok=True)
+        return load(build(flags))
 
 
 def load(path: Path) -> ctypes.CDLL:

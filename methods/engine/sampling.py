@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from methods.errors import RunError
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -39,7 +41,10 @@ def probabilities(logits_NV: Tensor, sampling: Sampling) -> Tensor:
     """p_NV in fp64 after temperature, top-k, then top-p (Holtzman et al. 2020); temperature must be positive.
 
     Ties at the top-k border are all kept; top-p keeps the smallest set of most likely tokens that reaches it."""
-    scores = logits_NV.double() / sampling.temperature
+    scores = logits_NV.double()
+    best = scores.amax(-1, keepdim=True)
+    check_finite(best)
+    scores = (scores - best) / sampling.temperature  # the best stays 0, however small the temperature
     if 0 < sampling.top_k < scores.shape[-1]:
         border = scores.topk(sampling.top_k, -1).values[..., -1:]
         scores = scores.masked_fill(scores < border, -torch.inf)
@@ -50,6 +55,15 @@ def probabilities(logits_NV: Tensor, sampling: Sampling) -> Tensor:
         p = p.masked_fill(torch.zeros_like(p, dtype=torch.bool).scatter(-1, order, before >= sampling.top_p), 0)
         p = p / p.sum(-1, keepdim=True)
     return p
+
+
+def check_finite(best_N: Tensor) -> None:
+    """The largest logits of some rows: NaN where any of a row is. From such a row nothing can be chosen."""
+    if not bool(best_N.isfinite().all()):
+        raise RunError(
+            "a model gave logits that are not finite (NaN or infinite), from which no token can be chosen: look for "
+            "such values in its weights, or try --dtype float32"
+        )
 
 
 def draw(p_V: Tensor, generator: torch.Generator) -> int:

@@ -6,15 +6,19 @@ each row.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from methods.engine.config import ModelConfig
 from methods.engine.int8 import EMBEDDING, SCALE
-from methods.engine.loader import DTYPES, Checkpoint, check_weights
+from methods.engine.loader import DTYPES, Checkpoint
 from methods.engine.model import Transformer
-from methods.errors import UserError
+from methods.engine.schema import Schema, checked
+from methods.engine.weights import check_weights, kind_of
+from methods.errors import UserError, shown
 
 TOKENS = "lm_head.tokens"
 FORMAT = 1
@@ -40,20 +44,32 @@ class DraftWeights(Mapping[str, Tensor]):
         return sum(1 for _ in self)
 
 
+class DraftTable(Schema):
+    """The key "draft" of a config.json. `target`: by its maker's name for it, for the sentence about a wrong one."""
+
+    format: Literal[1]
+    exits: list[Annotated[int, Field(gt=0)]] = Field(min_length=1)
+    target: str = "another target"
+
+
 def is_trained_draft(checkpoint: Checkpoint) -> bool:
     return "draft" in checkpoint.raw_config
 
 
 def exits_of(checkpoint: Checkpoint) -> tuple[int, ...]:
     """Depths at which a trained draft can be left, ascending, the last one its number of layers."""
-    about, layers = checkpoint.raw_config["draft"], checkpoint.config.layers
-    exits = about.get("exits") if isinstance(about, dict) and about.get("format") == FORMAT else None
-    if not exits or sorted(set(exits)) != exits or exits[0] < 1 or exits[-1] != layers:
+    exits = list(about(checkpoint).exits)
+    if sorted(set(exits)) != exits or exits[-1] != checkpoint.config.layers:
         raise UserError(
-            f"expected a draft of format {FORMAT} with ascending exits that end at {layers} layers, got {about} in "
+            f"expected ascending exits that end at {checkpoint.config.layers} layers, got {shown(exits)} in "
             f"{checkpoint.source}; export it again with scripts/train_draft.py"
         )
     return tuple(exits)
+
+
+def about(checkpoint: Checkpoint) -> DraftTable:
+    """What a trained draft's config.json says of it."""
+    return checked(DraftTable, checkpoint.raw_config["draft"], f'the table "draft" of {checkpoint.folder}/config.json')
 
 
 def load_draft(
@@ -64,13 +80,24 @@ def load_draft(
     config, ours = checkpoint.config, (target.vocab_size, target.width)
     if (config.vocab_size, config.width) != ours:
         raise UserError(
-            f"the draft {checkpoint.source} was made for {checkpoint.raw_config['draft'].get('target')} (vocabulary "
+            f"the draft {checkpoint.source} was made for {about(checkpoint).target} (vocabulary "
             f"{config.vocab_size}, width {config.width}), not for this target (vocabulary {ours[0]}, width {ours[1]}); "
             "choose the draft of this target"
         )
     weights = DraftWeights(checkpoint.weights, embedding_VD)
     tokens_R = weights.get(TOKENS)
-    if tokens_R is not None and not 0 <= int(tokens_R.min()) <= int(tokens_R.max()) < config.vocab_size:
-        raise UserError(f"{checkpoint.source}: expected tokens below {config.vocab_size} in {TOKENS}; export it again")
-    check_weights(config, weights, checkpoint.source, None if tokens_R is None else len(tokens_R))
+    if tokens_R is not None:
+        check_tokens(tokens_R, config.vocab_size, checkpoint.source)
+    check_weights(config, weights, checkpoint.source, None if tokens_R is None else len(tokens_R), int8=True)
     return Transformer(config, weights, DTYPES[dtype], [device] * config.layers)
+
+
+def check_tokens(tokens_R: Tensor, vocabulary: int, source: str) -> None:
+    """Each row of a reduced head has a token of its own."""
+    kind = f"{kind_of(tokens_R)} {tuple(tokens_R.shape)}"
+    if tokens_R.dim() != 1 or not len(tokens_R) or tokens_R.dtype not in (torch.int32, torch.int64):
+        raise UserError(f"{source}: expected {TOKENS} to be a list of int32 or int64, got {kind}; export it again")
+    if not 0 <= int(tokens_R.min()) <= int(tokens_R.max()) < vocabulary:
+        raise UserError(f"{source}: expected tokens below {vocabulary} in {TOKENS}; export it again")
+    if len(tokens_R.unique()) != len(tokens_R):
+        raise UserError(f"{source}: expected different tokens in {TOKENS}, got one twice; export it again")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.engine.sampling import Sampling, draw, probabilities, uniform
+from methods.engine.sampling import Sampling, check_finite, draw, probabilities, uniform
 from methods.engine.tree import TokenTree
 
 
@@ -33,7 +33,7 @@ class Verdict:
 
 def verify(tree: TokenTree, logits_SV: Tensor, sampling: Sampling, generator: torch.Generator) -> Verdict:
     """Walk down the tree as long as the target agrees. `generator` is not touched in greedy decoding."""
-    best_S = logits_SV.argmax(-1).tolist() if sampling.greedy else []
+    best_S = most_likely(logits_SV) if sampling.greedy else []
     path = [0]
     while True:
         node = path[-1]
@@ -47,6 +47,13 @@ def verify(tree: TokenTree, logits_SV: Tensor, sampling: Sampling, generator: to
         if kept >= len(logits_SV):
             return Verdict(path, int(tree.tokens_N[kept]), leaf_kept=True)
         path.append(kept)
+
+
+def most_likely(logits_SV: Tensor) -> list[int]:
+    """The best token of each row; argmax takes NaN for the largest of all."""
+    best_S = logits_SV.argmax(-1, keepdim=True)
+    check_finite(logits_SV.gather(-1, best_S))
+    return best_S[:, 0].tolist()
 
 
 def _matching_child(tree: TokenTree, node: int, best: int) -> int | None:
