@@ -69,7 +69,7 @@ class HeaderKeys(TypedDict, total=False):
     target: TargetKeys
     draft: DraftKeys | None
     options: dict[Line, int | float | Line] | None
-    settled: dict[Line, int | float | Line]
+    settled: dict[Line, Positive]
     ranks: Positive
     lossless: bool
     methods: list[Line]

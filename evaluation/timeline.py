@@ -62,6 +62,8 @@ def _answers(events: list[dict[str, Any]]) -> dict[str, dict[Turn, list[TracedSp
         rank, method = ranks.get(event["pid"]), methods.get((event["pid"], event["tid"]))
         if rank not in RANKS or method is None:
             raise ValueError(f"traceEvents[{number}] is of a rank or a method that the file does not name")
+        if rank == "draft" and event["name"] != "draft":
+            raise ValueError(f"traceEvents[{number}] has the draft's rank {event['name']}, which is the target's work")
         begin, seconds = event["ts"] * MICRO, event["dur"] * MICRO
         turn = event["args"]["question"], event["args"]["turn"]
         spans = answers.setdefault(method, {}).setdefault(turn, [])

@@ -1,15 +1,26 @@
 """Files that are not what they must be: one sentence says where, what was expected and what came; nothing is lost."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from copy import deepcopy
+from io import StringIO
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis.strategies import DataObject, DrawFn, composite, data, sampled_from
 
+from evaluation.equal import main as equal
 from evaluation.headers import header_path, read_header
+from evaluation.plot import main as plot
 from evaluation.records import AnswerFile, read_answers
+from evaluation.report import main as report
+from evaluation.speed import main as speed
 from methods.errors import UserError
-from tests.answer_files import answer, header, write
+from tests.answer_files import answer, choice, header, write
 
 
 @pytest.fixture
@@ -163,3 +174,149 @@ def test_a_key_of_a_header_that_is_not_what_it_must_be_is_named(
         assert message in str(error.value) and "\n" not in str(error.value)
         assert str(header_path(path)) in str(error.value)
     assert before == (path.read_bytes(), header_path(path).read_bytes())
+
+
+class Files:
+    """A run, its baseline and what judges them, in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.output = folder.with_name("report")
+        self.place = folder / "mini_bench" / "tiny"
+        second = choice([range(10), [3, 4]], [1.0, 0.5], per_pass=2)
+        for method, seconds in (("autoregressive", 2.0), ("pld", 1.0)):
+            rows = [answer(1, choices=[second]), answer(2, choices=[choice([range(10)], [seconds])])]
+            write(self.path(method), rows, header(method, options={"gamma": 7} if method == "pld" else {}))
+
+        self.whole = self.contents()
+
+    def restore(self) -> None:
+        for path, content in self.whole.items():
+            Path(path).write_bytes(content)
+
+    def path(self, method: str) -> Path:
+        return self.place / f"{method}.jsonl"
+
+    def contents(self) -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
+
+    def judges(self) -> dict[str, Callable[[], object]]:
+        pld, base = str(self.path("pld")), str(self.path("autoregressive"))
+        return {
+            "speed": lambda: called(speed, "--file-path", pld, "--base-path", base, "--by", "category", "--json"),
+            "folders": lambda: called(speed, "--file-path", str(self.folder), "--base-path", str(self.folder)),
+            "equal": lambda: called(equal, pld, base),
+            "report": lambda: called(report, str(self.folder), "--output", str(self.output)),
+            "resume": lambda: AnswerFile.open(pld, header(options={"gamma": 7})).finish(),
+        }
+
+
+def called(main: Callable[[], int], *arguments: str) -> int:
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()):
+        patch.setattr("sys.argv", ["command", *arguments])
+        return main()
+
+
+def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where something stands in a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*place, key)
+        yield from places(item, (*place, key))
+
+
+VALUES: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    2,
+    10**30,
+    0.5,
+    -0.5,
+    1e308,
+    5e-324,
+    float("inf"),
+    float("nan"),
+    "",
+    "5",
+    "a\nb",
+]
+VALUES += ["\0", [], {}, [[]], [1, 2], ["a"], {"a": 1}, [{"question_id": 1}], [[[1]]]]
+
+
+@composite
+def mistakes(draw: DrawFn, record: Any) -> Any:
+    """The record with something deleted, replaced, nested, doubled or renamed."""
+    record = deepcopy(record)
+    *parents, last = draw(sampled_from(list(places(record))))
+    within = record
+    for key in parents:
+        within = within[key]
+    kind = draw(sampled_from(["delete", "replace", "replace", "replace", "nest", "double", "rename"]))
+    value = within[last]
+    if kind == "replace":
+        within[last] = draw(sampled_from(VALUES))
+    elif kind == "nest":
+        within[last] = [value]
+    elif kind == "double":
+        within[last] = [value, value]
+    else:
+        del within[last]
+        if kind == "rename" and isinstance(within, dict):
+            within[f"{last}:"] = value
+    return record
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return Files(tmp_path_factory.mktemp("malformed") / "results")
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(data())
+def test_every_mistake_in_a_file_is_one_sentence_and_changes_nothing(files: Files, drawn: DataObject) -> None:
+    file = drawn.draw(sampled_from([files.path("pld"), header_path(files.path("pld"))]))
+    whole = file.read_bytes()
+    lines = whole.splitlines() if file.suffix == ".jsonl" else [whole]
+    lines[0] = json.dumps(drawn.draw(mistakes(json.loads(lines[0])))).encode()
+    file.write_bytes(b"".join(line + b"\n" for line in lines))
+    before = files.contents()
+    try:
+        for name, judge in files.judges().items():
+            try:
+                judge()
+            except UserError as error:
+                assert "\n" not in str(error), name
+                assert files.contents() == before, name
+                assert name != "report" or not files.output.exists()
+            if name != "resume":
+                assert files.contents() == before, name
+    finally:
+        files.restore()
+        rmtree(files.output, ignore_errors=True)
+
+
+@pytest.mark.parametrize("name", ["", "/", "a\0b", "a" * 300, "/".join(["a" * 250] * 20), ".", "nowhere", "loop"])
+def test_every_path_that_is_none_is_one_sentence(
+    files: Files, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    base, folder = str(files.path("autoregressive")), str(files.folder)
+    for main, arguments in (
+        (speed, ["--file-path", name, "--base-path", base]),
+        (speed, ["--file-path", base, "--base-path", name]),
+        (speed, ["--file-path", name, "--base-path", folder]),
+        (equal, [base, name]),
+        (equal, ["--file-path", name, "--jsonfile1", "pld.jsonl", "--jsonfile2", "pld.jsonl"]),
+        (plot, [name]),
+        (plot, [folder, "--trace", name]),
+        (report, [name]),
+        (report, [folder, "--compare", name]),
+        (report, [folder, "--trace", name]),
+    ):
+        with pytest.raises(UserError) as error:
+            called(main, *arguments)
+        assert "\n" not in str(error.value) and "\0" not in str(error.value) and len(str(error.value)) < 400
+    assert files.contents() == files.whole and [path.name for path in tmp_path.iterdir()] == ["loop"]
