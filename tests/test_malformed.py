@@ -19,6 +19,7 @@ from evaluation.plot import main as plot
 from evaluation.records import AnswerFile, read_answers
 from evaluation.report import main as report
 from evaluation.speed import main as speed
+from evaluation.store import _read_part
 from methods.errors import UserError
 from tests.answer_files import answer, choice, header, write
 
@@ -320,3 +321,14 @@ def test_every_path_that_is_none_is_one_sentence(
             called(main, *arguments)
         assert "\n" not in str(error.value) and "\0" not in str(error.value) and len(str(error.value)) < 400
     assert files.contents() == files.whole and [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
+def test_a_part_whose_first_answer_is_torn_is_an_empty_part_and_a_broken_one_is_told(path: Path) -> None:
+    """What a replica that was killed leaves."""
+    write(path, [answer(81)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:50])
+    assert _read_part(path) == ([], [])
+    path.write_bytes(whole.replace(b'"turns": [', b'"turns": [1, ') + whole)
+    with pytest.raises(UserError, match=r"line 1: choices\[0\].turns\[0\]: expected a text, got 1"):
+        _read_part(path)
