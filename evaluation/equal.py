@@ -16,12 +16,15 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from evaluation.headers import Header, header_differences, read_header
+from evaluation.headers import Header, any_path, header_differences, read_header
+from evaluation.left_out import too_long_notes
 from evaluation.records import Answer, Choice, QuestionId, read_answers
 from methods.errors import command_line
 
 # How a turn of both files compares, and a question as the worst of its turns: the later, the worse.
-STATUSES = ("identical", "different", "missing", "failed")
+# "too long" for the context: neither file has an answer.
+STATUSES = ("too long", "identical", "different", "missing", "failed")
+TOO_LONG, IDENTICAL = STATUSES[:2]
 # Header keys that decide what the target says; `seed` does too where it samples.
 SAME_OUTPUT = {"benchmark_sha256", "target", "dtype", "sampling", "max_new_tokens", "eos_token_ids", "template"}
 FIRST = 5  # turns shown that are not identical, unless all are asked for
@@ -62,30 +65,40 @@ class Comparison:
 
     @property
     def questions(self) -> dict[QuestionId, str]:
-        """The status of each question: the worst of its turns and repeats."""
+        """The status of each question that could be compared: the worst of its turns and repeats."""
+        return {question: status for question, status in self._worst.items() if status != TOO_LONG}
+
+    @property
+    def too_long(self) -> list[QuestionId]:
+        """The questions of which not one turn fits the context."""
+        return [question for question, status in self._worst.items() if status == TOO_LONG]
+
+    @property
+    def _worst(self) -> dict[QuestionId, str]:
         worst: dict[QuestionId, str] = {}
         for turn in self.turns:
-            worst[turn.question_id] = max(worst.get(turn.question_id, STATUSES[0]), turn.status, key=STATUSES.index)
+            worst[turn.question_id] = max(worst.get(turn.question_id, TOO_LONG), turn.status, key=STATUSES.index)
         return worst
 
     @property
     def identical(self) -> int:
         """How many questions are identical in all turns and repeats."""
-        return Counter(self.questions.values())["identical"]
+        return Counter(self.questions.values())[IDENTICAL]
 
     @property
     def equal(self) -> bool:
-        """Whether both files hold the same questions, and every turn and repeat is identical."""
-        return bool(self.turns) and all(turn.status == "identical" for turn in self.turns)
+        """Whether both files hold the same questions, and every turn and repeat that fits the context is identical."""
+        return bool(self.questions) and all(turn.status in (TOO_LONG, IDENTICAL) for turn in self.turns)
 
     @property
     def line(self) -> str:
         """The counts in one line, such as "19/20 identical, 1 different (by token ids)"."""
         counts = Counter(self.questions.values())
-        parts = [f"{counts['identical']}/{len(self.questions)} identical"]
-        parts += [f"{counts[status]} {status}" for status in STATUSES[1:] if counts[status]]
+        parts = [f"{counts[IDENTICAL]}/{len(self.questions)} identical"]
+        parts += [f"{counts[status]} {status}" for status in STATUSES[2:] if counts[status]]
         compared = Counter(turn.by for turn in self.turns if turn.by)
-        plain = len(self.turns) == len(self.questions) and len(compared) == 1
+        turns = sum(turn.status != TOO_LONG for turn in self.turns)
+        plain = turns == len(self.questions) and len(compared) == 1
         by = ", ".join(f"by {by}" if plain else f"{n} turns by {by}" for by, n in compared.items())
         return ", ".join(parts) + (f" ({by})" if by else "")
 
@@ -110,7 +123,8 @@ def compare(path_a: str | Path, path_b: str | Path, question_ids: Collection[Que
             turns.append(TurnResult(question, 0, 0, "failed", where=" and ".join(failed)))
         else:
             turns.extend(_compare_question(question, found, names))
-    return Comparison(names, turns, _notes(headers, names))
+    told = too_long_notes({(t.question_id, t.turn, t.repeat): t.status == TOO_LONG for t in turns}, *headers)
+    return Comparison(names, turns, told + _notes(headers, names))
 
 
 def _failures(header: Header | None) -> list[QuestionId]:
@@ -128,9 +142,11 @@ def _compare_question(
         if failed or missing:
             status = "failed" if failed else "missing"
             yield TurnResult(question, turn, repeat, status, where=" and ".join(failed or missing))
+        elif choices[0] and choices[1] and choices[0].too_long(turn) and choices[1].too_long(turn):
+            yield TurnResult(question, turn, repeat, TOO_LONG)
         elif choices[0] and choices[1]:
             by, difference = _compare_turn(choices[0], choices[1], turn)
-            yield TurnResult(question, turn, repeat, "different" if difference else "identical", by, None, difference)
+            yield TurnResult(question, turn, repeat, "different" if difference else IDENTICAL, by, None, difference)
 
 
 def _turns(answer: Answer | None) -> dict[tuple[int, int], Choice]:
@@ -197,7 +213,7 @@ def _root(key: str) -> str:
 
 def report(comparison: Comparison, show_all: bool) -> Text:
     """The verdict, and the first turns that are not identical, or all of them."""
-    odd = [turn for turn in comparison.turns if turn.status != "identical"]
+    odd = [turn for turn in comparison.turns if turn.status not in (TOO_LONG, IDENTICAL)]
     shown = odd if show_all else odd[:FIRST]
     text = Text()
     for turn in shown:
@@ -262,17 +278,17 @@ def main() -> int:
         description="Whether two answer files hold the same output. Exit status: 0 equal, 1 not, 2 unusable input.",
         usage="%(prog)s [--all | --json] A B | --file-path DIR --jsonfile1 A --jsonfile2 B",
     )
-    parser.add_argument("files", nargs="*", metavar="FILE", help="the two answer files")
-    parser.add_argument("--file-path", default="", metavar="DIR", help="folder of the two files")
-    parser.add_argument("--jsonfile1", metavar="A", help="the first file, in DIR")
-    parser.add_argument("--jsonfile2", metavar="B", help="the second file, in DIR")
+    parser.add_argument("files", nargs="*", metavar="FILE", type=any_path, help="the two answer files")
+    parser.add_argument("--file-path", default=Path(), metavar="DIR", type=any_path, help="folder of the two files")
+    parser.add_argument("--jsonfile1", metavar="A", type=any_path, help="the first file, in DIR")
+    parser.add_argument("--jsonfile2", metavar="B", type=any_path, help="the second file, in DIR")
     parser.add_argument("--all", action="store_true", help=f"show every difference, not the first {FIRST}")
     parser.add_argument("--json", action="store_true", help="print one JSON document, with every difference")
     options = parser.parse_args()
     files = options.files + [name for name in (options.jsonfile1, options.jsonfile2) if name]
     if len(files) != 2:
         parser.error(f"expected two answer files, got {len(files)}")
-    comparison = compare(*(Path(options.file_path) / name for name in files))
+    comparison = compare(*(options.file_path / name for name in files))
     if options.json:
         print(json.dumps(document(comparison), indent=2))
     else:

@@ -220,7 +220,8 @@ def first_rounds(result: Result, turn: Turn, spans: Iterable[TracedSpan]) -> lis
         two_ranks = result.header.get("ranks", 1) > 1
         if works.count("verify") == 2 if two_ranks else works[-2:] == ["verify", "draft"]:
             found.append([])
-    return [Round(s, n, k < j) for s, n, j, k in zip(found, lengths, judged, kept, strict=False)]
+    rounds_found = [Round(s, n, k < j) for s, n, j, k in zip(found, lengths, judged, kept, strict=False)]
+    return [one for one in rounds_found if any(span.work == "verify" for span in one.spans)]
 
 
 def timeline(trace: Trace, groups: Sequence[Group], looks: Looks) -> Drawing:
@@ -235,6 +236,8 @@ def timeline(trace: Trace, groups: Sequence[Group], looks: Looks) -> Drawing:
         raise LeftOut(f"{trace.path} does not show one answer of the folders' runs by PEARL and by draft, then verify")
     turn = next(turn for turn in next(iter(traced.values())) if turn in common)
     answers = {result: first_rounds(result, turn, turns[turn]) for result, turns in traced.items()}
+    if not all(answers.values()):
+        raise LeftOut(f"{trace.path} shows no whole round of an answer")
     small = f"question {turn[0]}, turn {turn[1] + 1} · {conditions(answers)}"
     figure = new_figure("The first rounds of an answer", small, 1.35 + 1.0 * len(answers), 7.2, 1)
     panels = figure.subplots(len(answers), 1, sharex=True, squeeze=False)[:, 0]

@@ -14,7 +14,16 @@ SCHEMA_VERSION = 1
 GZIP = ".gz"
 # Keys that may differ between the run that began a file and the one that continues it.
 VOLATILE_KEYS = frozenset(
-    {"command", "created", "failures", "floor_seconds_per_token", "git_commit", "read_bandwidth", "settled"}
+    {
+        "command",
+        "context_length",  # the target has it; older headers do not say it
+        "created",
+        "failures",
+        "floor_seconds_per_token",
+        "git_commit",
+        "read_bandwidth",
+        "settled",
+    }
 )
 
 
@@ -23,14 +32,9 @@ def read_header(path: str | Path) -> Header | None:
     path = header_path(path)
     if not path.exists():
         return None
-    try:
-        header = json.loads(read_file(path))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); restore it, or delete it and its answer file") from None
-    version = header.get("schema_version") if isinstance(header, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{path} has schema_version {version}, not {SCHEMA_VERSION}; read it with a matching release")
-    return header
+    from evaluation.schema import parse_header  # pydantic takes a moment, for which --help need not wait
+
+    return parse_header(read_file(path), path)
 
 
 def answers_of(folder: Path, method: str) -> Path:
@@ -46,7 +50,7 @@ def header_path(path: str | Path) -> Path:
 def uncompressed(path: str | Path) -> Path:
     """The name of an answer file where it may lie compressed: `read_file` takes FILE.gz for FILE that is not there."""
     path = Path(path)
-    return path.with_name(path.name.removesuffix(GZIP))
+    return path.with_name(path.name.removesuffix(GZIP)) if path.name.endswith(GZIP) else path
 
 
 def compressed(path: Path) -> Path:
@@ -71,6 +75,25 @@ def _flatten(header: Header, prefix: str = "") -> Header:
     return flat
 
 
+def any_path(text: str) -> Path:
+    """The path that an argument of a command names, be it there or not. UserError where none can have that name."""
+    if not text:
+        raise UserError("expected a path, got an empty text; name a file or a folder")
+    try:
+        os.stat(text)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # told by who reads or writes it
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"'{told(text[:60])}' cannot be a path ({reason}); name a file or a folder") from None
+    return Path(text)
+
+
+def told(words: object) -> str:
+    """What stands in a file or a path, within a sentence: on one line."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(words))
+
+
 def read_file(path: Path) -> bytes:
     """The bytes of a file, or of what is compressed beside it. Raises UserError where neither can be read."""
     try:
@@ -85,6 +108,8 @@ def read_file(path: Path) -> bytes:
         raise UserError(f"{path} is a folder; name one answer file in it, such as {path / 'pld.jsonl'}") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{compressed(path)} is not a whole gzip file ({error}); restore it") from None
+    except ValueError as error:  # a null byte
+        raise UserError(f"cannot read {told(path)}: {error}; check the path") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from None
 

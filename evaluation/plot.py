@@ -6,12 +6,12 @@ what it leaves out and why. `report.py` takes its figures from here.
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
+from evaluation.headers import any_path
 from methods.errors import command_line
 
 if TYPE_CHECKING:
@@ -69,9 +69,13 @@ def _figures(groups: "Sequence[Group]", trace: "Trace | None") -> "Iterable[tupl
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Figures of the runs below some results folders.")
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", type=Path, help="results folder, as --output of a run")
-    parser.add_argument("--output", metavar="DIR", type=Path, help=f"where to (default: {FOLDER} in the first folder)")
-    parser.add_argument("--trace", metavar="FILE", type=Path, help="trace of one of the runs, for a timeline")
+    parser.add_argument(
+        "folders", nargs="+", metavar="FOLDER", type=any_path, help="results folder, as --output of a run"
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", type=any_path, help=f"where to (default: {FOLDER} in the first folder)"
+    )
+    parser.add_argument("--trace", metavar="FILE", type=any_path, help="trace of one of the runs, for a timeline")
     options = parser.parse_args()
 
     from evaluation.results import read_groups  # pandas and scipy take a second, for which --help need not wait

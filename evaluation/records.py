@@ -7,14 +7,20 @@ keys and no header.
 """
 
 import fcntl
+import gc
 import json
 import os
 import time
 import uuid
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from io import FileIO
+from operator import le
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from annotated_types import Ge, Le
 
 from evaluation.headers import (
     Header,
@@ -23,15 +29,21 @@ from evaluation.headers import (
     header_path,
     read_file,
     read_header,
+    told,
     uncompressed,
     write_header,
 )
 from methods.errors import UserError
 
 QuestionId = int | str
-
+LARGEST_ID = 2**63 - 1
+Count = Annotated[int, Ge(0), Le(2**40)]
+Number = Annotated[float, Ge(-1e30), Le(1e30)]  # neither infinite nor NaN
+Seconds = Annotated[float, Ge(0), Le(1e9)]
 
 FAILED_TURN = "ERROR"  # what Spec-Bench writes for a turn that raised
+UNCATEGORIZED = "no category"  # where a script writes none
+FULL = "context"  # the `finish` of a turn that has come to the end of the context
 
 
 @dataclass(frozen=True)
@@ -43,31 +55,29 @@ class Choice:
     """
 
     turns: list[str]
-    new_tokens: list[int]
-    wall_time: list[float]
-    accept_lengths: list[int]
-    index: int = 0
+    new_tokens: list[Count]
+    wall_time: list[Seconds]
+    accept_lengths: list[Count]
+    index: Count = 0
     decoding_steps: list[int] | None = None  # some of Spec-Bench's scripts call it "idxs", some store tokens in it
-    token_ids: list[list[int]] | None = None
+    token_ids: list[list[Count]] | None = None
     finish: list[str] | None = None
-    prefill_time: list[float] | None = None
-    draft_time: list[float] | None = None
-    verify_time: list[float] | None = None
-    wait_time: list[float] | None = None
-    drafted: list[list[int]] | None = None
-    accepted: list[list[int]] | None = None
-    proposed: list[int] | None = None  # drafted tokens, those included that no pass has judged
-    margins: list[list[float]] | None = None
+    prefill_time: list[Seconds] | None = None
+    draft_time: list[Seconds] | None = None
+    verify_time: list[Seconds] | None = None
+    wait_time: list[Seconds] | None = None
+    drafted: list[list[Count]] | None = None
+    accepted: list[list[Count]] | None = None
+    proposed: list[Count] | None = None  # drafted tokens, those included that no pass has judged
+    margins: list[list[Number]] | None = None
 
     def __post_init__(self) -> None:
-        if not _is_list(self.turns, str):
-            raise ValueError("'turns' must be a list of texts")
-        for key in ("new_tokens", "wall_time", "accept_lengths"):
-            if not _is_list(getattr(self, key), (int, float)):
-                raise ValueError(f"'{key}' must be a list of numbers")
+        if not self.turns:
+            raise ValueError("'turns' is empty")
         if self.any_failed:
             return  # what a failed turn left behind is not data, so it need not be consistent
         self._check_lengths()
+        self._check_parts()
         if self.token_ids is not None:
             self._check_ledger(self.token_ids)
 
@@ -80,11 +90,37 @@ class Choice:
         """Whether at least one turn failed."""
         return any(self.failed(turn) for turn in range(len(self.turns)))
 
+    def too_long(self, turn: int) -> bool:
+        """Whether the prompt of this turn does not fit the target's context, so that it has no tokens."""
+        if self.finish is None or self.any_failed:
+            return False
+        return self.finish[turn] == FULL and self.new_tokens[turn] == 0
+
+    @property
+    def never_fits(self) -> bool:
+        """Whether that is so of every turn."""
+        return all(self.too_long(turn) for turn in range(len(self.turns)))
+
+    @property
+    def usable(self) -> bool:
+        """Whether no turn failed, and one has an answer."""
+        return not self.any_failed and not self.never_fits
+
     def _check_lengths(self) -> None:
-        for key in (f.name for f in fields(self) if f.name not in ("index", "accept_lengths", "decoding_steps")):
+        for key in PER_TURN:
             value = getattr(self, key)
-            if value is not None and (not isinstance(value, list) or len(value) != len(self.turns)):
+            if value is not None and len(value) != len(self.turns):
                 raise ValueError(f"'{key}' must have one entry for each of the {len(self.turns)} turns")
+
+    def _check_parts(self) -> None:
+        """No part is more than its whole."""
+        if self.prefill_time is not None and not all(map(le, self.prefill_time, self.wall_time)):
+            raise ValueError("'prefill_time' is longer than the 'wall_time' that includes it")
+        if self.accepted is None or self.drafted is None:
+            return
+        for accepted, drafted in zip(self.accepted, self.drafted, strict=True):
+            if len(accepted) != len(drafted) or not all(map(le, accepted, drafted)):
+                raise ValueError("'accepted' must have one entry for each of 'drafted', and none may be more than it")
 
     def _check_ledger(self, token_ids: list[list[int]]) -> None:
         if [len(tokens) for tokens in token_ids] != self.new_tokens:
@@ -93,8 +129,12 @@ class Choice:
             raise ValueError(
                 f"'accept_lengths' sums to {sum(self.accept_lengths)}, not to {sum(self.new_tokens)} tokens"
             )
-        if len(self.accept_lengths) != sum(self.decoding_steps or []):
+        steps = self.decoding_steps or []
+        if len(steps) != len(self.turns) or min(steps) < 0 or sum(steps) != len(self.accept_lengths):
             raise ValueError("'accept_lengths' must have one entry for each of the 'decoding_steps'")
+
+
+PER_TURN = [f.name for f in fields(Choice) if f.name not in ("turns", "index", "accept_lengths", "decoding_steps")]
 
 
 @dataclass(frozen=True)
@@ -106,11 +146,13 @@ class Answer:
     model_id: str
     choices: list[Choice]
     answer_id: str = field(default_factory=lambda: str(uuid.uuid4()))
-    tstamp: float = field(default_factory=time.time)
+    tstamp: Number = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
         if isinstance(self.question_id, bool) or not isinstance(self.question_id, int | str):
             raise ValueError("'question_id' must be a number or a text")
+        if isinstance(self.question_id, int) and abs(self.question_id) > LARGEST_ID:
+            raise ValueError(f"'question_id' must be at most {LARGEST_ID}")
         if not self.choices:
             raise ValueError("'choices' is empty")
         if len({choice.index for choice in self.choices}) != len(self.choices):
@@ -123,14 +165,6 @@ class Answer:
         record["tstamp"] = self.tstamp
         return json.dumps(record, allow_nan=False).encode() + b"\n"
 
-    @classmethod
-    def from_json(cls, record: object) -> Self:
-        """The inverse of `to_line`, for a parsed line of any answer file. Raises ValueError saying what is wrong."""
-        values = _known_keys(cls, record)
-        if not isinstance(values["choices"], list):
-            raise ValueError("'choices' must be a list")
-        return cls(**values | {"choices": [Choice(**_known_keys(Choice, choice)) for choice in values["choices"]]})
-
 
 def read_answers(path: str | Path) -> dict[QuestionId, Answer]:
     """The answers of a file by question id, in the file's order. A torn last line, as a crash leaves it, is left out.
@@ -138,7 +172,7 @@ def read_answers(path: str | Path) -> dict[QuestionId, Answer]:
     Raises UserError for a file that cannot be read, holds no answers, or has a broken line or a question twice.
     """
     path = uncompressed(path)
-    answers, _ = _parse(path, read_file(path))
+    answers, _ = parse_answers(path, read_file(path))
     if not answers:
         raise UserError(f"{path} holds no answers: it is empty; run the method first, or name another file")
     return answers
@@ -167,14 +201,17 @@ class AnswerFile:
         path = Path(path)
         if not path.exists() and compressed(path).exists():
             raise UserError(f"{compressed(path)} is compressed; gunzip it to go on, or choose another --output")
+        new = not path.exists()
         file = _open_locked(path)
         try:
             data = read_file(path)
-            answers, size = _parse(path, data[: data.rfind(b"\n") + 1])
+            answers, size = parse_answers(path, data[: data.rfind(b"\n") + 1])
             commit = header.get("git_commit")
             header = _settle_header(path, header, answers)
             file.truncate(size)
         except BaseException:
+            if new:
+                path.unlink(missing_ok=True)
             file.close()
             raise
         return cls(path, file, header, commit, set(answers), size)
@@ -238,47 +275,46 @@ class AnswerFile:
             write_header(self.path, self.header)
 
 
+def parse_answers(path: Path, data: bytes) -> tuple[dict[QuestionId, Answer], int]:
+    """The answers in an answer file's bytes, and the size in bytes of its whole lines: without a last one that is torn.
+
+    Raises UserError for any other line that is broken, or a question answered twice."""
+    with _no_collection():
+        return _parse(path, data)
+
+
 def _parse(path: Path, data: bytes) -> tuple[dict[QuestionId, Answer], int]:
-    """The answers in an answer file's bytes, and the size in bytes of its whole lines."""
+    from evaluation.schema import parse_answer, torn  # pydantic takes a moment, for which --help need not wait
+
     answers: dict[QuestionId, Answer] = {}
+    seen: set[str] = set()
     lines = data.splitlines(keepends=True)
-    last = len(data.rstrip().splitlines())
+    last = next((number for number in range(len(lines), 0, -1) if lines[number - 1].strip()), 0)
     size = 0
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                if number == last:  # torn by a crash
-                    return answers, size
-                raise UserError(f"{path}, line {number} is not valid JSON ({error}); remove that line") from None
-            _add(answers, record, f"{path}, line {number}")
+            if number == last and torn(line.strip()):
+                return answers, size
+            place = f"{path}, line {number}"
+            answer = parse_answer(line, place)
+            if str(answer.question_id) in seen:
+                raise UserError(f"{place}: question {answer.question_id!r} is answered a second time; keep one of them")
+            seen.add(str(answer.question_id))
+            answers[answer.question_id] = answer
         size += len(line)
     return answers, size
 
 
-def _add(answers: dict[QuestionId, Answer], record: object, place: str) -> None:
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Many objects are made and none is garbage: looking for some again and again would double the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
     try:
-        answer = Answer.from_json(record)
-    except ValueError as error:
-        raise UserError(f"{place}: {error}; correct or remove that line") from None
-    if answer.question_id in answers:
-        raise UserError(f"{place}: question {answer.question_id} is answered a second time; keep one of the lines")
-    answers[answer.question_id] = answer
-
-
-def _known_keys(cls: type, record: object) -> dict[str, Any]:
-    """The entries of a JSON object that are fields of the dataclass `cls`; ValueError where a needed one is missing."""
-    if not isinstance(record, dict):
-        raise ValueError(f"expected a JSON object for each {cls.__name__.lower()}, got {str(record)[:40]}")
-    for f in fields(cls):
-        if f.name not in record and f.default is MISSING and f.default_factory is MISSING:
-            raise ValueError(f"no key '{f.name}', as every {cls.__name__.lower()} in an answer file has")
-    return {f.name: record[f.name] for f in fields(cls) if f.name in record}
-
-
-def _is_list(value: object, kind: type | tuple[type, ...]) -> bool:
-    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _open_locked(path: Path) -> FileIO:
@@ -303,7 +339,7 @@ def _settle_header(path: Path, header: Header, answers: dict[QuestionId, Answer]
     if old is not None:
         differences = header_differences(old, header)
         if answers and differences:
-            named = ", ".join(f"{key}={was}, now {now}" for key, (was, now) in differences.items())
+            named = ", ".join(told(f"{key}={was}, now {now}") for key, (was, now) in differences.items())
             raise UserError(f"{path} was made with {named}; choose another --output or delete that file")
         header = header if differences else old
     header = header | {"failures": [f for f in header.get("failures", []) if f["question_id"] not in answers]}

@@ -6,6 +6,7 @@ Used by `speed.py` and `report.py`.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -121,7 +122,7 @@ def interval_words(low: float | None, high: float | None, percent: bool = False)
     return f"{low - 1:+.1%} to {high - 1:+.1%}" if percent else f"{low:.2f} to {high:.2f}"
 
 
-def compare_folders(now: str, before: str, as_json: bool) -> int:
+def compare_folders(now: Path, before: Path, as_json: bool) -> int:
     """Print how the speedups of a results folder have changed since an earlier one. Returns the exit status."""
     pairings = pair_runs(read_groups([now]), read_groups([before]))
     if as_json:
@@ -132,6 +133,9 @@ def compare_folders(now: str, before: str, as_json: bool) -> int:
     console.print(LEGEND, style="dim", soft_wrap=True)
     for told in dict.fromkeys(told for pairing in pairings for told in pairing.differences):
         console.print(Text(f"note: other conditions: {told}", style="yellow"), soft_wrap=True)
+    summaries = [summary for pairing in pairings for summary in (pairing.now, pairing.before)]
+    for told in dict.fromkeys(note for summary in summaries for note in summary["notes"]):
+        console.print(Text(f"note: {told}", style="yellow"), soft_wrap=True)
     return 0
 
 
@@ -146,6 +150,7 @@ def _rows(pairings: Sequence[Pairing]) -> list[dict[str, Any]]:
             "inside": p.inside,
             "change": p.change and {"ratio": p.change.ratio, "low": p.change.low, "high": p.change.high},
             "differences": p.differences,
+            "notes": {"before": p.before["notes"], "now": p.now["notes"]},
         }
         for p in pairings
     ]

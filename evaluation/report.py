@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from evaluation.headers import any_path
 from methods.errors import UserError, command_line
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description="Report of the runs below a results folder. Exit status 1 if it fails."
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="results folder, as --output of a run")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="where to (default: the folder itself)")
+    parser.add_argument("folder", metavar="FOLDER", type=any_path, help="results folder, as --output of a run")
+    parser.add_argument("--output", metavar="DIR", type=any_path, help="where to (default: the folder itself)")
     parser.add_argument(
         "--fail-on",
         metavar="CONDITION",
@@ -56,8 +57,10 @@ def main() -> int:
         default=[],
         help="exit status 1 where METHOD<SPEEDUP, identical<1 or, of --compare, change<0.95",
     )
-    parser.add_argument("--compare", metavar="OTHER", type=Path, help="an earlier folder, to put its speedups beside")
-    parser.add_argument("--trace", metavar="FILE", type=Path, help="trace of one of the runs, for a timeline")
+    parser.add_argument(
+        "--compare", metavar="OTHER", type=any_path, help="an earlier folder, to put its speedups beside"
+    )
+    parser.add_argument("--trace", metavar="FILE", type=any_path, help="trace of one of the runs, for a timeline")
     options = parser.parse_args()
 
     from evaluation.gates import judge, parse_gate  # what takes long to import comes when it is needed

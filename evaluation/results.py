@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from evaluation.headers import Header, compressed, header_path, read_header
+from evaluation.headers import Header, compressed, read_header
 from evaluation.records import Choice
 from evaluation.speed import SAME_WORK, Run, summarize_by_category
 from evaluation.tables import OVERALL, Summary
@@ -123,6 +123,8 @@ def _questions(group: Group) -> int:
 def _read_folder(folder: Path) -> list[Result]:
     if not folder.is_dir():
         raise UserError(f"expected a results folder, got {folder}, which is no folder; check the path")
+    if folder.resolve() == Path(folder.resolve().anchor):
+        raise UserError(f"expected a results folder, got {folder}, which is the whole disk; name one in it")
     paths = sorted(path for path in folder.rglob("*" + HEADER) if path.parent.name != "parts")
     if not paths:
         raise UserError(
@@ -134,9 +136,6 @@ def _read_folder(folder: Path) -> list[Result]:
 
 def _read_result(path: Path) -> Result:
     header = read_header(path) or {}
-    for key in ("method", "pair", "benchmark", "dtype", "sampling"):
-        if key not in header:
-            raise UserError(f"{header_path(path)} has no key '{key}', as every run header has; restore it or remove it")
     base = path.with_name(f"{BASELINE}.jsonl")
     return Result(
         Run.read(path) if _answered(path) else Run(path, {}, header), header, base if _answered(base) else None

@@ -31,6 +31,7 @@ from methods import BASELINE, get_method
 from methods.errors import RunError, UserError, command_line
 
 if TYPE_CHECKING:
+    from evaluation.equal import Comparison
     from evaluation.questions import Question
     from evaluation.records import Choice
     from evaluation.session import Session
@@ -231,7 +232,7 @@ def judge(session: "Session", failed: Counter[str], console: Console) -> int:
     document = [json_row(config, name, row, equal.get(name)) for name, row in names]
     lost = [name for name in config.methods if name not in judged]
     print_json(config, document + [{"method": name, "error": "failed on every question"} for name in lost])
-    return int(bool(failed) or any(equal.get(name) != wanted for name in session.lossless))
+    return int(bool(failed) or not all(name in equal and equal[name].equal for name in session.lossless))
 
 
 def print_json(config: RunConfig, document: object) -> None:
@@ -240,26 +241,26 @@ def print_json(config: RunConfig, document: object) -> None:
         print(json.dumps(document), flush=True)
 
 
-def print_equality(session: "Session", judged: list[str], output: Console) -> dict[str, int]:
-    """Identical questions per method; sampled output is not compared, it need not be equal."""
+def print_equality(session: "Session", judged: list[str], output: Console) -> "dict[str, Comparison]":
+    """How each method's output compares; sampled output is not compared, it need not be equal."""
     from evaluation.equal import compare, report
 
     config = session.config
-    counts: dict[str, int] = {}
+    found: dict[str, Comparison] = {}
     ids = {question.question_id for question in session.benchmark.questions}
     if config.temperature > 0:
         output.print("sampled output: distributions, not tokens, are equal; evaluation/lossless.py tests them")
-        return counts
+        return found
     for name in judged[1:]:
         comparison = compare(answer_path(config, name), answer_path(config, BASELINE), ids)
-        counts[name] = comparison.identical
+        found[name] = comparison
         if name not in session.lossless:
             output.print(f"{name}: {comparison.line}; a reference row, which need not be")
         elif comparison.equal:
             output.print(f"{name}: {comparison.line}")
         else:
             output.print(report(comparison, False))
-    return counts
+    return found
 
 
 def print_speed(session: "Session", judged: list[str], output: Console) -> list[dict[str, Any]]:
@@ -278,15 +279,15 @@ def answer_path(config: RunConfig, method: str) -> Any:
     return answers_of(config.folder, method)
 
 
-def json_row(config: RunConfig, name: str, row: dict[str, Any], identical: int | None) -> dict[str, Any]:
+def json_row(config: RunConfig, name: str, row: dict[str, Any], equality: "Comparison | None") -> dict[str, Any]:
     """One method's entry of the --json list; `identical` counts questions, null where sampling."""
     figures = ("questions", "speedup", "low", "high", "mat", "tokens_per_second", "baseline_tokens_per_second")
     return {
         "method": name,
         "pair": config.pair.name,
         "benchmark": config.benchmark,
-        "identical": identical,
-        **{key: row[key] for key in (*figures, "floor_tokens_per_second")},
+        "identical": None if equality is None else equality.identical,
+        **{key: row[key] for key in (*figures, "floor_tokens_per_second", "too_long", "notes")},
     }
 
 

@@ -171,6 +171,7 @@ class Session:
             "sampling": {"temperature": c.temperature, "top_k": c.top_k, "top_p": c.top_p},
             "seed": c.seed,
             "max_new_tokens": c.max_new_tokens,
+            "context_length": checkpoint.config.max_length,
             "eos_token_ids": sorted(self.limits.eos_ids),
             "template": c.template,
             "prompt": self.prompter.description,

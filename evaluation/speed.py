@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from evaluation.headers import Header, header_differences, read_header, uncompressed
+from evaluation.headers import Header, any_path, header_differences, read_header, uncompressed
+from evaluation.left_out import (
+    lacking_notes,
+    left_out_notes,
+    nothing_to_compare,
+    refuse_zeros,
+    share_categories,
+    turns_too_long,
+)
 from evaluation.records import Answer, Choice, QuestionId, read_answers
 from evaluation.tables import LEGEND, OVERALL, SPEC_BENCH_LEGEND, Summary, details, table, terminal
 from methods import VARIANT
@@ -66,8 +74,13 @@ class Run:
 
     @property
     def finished(self) -> set[QuestionId]:
-        """The questions with at least one repeat in which no turn failed."""
-        return {q for q, answer in self.answers.items() if not all(choice.any_failed for choice in answer.choices)}
+        """The questions with at least one repeat in which no turn failed and one turn fits the context."""
+        return {q for q, answer in self.answers.items() if any(choice.usable for choice in answer.choices)}
+
+    @property
+    def too_long(self) -> set[QuestionId]:
+        """The questions of which not one turn fits the context."""
+        return {q for q, answer in self.answers.items() if all(choice.never_fits for choice in answer.choices)}
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,7 @@ class Comparison:
     baseline: Run
     pairs: "pd.DataFrame"  # as `stats.pair_answers` gives it, with a column "group"
     questions: set[QuestionId]  # that were to be compared, whether or not they could be
+    too_long: int  # of these questions: how many do not fit the context
     interleaved: bool
     notes: list[str]
 
@@ -117,9 +131,9 @@ def pair_files(
     method_path: str | Path, base_path: str | Path, question_ids: Collection[QuestionId] | None = None
 ) -> Comparison:
     """Read and pair two answer files. Raises UserError, one sentence, where a comparison would mean nothing."""
-    from evaluation.stats import pair_answers  # pandas and scipy take a second, for which --help need not wait
+    from evaluation.stats import KEYS, pair_answers  # pandas and scipy take a second, for which --help need not wait
 
-    method, base = Run.read(method_path), Run.read(base_path)
+    method, base = share_categories(Run.read(method_path), Run.read(base_path))
     if not method.questions & base.questions:
         example = " and ".join(repr(next(iter(run.answers))) for run in (method, base))
         raise UserError(
@@ -130,14 +144,16 @@ def pair_files(
     wanted = method.questions | base.questions if question_ids is None else set(question_ids)
     common = method.finished & base.finished & wanted
     pairs = pair_answers(*([run.answers[q] for q in run.answers if q in common] for run in (method, base)))
+    too_long = turns_too_long(method, base, wanted)
+    pairs = pairs[[not too_long[turn] for turn in zip(*(pairs[key] for key in KEYS), strict=True)]]
     if pairs.empty:
-        raise UserError(f"no question was finished in both {method.path} and {base.path}; run the failed ones again")
-    _refuse_zeros(method, base, pairs)
+        raise UserError(nothing_to_compare(method, base, wanted))
+    refuse_zeros(method, base, pairs)
     pairs["group"] = _groups(pairs["category"])
-    told = [_left_out(run, wanted) for run in (method, base)]
-    told += [_unpaired(run, common, len(pairs)) for run in (method, base)]
-    notes += [note for note in [*told, _other_counts(method, pairs)] if note]
-    return Comparison(method, base, pairs, wanted, _interleaved(method, base), notes)
+    notes += left_out_notes(method, base, wanted, too_long, len(pairs))
+    notes += lacking_notes(method, base, paired_choices(method, pairs))
+    unfit = len((method.too_long | base.too_long) & wanted)
+    return Comparison(method, base, pairs, wanted, unfit, _interleaved(method, base), notes)
 
 
 def _compare_headers(method: Run, base: Run) -> list[str]:
@@ -167,17 +183,6 @@ def _interleaved(method: Run, base: Run) -> bool:
     return ours is not None and theirs is not None and all(ours.get(k) == theirs.get(k) for k in SAME_LAUNCH)
 
 
-def _refuse_zeros(method: Run, base: Run, pairs: "pd.DataFrame") -> None:
-    for run, ending in ((method, ""), (base, "_base")):
-        for name, unit in (("tokens", "new tokens"), ("time", "seconds")):
-            for row in pairs[~(pairs[name + ending] > 0)].head(1).to_dict("records"):  # NaN too
-                place = f"{run.path}: question {row['question']}, turn {row['turn'] + 1}"
-                raise UserError(
-                    f"{place} has {row[name + ending]:g} {unit}, but a speed needs more than 0; "
-                    "remove that line and measure the question again"
-                )
-
-
 def _groups(categories: "pd.Series[str]") -> "pd.Series[str]":
     """Each row's group: MT-bench's categories are one where several of them occur, the others stand for themselves."""
     conversation = categories.isin(MT_BENCH)
@@ -188,33 +193,12 @@ def _belongs(category: str, group: str) -> bool:
     return group in (category, OVERALL) or (group == CONVERSATION and category in MT_BENCH)
 
 
-def _left_out(run: Run, wanted: set[QuestionId]) -> str | None:
-    missing, failed = len(wanted - run.questions), len((wanted & run.questions) - run.finished)
-    why = " and ".join(f"{count} {word}" for count, word in ((missing, "missing"), (failed, "failed")) if count)
-    return f"left out: {missing + failed} of {len(wanted)} questions, {why} in {run.path}" if why else None
-
-
-def _unpaired(run: Run, common: set[QuestionId], paired: int) -> str | None:
-    """Of the questions that both have finished: turns with nothing to compare them with."""
-    turns = sum(len(choice.turns) for q in common for choice in run.answers[q].choices)
-    why = "whose repeat failed or which the other file lacks"
-    return f"left out: {turns - paired} of {turns} turns in {run.path}, {why}" if turns > paired else None
-
-
-def _other_counts(run: Run, pairs: "pd.DataFrame") -> str | None:
-    """Some of Spec-Bench's scripts do not count the prefill's token among the accept lengths, or count cut-off ones."""
-    choices = _paired_choices(run, pairs)
-    lengths, tokens = (sum(sum(getattr(c, key)) for c in choices) for key in ("accept_lengths", "new_tokens"))
-    told = f"MAT is as recorded: in {run.path} accept lengths sum to {lengths}, new tokens to {tokens}"
-    return told if lengths != tokens else None
-
-
 def _summary(comparison: Comparison, group: str, pairs: "pd.DataFrame", count: Count | None) -> Summary:
     from evaluation import stats
 
     method, base = comparison.method, comparison.baseline
     result = stats.speedup(pairs)
-    choices = _paired_choices(method, pairs)
+    choices = paired_choices(method, pairs)
     drafted = stats.drafted_tokens(choices)
     header = method.header or {}
     return {
@@ -236,7 +220,7 @@ def _summary(comparison: Comparison, group: str, pairs: "pd.DataFrame", count: C
         "decode_speedup": stats.decode_speedup(pairs),
         "spec_bench_speedup": stats.spec_bench_speedup(*comparison.lines(group), count),
         "mat": stats.mean_accept_length(choices),
-        "passes": sum(len(choice.accept_lengths) for choice in choices),
+        "passes": sum(len(choice.accept_lengths) for choice in choices) or None,
         "draft_seconds_per_pass": stats.seconds_per_pass(choices, "draft_time"),
         "verify_seconds_per_pass": stats.seconds_per_pass(choices, "verify_time"),
         "wait_seconds_per_pass": stats.seconds_per_pass(choices, "wait_time"),
@@ -246,12 +230,13 @@ def _summary(comparison: Comparison, group: str, pairs: "pd.DataFrame", count: C
         "drafted_per_token": None if drafted is None else float(drafted / pairs["tokens"].sum()),
         "acceptance_by_position": stats.acceptance_by_position(choices),
         "repetition": stats.repetition_share(choices),
+        "too_long": comparison.too_long,
         "interleaved": comparison.interleaved,
         "notes": comparison.notes,
     }
 
 
-def _paired_choices(run: Run, pairs: "pd.DataFrame") -> list[Choice]:
+def paired_choices(run: Run, pairs: "pd.DataFrame") -> list[Choice]:
     paired = set(zip(pairs["question"], pairs["repeat"], strict=True))
     return [c for q, answer in run.answers.items() for c in answer.choices if (q, c.index) in paired]
 
@@ -303,8 +288,16 @@ def spec_bench_notes(summaries: Sequence[Summary], recorded: bool) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="How much faster a method is than its baseline, with an interval.")
-    parser.add_argument("--file-path", required=True, metavar="F", help="the method's answers, or a results folder")
-    parser.add_argument("--base-path", required=True, metavar="B", help="the baseline's answers, or an earlier folder")
+    parser.add_argument(
+        "--file-path", required=True, metavar="F", type=any_path, help="the method's answers, or a results folder"
+    )
+    parser.add_argument(
+        "--base-path",
+        required=True,
+        metavar="B",
+        type=any_path,
+        help="the baseline's answers, or an earlier folder",
+    )
     parser.add_argument("--by", choices=["category"], help="a row for each category too")
     parser.add_argument(
         "--spec-bench",
@@ -322,7 +315,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     options = _parser().parse_args()
-    if Path(options.file_path).is_dir() and Path(options.base_path).is_dir():
+    if options.file_path.is_dir() and options.base_path.is_dir():
         if options.by or options.spec_bench is not None:
             raise UserError("two folders are compared run by run; --by and --spec-bench need two answer files")
         from evaluation.regression import compare_folders

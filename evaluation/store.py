@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from evaluation.headers import Header, answers_of, header_path, read_header
+from evaluation.headers import Header, answers_of, header_path, read_file, read_header
 from evaluation.ranks import Ranks, gather
-from evaluation.records import Answer, AnswerFile, QuestionId, read_answers
+from evaluation.records import Answer, AnswerFile, QuestionId, parse_answers
 
 Failure = dict[str, Any]
 
@@ -77,9 +77,9 @@ class Store:
 
 
 def _read_part(path: Path) -> tuple[list[Answer], list[Failure]]:
-    """The answers and failures in a replica's part; one that died before its first answer left an empty file."""
-    answers = list(read_answers(path).values()) if path.stat().st_size else []
-    return answers, (read_header(path) or {}).get("failures", [])
+    """The answers and failures in a replica's part; one that died in its first answer left none."""
+    answers, _ = parse_answers(path, read_file(path))
+    return list(answers.values()), (read_header(path) or {}).get("failures", [])
 
 
 def _take_over(file: AnswerFile, answers: list[Answer], failures: list[Failure]) -> None:

@@ -47,7 +47,7 @@ def details(summaries: Sequence[Summary]) -> Table:
     columns: list[Column] = [
         ("geom.\nmean", lambda s: f"{s['geometric_mean']:.2f}x"),
         ("decode\nonly", lambda s: _number(s["decode_speedup"], ".2f", "x")),
-        ("passes", lambda s: f"{s['passes']}"),
+        ("passes", lambda s: _number(s["passes"], "d")),
         ("draft+\nverify ms", _milliseconds),
         ("wait\nms", _waited),
         ("run\nlength", lambda s: _number(s["run_length"], ".2f")),

@@ -34,7 +34,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{in_lower_case[close[0]]}'?" if close else f"; known: {', '.join(known)}"
 
 
-_SHORT = reprlib.Repr(maxstring=SHOWN, maxother=SHOWN)
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = SHOWN
 
 
 def shown(value: object) -> str:

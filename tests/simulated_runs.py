@@ -48,7 +48,7 @@ def steps(run: Simulated, draws: random.Random, now: float) -> Iterator[Step]:
     def accepted(judged: int) -> int:
         return next((n for n in range(judged) if draws.random() >= run.alpha), judged)
 
-    if run.method.startswith("autoregressive"):
+    if run.method.startswith("autoregressive") or not run.options:
         while True:
             yield Step([1], spans=[Span("target", "verify", now, now := now + run.verify)])
     left = 0

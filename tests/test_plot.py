@@ -267,10 +267,23 @@ def test_looks_differ_even_where_the_colours_are_used_up() -> None:
 
 def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
     folder = write_runs(tmp_path / "runs", [SPS], questions=6)
-    for content in ("[]", "{", json.dumps({"traceEvents": [{"name": "verify", "ph": "X"}]})):
-        (tmp_path / "trace.json").write_text(content)
-        with pytest.raises(UserError, match="is not a trace as a run with --trace writes it"):
+    name = {"name": "process_name", "ph": "M", "pid": 0, "tid": 0, "args": {"name": "replica 0, draft"}}
+    span = {"name": "verify", "ph": "X", "pid": 0, "tid": 0, "ts": 0, "dur": 1, "args": {"question": 1, "turn": 0}}
+    for content, told in (
+        ("[]", "expected an object, got a list of 0"),
+        ("{", "no valid JSON: EOF"),
+        ("[" * 10_000, "no valid JSON: recursion limit"),
+        ({"traceEvents": [{"name": "verify", "ph": "X"}]}, "no key 'pid' in traceEvents[0]"),
+        ({"traceEvents": [span | {"dur": -1}]}, "traceEvents[0].X.dur: expected at least 0, got -1"),
+        ({"traceEvents": [span | {"ts": "0"}]}, 'traceEvents[0].X.ts: expected a number, got "0"'),
+        ({"traceEvents": [span | {"ph": "Z"}]}, "traceEvents[0]: expected one of 'M', 'X' as its 'ph'"),
+        ({"traceEvents": [span]}, "traceEvents[0] is of a rank or a method that the file does not name"),
+        ({"traceEvents": [name, name | {"name": "thread_name"}, span]}, "traceEvents[2] has the draft's rank verify"),
+    ):
+        (tmp_path / "trace.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        with pytest.raises(UserError, match="is not a trace as a run with --trace writes it") as error:
             read_trace(tmp_path / "trace.json")
+        assert told in str(error.value) and "\n" not in str(error.value)
     done = run_script("plot.py", folder, "--trace", tmp_path / "trace.json", cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     (tmp_path / "empty").mkdir()
@@ -282,7 +295,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
     broken = json.loads(path.read_text())
     del broken["dtype"]
     path.write_text(json.dumps(broken))
-    with pytest.raises(UserError, match="has no key 'dtype'"):
+    with pytest.raises(UserError, match="no key 'dtype', as every run header has"):
         read_groups([folder])
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from evaluation.equal import compare
+from evaluation.speed import show, summarize, summarize_by_category
 from tests.answer_files import answer, choice, header, run_script, write
 from tests.tiny import save_tokenizer
 
@@ -175,3 +177,34 @@ def test_an_unusable_tokenizer_is_one_sentence(tmp_path: Path) -> None:
     done = run_script("speed.py", *files, "--spec-bench", "./nowhere", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "error: cannot read a tokenizer from ./nowhere" in done.stderr
+
+
+def test_rests_and_medusas_files_are_read_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As their scripts write them: no categories; a colon in REST's key; no accept lengths of Medusa's."""
+    kinds = {1: "writing", 2: "qa"}
+    slow = [line(q, said(["Yes."], [20], [2.0]), category=kind) for q, kind in kinds.items()]
+    save(tmp_path / "vanilla.jsonl", slow)
+    rest = {"index": 0, "turns": ["Yes."], "idxs": [9], "new_tokens": [20], "wall_time": [1.0]}
+    lines = [{"question_id": q, "answer_id": "a", "choices": [rest | {"accept_lengths:": [4] * 5}]} for q in kinds]
+    save(tmp_path / "eagle.jsonl", lines)
+    files = tmp_path / "eagle.jsonl", tmp_path / "vanilla.jsonl"
+    rows = summarize_by_category(*files)
+    assert [(row["group"], row["speedup"], row["mat"]) for row in rows] == [
+        ("qa", pytest.approx(2), 4),
+        ("writing", pytest.approx(2), 4),
+        ("overall", pytest.approx(2), 4),
+    ]
+    assert compare(*files).equal
+    save(files[0], [one | {"choices": [rest]} for one in lines])
+    save(files[1], [{key: one[key] for key in one if key != "category"} for one in slow])
+    row = summarize(*files)
+    assert (row["speedup"], row["mat"], row["passes"]) == (pytest.approx(2), None, None)
+    assert row["notes"][-3:] == [
+        f"no categories in {files[0]}, nor in the other file",
+        f"no categories in {files[1]}, nor in the other file",
+        f"no MAT: {files[0]} does not record accept lengths",
+    ]
+    show([row], False, True)
+    shown = capsys.readouterr().out.split("speedup:")[0]
+    assert "2.00x" in shown and "MAT" not in shown and "passes" not in shown
+    assert compare(*files).line == "2/2 identical (by text)"

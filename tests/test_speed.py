@@ -154,8 +154,8 @@ def test_another_launch_is_told_but_not_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"wall_time": [0.0]}, "question 1, turn 1 has 0 seconds"),
-        ({"wall_time": [float("nan")]}, "question 1, turn 1 has nan seconds"),
+        ({"wall_time": [0.0], "prefill_time": [0.0]}, "question 1, turn 1 has 0 seconds"),
+        ({"wall_time": [1e-300], "prefill_time": [0.0]}, "question 1, turn 1 has 1e-300 seconds"),
         ({"new_tokens": [0], "token_ids": None}, "question 1, turn 1 has 0 new tokens"),
     ],
 )
