@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from evaluation.config import RunConfig, help_text, parse
 from evaluation.headers import answers_of
-from evaluation.launch import launch, launched
+from evaluation.launch import launch, launched, run_rank
 from evaluation.tables import LEGEND, details, table, terminal
 from methods import BASELINE, get_method
 from methods.errors import RunError, UserError, command_line
@@ -40,10 +40,12 @@ def main() -> int:
 
 
 def start(config: RunConfig, job: Callable[[RunConfig], int]) -> int:
-    """Do `job` in as many processes as the methods need, this one where it is enough. The exit status: of the first
-    that fails, else 0."""
+    """Do `job` in as many processes as the methods need, this one where it is enough, and return the exit status.
+    A process of an outer launcher does its part and ends here."""
     processes = config.ranks * config.replicas
-    if processes == 1 or launched():
+    if launched():
+        run_rank(partial(job, config))
+    if processes == 1:
         return job(config)
     check(config)
     return launch(partial(job, config), processes)
@@ -102,9 +104,9 @@ def answer(session: "Session", console: Console) -> Counter[str]:
         share = open_questions[ranks.replica :: ranks.replicas]
         if share and ranks.leads:
             measure(session, store, share, console)
-            session.close()
         elif share:
             session.serve()
+        session.close()
         store.collect()
         if session.trace is not None:
             session.trace.collect(ranks)

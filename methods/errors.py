@@ -14,6 +14,10 @@ class RunError(Exception):
     """What ended a run without being the user's mistake, such as a dead rank. Its text is one sentence."""
 
 
+class PeerError(RunError):
+    """Another rank is gone or hangs, as this one sees it. Who knows of the cause tells that instead."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error sentence about an unknown `name`: the closest known name, or all of them."""
     known = sorted(known)
