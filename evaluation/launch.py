@@ -24,7 +24,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from evaluation.outcome import Outcome, flush, leave, outcome_of, tell, worst
-from evaluation.watch import SIGNS, Silences, hangs, silence, watching
+from evaluation.watch import FIRST, SIGNS, Silences, hangs, silence, watching
 
 GRACE = 1.5  # seconds that the others have to end when one has failed, before they are made to
 LOOK = 0.2  # seconds between two looks at the ranks
@@ -117,7 +117,7 @@ def _start(ranks: list[_Rank], main: Callable[[], int], count: int) -> None:
 def _listen(ranks: list[_Rank]) -> list[Outcome]:
     """How the ranks ended, in order, until all have, or until the others have had their time when one has failed."""
     outcomes: list[Outcome] = []
-    silences = Silences((rank.number for rank in ranks), silence(), silence())
+    silences = Silences((rank.number for rank in ranks), silence(), FIRST * silence())
     running, end = list(ranks), float("inf")
     while running and time.monotonic() < end:
         wait([waited for rank in running for waited in (rank.news, rank.process.sentinel)], LOOK)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 PATIENCES = 5  # silence of a rank that hangs, in patiences of the link: threads wait too where a library loads
-FIRST_PATIENCES = 20  # where it has given no sign yet: nodes do not begin at once
+FIRST = 2  # times as long without a first sign, which a rank gives when its interpreter has started
+FIRST_ELSEWHERE = 4  # and where it must have loaded torch for it, perhaps on another node
 SIGNS = 10  # within the silence of a rank that hangs
 
 
@@ -99,7 +100,7 @@ def watching(rank: int, world: int) -> Iterator[None]:
 def _watch(rank: int, world: int, limit: float, done: threading.Event) -> None:
     from torch._C._distributed_c10d import TCPStore
 
-    first = limit / PATIENCES * FIRST_PATIENCES
+    first = FIRST_ELSEWHERE * limit
     try:
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(*place, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=first))
