@@ -28,6 +28,7 @@ from evaluation.watch import FIRST, SIGNS, Silences, hangs, silence, watching
 
 GRACE = 1.5  # seconds that the others have to end when one has failed, before they are made to
 LOOK = 0.2  # seconds between two looks at the ranks
+ENDING = {signal.SIGTERM, signal.SIGHUP}
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
@@ -84,7 +85,7 @@ def launch(main: Callable[[], int], count: int) -> int:
     user's, else that of the first to fail, else 0."""
     ranks: list[_Rank] = []
     try:
-        with _no_interrupt():
+        with _undisturbed():
             _start(ranks, main, count)
         outcomes = _listen(ranks)
     finally:
@@ -93,10 +94,11 @@ def launch(main: Callable[[], int], count: int) -> int:
 
 
 @contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Put Ctrl-C off until all ranks are started and known. They inherit this, and so leave it to the starter."""
-    resource_tracker.ensure_running()  # its own start would let Ctrl-C in again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _undisturbed() -> Iterator[None]:
+    """Put Ctrl-C and the like off until all ranks are started and known. They inherit this: a rank lets the others in
+    again, but leaves Ctrl-C to the starter."""
+    resource_tracker.ensure_running()  # its own start would let them in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *ENDING})
     try:
         yield
     finally:
@@ -151,6 +153,7 @@ def _end(ranks: list[_Rank]) -> None:
 def _process(rank: int, count: int, port: int, starter: int, voice: Connection, job: bytes) -> NoReturn:
     """A rank, from its beginning to its end. `job`: its function, still pickled, for to load it takes long."""
     _die_with(starter)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     speaking = threading.Lock()
 
     def say(news: Outcome | None) -> None:
