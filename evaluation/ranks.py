@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from methods.errors import UserError
+from methods.errors import PeerError, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,8 @@ def join_ranks(size: int) -> Ranks:
         from accelerate import PartialState
 
         # What ranks tell each other here is control: by gloo, so that two of them may share one GPU.
-        PartialState(cpu=True, timeout=_PATIENT)
+        with _together(ranks, "to join"):
+            PartialState(cpu=True, timeout=_PATIENT)
     return ranks
 
 
@@ -74,7 +75,20 @@ def gather(ranks: Ranks, items: list[Any]) -> list[Any]:
         return items
     from accelerate.utils import gather_object
 
-    return gather_object(items)
+    with _together(ranks, "for what they have"):
+        return gather_object(items)
+
+
+@contextmanager
+def _together(ranks: Ranks, what: str) -> Iterator[None]:
+    """What all ranks do together fails in the middle only where one of them has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise PeerError(
+            f"rank {ranks.rank} waited for the other ranks {what}, of which one has ended ({reason})"
+        ) from error
 
 
 def choose_device(wanted: str) -> str:
@@ -151,10 +165,11 @@ def open_link(ranks: Ranks) -> "Link | None":
 
     from methods.engine.link import Link
 
-    for first in range(0, ranks.world, ranks.size):
-        group = dist.new_group([first, first + 1], timeout=_PATIENT, backend="gloo")
-        if first == ranks.replica * ranks.size:
-            own = group
+    with _together(ranks, "to be linked"):
+        for first in range(0, ranks.world, ranks.size):
+            group = dist.new_group([first, first + 1], timeout=_PATIENT, backend="gloo")
+            if first == ranks.replica * ranks.size:
+                own = group
     first = ranks.replica * ranks.size
     names = f"rank {first} (target)", f"rank {first + 1} (draft)"
     return Link(own, names if ranks.leads else names[::-1], patience())

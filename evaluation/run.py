@@ -24,7 +24,7 @@ from evaluation.catalogue import answer_at_once
 from evaluation.config import RunConfig, parse
 from evaluation.headers import answers_of
 from evaluation.hub import is_hub_id, look_for_model
-from evaluation.launch import launch, launched
+from evaluation.launch import launch, launched, run_rank
 from evaluation.progress import Tally, progress
 from evaluation.tables import LEGEND, details, table, terminal
 from methods import BASELINE, get_method
@@ -49,10 +49,12 @@ def main() -> int:
 
 
 def start(config: RunConfig, job: Callable[[RunConfig], int]) -> int:
-    """Do `job` in as many processes as the methods need, this one where it is enough. The exit status: of the first
-    that fails, else 0."""
+    """Do `job` in as many processes as the methods need, this one where it is enough, and return the exit status.
+    A process of an outer launcher does its part and ends here."""
     processes = config.ranks * config.replicas
-    if processes == 1 or launched():
+    if launched():
+        run_rank(partial(job, config))
+    if processes == 1:
         return job(config)
     return launch(partial(job, config), processes)
 
@@ -141,9 +143,9 @@ def answer(session: "Session", console: Console) -> Counter[str]:
         share = open_questions[ranks.replica :: ranks.replicas]
         if share and ranks.leads:
             measure(session, store, share, console)
-            session.close()
         elif share:
             session.serve()
+        session.close()
         store.collect()
         if session.trace is not None:
             session.trace.collect(ranks)

@@ -15,7 +15,7 @@ from evaluation.records import Answer, Choice
 from evaluation.trace import Trace
 from methods import BASELINE, MethodSpec, get_method
 from methods.base import Generation, Limits, Method, Reference, generate
-from methods.engine.link import Close, Link
+from methods.engine.link import Link
 from methods.engine.sampling import Sampling, seed_of
 from methods.models import Models
 from methods.pearl import serve
@@ -101,10 +101,9 @@ class Session:
             self.link.receive("the drafters", None)
 
     def close(self) -> None:
-        """The target's rank: let the draft's rank end."""
+        """Part from the other rank of the pair. Both must call it, also where they had nothing to answer."""
         if self.link is not None:
-            self.link.send(Close())
-            self.link.receive("its farewell")
+            self.link.close()
 
     def _place(self, name: str) -> AbstractContextManager[None]:
         """The devices on which a method runs: this rank's, or those of the whole replica."""

@@ -26,6 +26,10 @@ class RunError(_Told):
     """What ended a run without being the user's mistake, such as a dead rank. Its text is one sentence."""
 
 
+class PeerError(RunError):
+    """Another rank is gone or hangs, as this one sees it. Who knows of the cause tells that instead."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error sentence about an unknown `name`: the closest known name, or all of them."""
     known = sorted(known)
@@ -52,15 +56,20 @@ def one_line(error: BaseException) -> str:
     return text.rstrip(".;:") if len(text) <= 2 * SHOWN else f"{text[: 2 * SHOWN]}..."
 
 
+def tell_error(sentence: str) -> None:
+    """Print why a command ends: on stderr, with --json also as the document on stdout, there by one rank only."""
+    print(f"error: {sentence}", file=sys.stderr)
+    if "--json" in sys.argv and os.environ.get("RANK", "0") == "0":
+        print(json.dumps({"error": sentence}))
+
+
 def command_line(main: Callable[[], int]) -> None:
     """Run `main` as a command: its return value is the exit status; a UserError is one sentence and status 2, a
     RunError one sentence and status 1. With --json the sentence is in the document on stdout, too."""
     try:
         sys.exit(main())
     except (UserError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        if "--json" in sys.argv and os.environ.get("RANK", "0") == "0":
-            print(json.dumps({"error": str(error)}))
+        tell_error(str(error))
         sys.exit(2 if isinstance(error, UserError) else 1)
     except BrokenPipeError:  # whoever read our output has gone, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

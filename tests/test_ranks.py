@@ -101,6 +101,28 @@ def test_replicas_share_the_questions_and_one_trace(folder: Path, tmp_path: Path
     told = run([str(trace)], [sys.executable, str(ROOT / "scripts/trace_rounds.py")])
     row = next(line.split("│") for line in told.stdout.splitlines() if " pearl " in line)
     assert int(row[2]) == sum(len(rounds(spans)) for spans in shown.values())
+    before = answers(tmp_path, "pearl").read_bytes()
+    again = run(command(folder, tmp_path, "pearl", "--alone", "--replicas", "2"))
+    assert (again.returncode, noise(again)) == (0, [])
+    assert "pearl: 4/4 identical" in again.stdout
+    other = run(command(folder, tmp_path, "pearl", "--alone", "--replicas", "2", tokens=25))
+    assert other.returncode == 2
+    (sentence,) = noise(other)
+    assert "max_new_tokens=24, now 25; choose another --output" in sentence
+    assert answers(tmp_path, "pearl").read_bytes() == before
+
+
+def noise(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What a run said behind the paragraph that tells of the launch."""
+    lines = done.stderr.splitlines()
+    return lines[next(i for i, line in enumerate(lines) if line.startswith("answers in")) + 1 :]
+
+
+def test_a_second_start_answers_nothing_and_judges_again(folder: Path, tmp_path: Path) -> None:
+    first, again = (run(command(folder, tmp_path, "pearl", "--alone")) for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    assert (again.returncode, noise(again)) == (0, [])
+    assert again.stdout == first.stdout
 
 
 def test_variants_have_drafters_of_their_own(folder: Path, tmp_path: Path) -> None:
@@ -193,13 +215,16 @@ def terminate(process: subprocess.Popen[str]) -> None:
     process.terminate()
 
 
+DRAFT_KILLED, TARGET_HANGS = kill(1), stop(0)
+
+
 @pytest.mark.parametrize(
     "hurt, background, status, message",
     [
-        (kill(1), False, 1, "rank 1 was ended by SIGKILL"),
+        (DRAFT_KILLED, False, 1, "rank 1 was ended by SIGKILL"),
         (kill(0), False, 1, "rank 0 was ended by SIGKILL"),
         (stop(1), False, 1, "rank 0 (target) waited"),
-        (stop(0), False, 1, "rank 1 (draft) waited"),
+        (TARGET_HANGS, False, 1, "rank 1 (draft) waited"),
         (interrupt, False, 130, "interrupted"),
         (terminate, False, -signal.SIGTERM, ""),
         (terminate, True, -signal.SIGTERM, ""),
@@ -230,11 +255,33 @@ def test_a_fault_ends_both_ranks_soon_and_loses_nothing(
     assert message in errors
     kept = {q: answer.answer_id for q, answer in read_answers(answers(tmp_path, "pearl")).items()}
     assert 0 < len(kept) < len(TURNS)  # else nothing was ended
-    if status == 1:
+    if hurt in (DRAFT_KILLED, TARGET_HANGS):
         again = run(command(folder, tmp_path, "pearl", "--alone", tokens=400))
         assert again.returncode == 0, again.stderr
         now = {q: answer.answer_id for q, answer in read_answers(answers(tmp_path, "pearl")).items()}
         assert len(now) == 4 and now.items() >= kept.items()
+
+
+def test_kills_while_ranks_start_leave_nothing_behind_and_the_run_goes_on(folder: Path, tmp_path: Path) -> None:
+    arguments = command(folder, tmp_path, "pearl", "--alone")
+    for number, to_rank, after in ((signal.SIGKILL, None, 0.0), (signal.SIGSTOP, 1, 1.0), (signal.SIGTERM, 0, 2.0)):
+        process = subprocess.Popen(
+            [*RUN, *arguments], env=ENV | {"PEARL_BENCH_PATIENCE": "0.6"}, cwd="/", stderr=subprocess.PIPE, text=True
+        )
+        while len(ranks := ranks_of(process)) < 2:
+            time.sleep(0.01)
+        time.sleep(after)
+        os.kill(process.pid if to_rank is None else ranks[to_rank], number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == (-number if to_rank is None else 1)
+        assert errors.count("error:") == (to_rank is not None)
+        end = time.monotonic() + 15
+        while any(map(alive, ranks)):
+            assert time.monotonic() < end, "a rank has outlived its launch"
+            time.sleep(0.05)
+    done = run(arguments)
+    assert done.returncode == 0, done.stderr
+    assert [len(read_answers(answers(tmp_path, name))) for name in ("autoregressive", "pearl")] == [4, 4]
 
 
 BROKEN = """
@@ -257,12 +304,12 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    "module, name, function",
-    [("methods.drafters.model", "ModelDrafter", "draft"), ("methods.pearl", "Pearl", "_decide")],
+    "rank, module, name, function",
+    [(1, "methods.drafters.model", "ModelDrafter", "draft"), (0, "methods.pearl", "Pearl", "_decide")],
     ids=["draft", "target"],
 )
 def test_an_exception_in_either_rank_ends_both(
-    folder: Path, tmp_path: Path, module: str, name: str, function: str
+    folder: Path, tmp_path: Path, rank: int, module: str, name: str, function: str
 ) -> None:
     script = tmp_path / "broken.py"
     script.write_text(BROKEN.format(module=module, name=name, function=function))
@@ -271,4 +318,6 @@ def test_an_exception_in_either_rank_ends_both(
     done = run(arguments, [sys.executable, str(script)])
     assert done.returncode == 1
     assert "RuntimeError: out of luck" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"error: rank {rank}")
+    assert done.stderr.count("error: ") == 1
     assert time.monotonic() - began < 100  # starting included

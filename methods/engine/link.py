@@ -26,10 +26,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from methods.engine.sampling import Sampling
-from methods.errors import RunError
+from methods.errors import PeerError
 
 
-class LinkError(RunError):
+class LinkError(PeerError):
     """The other rank is gone, hangs, or says what cannot be. Its text names the rank and what was waited for."""
 
 
@@ -147,12 +147,25 @@ class Link:
     _received: "queue.SimpleQueue[Message | Exception]" = field(default_factory=queue.SimpleQueue)
     _sending: threading.Lock = field(default_factory=threading.Lock)
     _closed: threading.Event = field(default_factory=threading.Event)  # our Close is sent
+    _parted: threading.Event = field(default_factory=threading.Event)  # the other's Close has come
     _heard: float = 0.0  # when the last message came
 
     def __post_init__(self) -> None:
         self._heard = time.monotonic()
-        threading.Thread(target=self._receive_all, daemon=True).start()
-        threading.Thread(target=self._live, daemon=True).start()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._receive_all, self._live)]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Send the last message, unless it is sent, wait for the other's, and end the threads: then nothing holds the
+        group. Raises LinkError if the other does not close its end too."""
+        self.send(Close())
+        for thread in self._threads:
+            thread.join(self.patience)
+        if self._threads[0].is_alive():
+            raise self._silent(self.patience, "the farewell")
+        if not self._parted.is_set():
+            raise self._gone("for its farewell")
 
     def _live(self) -> None:
         with suppress(LinkError):  # whoever waits for the peer will tell
@@ -171,6 +184,7 @@ class Link:
                 self._heard = time.monotonic()
                 if not isinstance(message, Alive):
                     self._received.put(message)
+            self._parted.set()
         except Exception as error:
             self._received.put(error)
 
@@ -216,10 +230,7 @@ class Link:
                 silent = time.monotonic() - self._heard
                 if limit is None and silent < 1.2 * self.patience:
                     continue
-            raise LinkError(
-                f"{self.names[0]} waited {limit or silent:.3g} seconds for {what} of {self.names[1]}, which hangs or "
-                "is far too slow (PEARL_BENCH_PATIENCE sets another limit)"
-            )
+            raise self._silent(limit or silent, what)
 
     def poll(self) -> Any:
         """The next message if it has come, else None."""
@@ -233,6 +244,12 @@ class Link:
             self._received.put(message)  # whoever asks again is told again
             raise self._gone(f"for {what}") from message
         return message
+
+    def _silent(self, seconds: float, what: str) -> LinkError:
+        return LinkError(
+            f"{self.names[0]} waited {seconds:.3g} seconds for {what} of {self.names[1]}, which hangs or is far too "
+            "slow (PEARL_BENCH_PATIENCE sets another limit)"
+        )
 
     def _gone(self, what: str) -> LinkError:
         return LinkError(f"{self.names[1]} has ended while {self.names[0]} waited {what}")

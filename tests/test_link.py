@@ -1,0 +1,51 @@
+"""How the two ends of a link part: on every path the threads end, or the other rank is named."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from methods.engine.link import Close, Link, LinkError, Ready, encode
+from tests.test_pearl import two_ends
+
+
+def close_both(ends: list[Link]) -> None:
+    other = threading.Thread(target=ends[1].close)
+    other.start()
+    ends[0].close()
+    other.join(20)
+    assert not other.is_alive()
+
+
+@pytest.mark.parametrize("said", [False, True], ids=["nothing was said", "something was said"])
+def test_ends_that_part_leave_no_thread(tmp_path: Path, said: bool) -> None:
+    ends = two_ends(tmp_path)
+    if said:
+        ends[1].send(Ready())
+        ends[0].send(Close())  # as the draft's rank is told that there are no more prompts
+        assert ends[0].receive("the drafters") == Ready()
+        assert ends[1].receive("a prompt") == Close()
+    close_both(ends)
+    assert not any(thread.is_alive() for end in ends for thread in end._threads)
+    close_both(ends)  # again: nothing happens
+
+
+def test_an_end_that_does_not_part_is_named(tmp_path: Path) -> None:
+    here, there = two_ends(tmp_path, patience=0.5)
+    began = time.monotonic()
+    with pytest.raises(LinkError, match=r"rank 0 \(target\) waited 0.5 seconds for the farewell of rank 1 \(draft\)"):
+        here.close()
+    assert time.monotonic() - began < 10
+    there.close()
+
+
+def test_an_end_that_breaks_off_is_named(tmp_path: Path) -> None:
+    here, there = two_ends(tmp_path, patience=2.0)
+    (head,) = encode(Ready())
+    head[0] = 99  # no such message: nothing more is read
+    there.group.send([head], 0, 0).wait()
+    with pytest.raises(LinkError, match=r"rank 1 \(draft\) has ended while rank 0 \(target\) waited for its farewell"):
+        here.close()
+    with pytest.raises(LinkError, match=r"for rank 0 \(target\) to take a message: it has ended, or hangs"):
+        there.close()
