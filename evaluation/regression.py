@@ -22,7 +22,7 @@ from methods.errors import UserError
 
 TASK = ("pair", "benchmark", "template", "dtype", "sampling", "max_new_tokens")
 LEGEND = """\
-change: the speedup of now over that of before, on the same questions; its interval: bootstrap over these
+change: the speedup of now over that of before, on the same questions; its interval: over these
 inside: the speedup of now lies in the interval of before
 What differs between two launches as wholes, such as the load of the machine, is in neither interval."""
 

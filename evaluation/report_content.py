@@ -21,8 +21,9 @@ NEW_LINE = "\n"
 DEFINITIONS = {
     "speedup": "tokens per second of a method over the baseline's on the same questions, turns and repeats, prefill "
     "included; the baseline is the target alone, one token per pass, on the device of the target",
-    "95% interval": "bootstrap of that ratio over questions; not significant where it covers 1; none below 5 "
-    "questions. It says what other questions would give, not what another launch would on a shared machine",
+    "95% interval": "of that ratio over questions, by the jackknife of its logarithm; not significant where it covers "
+    "1; none below 5 questions. It says what other questions would give, not what another launch would on a shared "
+    "machine",
     "decoding": "the same ratio with prefill left out of both sides",
     "tokens per s": "new tokens over wall time; new tokens end with the first EOS or at the limit",
     "MAT": "mean accept length: new tokens per target pass",

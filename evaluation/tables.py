@@ -112,7 +112,7 @@ def _positions(summary: Summary) -> str | None:
 
 
 LEGEND = """\
-speedup: tokens per second over the baseline's, prefill included; interval: bootstrap over questions
+speedup: tokens per second over the baseline's, prefill included; interval: over questions, by the jackknife
 floor: tokens per second at one reading of the target's weights per token; MAT: tokens per target pass
 draft+verify, wait: mean per target pass (on two ranks at the same time); run length: accepted drafts per rejection
 accepted at position n: drafts whose first n tokens were all accepted
