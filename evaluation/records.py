@@ -11,8 +11,9 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from io import FileIO
+from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any, Self
 
@@ -78,7 +79,7 @@ class Choice:
     @property
     def any_failed(self) -> bool:
         """Whether at least one turn failed."""
-        return any(self.failed(turn) for turn in range(len(self.turns)))
+        return self.token_ids is None and FAILED_TURN in self.turns
 
     def _check_lengths(self) -> None:
         for key in (f.name for f in fields(self) if f.name not in ("index", "accept_lengths", "decoding_steps")):
@@ -132,13 +133,14 @@ class Answer:
         return cls(**values | {"choices": [Choice(**_known_keys(Choice, choice)) for choice in values["choices"]]})
 
 
-def read_answers(path: str | Path) -> dict[QuestionId, Answer]:
+def read_answers(path: str | Path, keep: Callable[[Answer], Answer] | None = None) -> dict[QuestionId, Answer]:
     """The answers of a file by question id, in the file's order. A torn last line, as a crash leaves it, is left out.
 
+    `keep`: gives what is kept of each as soon as it is read.
     Raises UserError for a file that cannot be read, holds no answers, or has a broken line or a question twice.
     """
     path = uncompressed(path)
-    answers, _ = _parse(path, read_file(path))
+    answers, _ = _parse(path, read_file(path), keep)
     if not answers:
         raise UserError(f"{path} holds no answers: it is empty; run the method first, or name another file")
     return answers
@@ -238,33 +240,35 @@ class AnswerFile:
             write_header(self.path, self.header)
 
 
-def _parse(path: Path, data: bytes) -> tuple[dict[QuestionId, Answer], int]:
+def _parse(
+    path: Path, data: bytes, keep: Callable[[Answer], Answer] | None = None
+) -> tuple[dict[QuestionId, Answer], int]:
     """The answers in an answer file's bytes, and the size in bytes of its whole lines."""
     answers: dict[QuestionId, Answer] = {}
-    lines = data.splitlines(keepends=True)
-    last = len(data.rstrip().splitlines())
+    end = len(data.rstrip())
     size = 0
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(BytesIO(data), start=1):  # line by line: a large file is not held twice
         if line.strip():
             try:
                 record = json.loads(line)
             except ValueError as error:
-                if number == last:  # torn by a crash
+                if size + len(line) >= end:  # the last one, torn by a crash
                     return answers, size
                 raise UserError(f"{path}, line {number} is not valid JSON ({error}); remove that line") from None
-            _add(answers, record, f"{path}, line {number}")
+            answer = _new_answer(answers, record, f"{path}, line {number}")
+            answers[answer.question_id] = keep(answer) if keep else answer
         size += len(line)
     return answers, size
 
 
-def _add(answers: dict[QuestionId, Answer], record: object, place: str) -> None:
+def _new_answer(answers: dict[QuestionId, Answer], record: object, place: str) -> Answer:
     try:
         answer = Answer.from_json(record)
     except ValueError as error:
         raise UserError(f"{place}: {error}; correct or remove that line") from None
     if answer.question_id in answers:
         raise UserError(f"{place}: question {answer.question_id} is answered a second time; keep one of the lines")
-    answers[answer.question_id] = answer
+    return answer
 
 
 def _known_keys(cls: type, record: object) -> dict[str, Any]:

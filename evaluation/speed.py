@@ -10,12 +10,14 @@ import argparse
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from evaluation.headers import Header, header_differences, read_header, uncompressed
+from evaluation.packing import pack
 from evaluation.records import Answer, Choice, QuestionId, read_answers
 from evaluation.tables import LEGEND, OVERALL, SPEC_BENCH_LEGEND, Summary, details, table, terminal
 from methods import VARIANT
@@ -47,7 +49,7 @@ class Run:
 
     @classmethod
     def read(cls, path: str | Path) -> "Run":
-        return cls(uncompressed(path), read_answers(path), read_header(path))
+        return cls(uncompressed(path), read_answers(path, pack), read_header(path))
 
     @property
     def method(self) -> str:
@@ -64,7 +66,7 @@ class Run:
         failures = self.header.get("failures", []) if self.header else []
         return set(self.answers) | {failure["question_id"] for failure in failures}
 
-    @property
+    @cached_property
     def finished(self) -> set[QuestionId]:
         """The questions with at least one repeat in which no turn failed."""
         return {q for q, answer in self.answers.items() if not all(choice.any_failed for choice in answer.choices)}

@@ -160,8 +160,9 @@ def _mean_of_rates(answers: Sequence[Answer], count: Callable[[str], int] | None
 
 def mean_accept_length(choices: Iterable[Choice]) -> float | None:
     """MAT: tokens committed per target pass. None without passes."""
-    lengths = [length for choice in choices for length in choice.accept_lengths]
-    return float(np.mean(lengths)) if lengths else None
+    lengths = [choice.accept_lengths for choice in choices]
+    passes = sum(map(len, lengths))
+    return sum(map(sum, lengths)) / passes if passes else None
 
 
 def acceptance_by_position(choices: Iterable[Choice]) -> list[float] | None:
@@ -287,6 +288,8 @@ def _log_speedup(tokens: Floats, time: Floats, tokens_base: Floats, time_base: F
 def _per_pass(choices: Iterable[Choice]) -> tuple[Floats, Floats]:
     """Tokens drafted and accepted in each pass that drafted, over all choices that record them."""
     known = [c for c in choices if c.drafted is not None and c.accepted is not None]
-    drafted = np.array([n for c in known for turn in c.drafted or [] for n in turn])
-    accepted = np.array([n for c in known for turn in c.accepted or [] for n in turn])
+    drafted, accepted = (
+        np.fromiter((n for c in known for turn in getattr(c, key) for n in turn), int)
+        for key in ("drafted", "accepted")
+    )
     return drafted[drafted > 0], accepted[drafted > 0]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 
 from evaluation.headers import header_path
-from evaluation.records import Answer
-from evaluation.speed import CONVERSATION, summarize, summarize_by_category
+from evaluation.packing import packed as numbers
+from evaluation.records import Answer, read_answers
+from evaluation.speed import CONVERSATION, Run, summarize, summarize_by_category
 from methods.errors import UserError
 from tests.answer_files import answer, choice, header, run_script, write, write_spec_bench
 
@@ -222,6 +224,45 @@ def test_command_line_prints_one_json_document(tmp_path: Path, ten: Paths) -> No
     assert json.loads(run_script("speed.py", *arguments, cwd=tmp_path).stdout) == [summarize(*ten)]
     done = run_script("speed.py", *arguments, "--by", "category", cwd=tmp_path)
     assert json.loads(done.stdout) == summarize_by_category(*ten)
+
+
+def many(folder: Path, lines: int) -> Paths:
+    """Files of that many lines of 64 tokens with ids as they occur, which are soon written: the same answers again."""
+    folder.mkdir()
+    for name, per_pass in (("pld", 3), ("autoregressive", 1)):
+        ids = [[(seed + 1) * 997 * token % 49152 for token in range(64)] for seed in range(8)]
+        kinds = [answer(0, choices=[choice([row], [1 + row[1] / 49152], per_pass=per_pass)]).to_line() for row in ids]
+        texts = [kinds[q % 8].replace(b'"question_id": 0', b'"question_id": %d' % q) for q in range(lines)]
+        (folder / f"{name}.jsonl").write_bytes(b"".join(texts))
+        header_path(folder / f"{name}.jsonl").write_text(json.dumps(header(name)))
+    return folder / "pld.jsonl", folder / "autoregressive.jsonl"
+
+
+def test_many_lines_take_little_memory(tmp_path: Path) -> None:
+    """The answers themselves, which stay, less than 3 KB a line; beside them the file and what a line is parsed to."""
+    paths = many(tmp_path / "many", 1000)
+    size = sum(path.stat().st_size for path in paths)
+    summarize(*paths)  # what is imported
+    tracemalloc.start()
+    summarize(*paths)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size + 2 * 1000 * 3000
+
+
+def test_what_is_packed_says_the_same(ten: Paths) -> None:
+    run = Run.read(ten[0])
+    for question, read in read_answers(ten[0]).items():
+        (plain,), (packed,) = read.choices, run.answers[question].choices
+        assert list(packed.accept_lengths) == plain.accept_lengths and packed.new_tokens == plain.new_tokens
+        for key in ("token_ids", "drafted", "accepted"):
+            assert [list(turn) for turn in getattr(packed, key)] == getattr(plain, key)
+    assert [list(numbers([2**31 - 1, -1])), list(numbers([2**62])), numbers([0.5]), numbers([2**64])] == [
+        [2**31 - 1, -1],
+        [2**62],
+        [0.5],
+        [2**64],
+    ]
 
 
 def test_command_line_turns_a_mistake_into_one_sentence(tmp_path: Path, ten: Paths) -> None:
