@@ -17,7 +17,7 @@ from evaluation.headers import header_differences
 from evaluation.results import Group, Result, read_groups
 from evaluation.speed import pair_files
 from evaluation.stats import Ratio
-from evaluation.tables import Summary, terminal
+from evaluation.tables import Summary, print_tables, terminal
 from methods.errors import UserError
 
 TASK = ("pair", "benchmark", "template", "dtype", "sampling", "max_new_tokens")
@@ -96,7 +96,7 @@ def headline(pairings: Sequence[Pairing]) -> str:
 def _table(pairings: Sequence[Pairing]) -> Table:
     """A row for each pairing, for a terminal."""
     result = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    result.add_column("run", overflow="fold")
+    result.add_column("run", no_wrap=True)
     for name in ("before", "95% interval", "now", "inside", "change", "95% interval"):
         result.add_column(name, justify="right", no_wrap=True)
     words = {True: Text("yes"), False: Text("no", style="yellow"), None: Text("-", style="dim")}
@@ -128,7 +128,8 @@ def compare_folders(now: str, before: str, as_json: bool) -> int:
         print(json.dumps(_rows(pairings), indent=2))
         return 0
     console = terminal()
-    console.print(_table(pairings), headline(pairings), sep="\n")
+    print_tables(console, _table(pairings))
+    console.print(headline(pairings), soft_wrap=True)
     console.print(LEGEND, style="dim", soft_wrap=True)
     for told in dict.fromkeys(told for pairing in pairings for told in pairing.differences):
         console.print(Text(f"note: other conditions: {told}", style="yellow"), soft_wrap=True)

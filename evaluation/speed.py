@@ -19,7 +19,7 @@ from rich.text import Text
 from evaluation.headers import Header, header_differences, read_header, uncompressed
 from evaluation.packing import pack
 from evaluation.records import Answer, Choice, QuestionId, read_answers
-from evaluation.tables import LEGEND, OVERALL, SPEC_BENCH_LEGEND, Summary, details, table, terminal
+from evaluation.tables import LEGEND, OVERALL, SPEC_BENCH_LEGEND, Summary, details, print_tables, table, terminal
 from methods import VARIANT
 from methods.errors import UserError, command_line
 
@@ -345,7 +345,7 @@ def main() -> int:
 def show(summaries: Sequence[Summary], spec_bench: bool, recorded: bool) -> None:
     """Print the tables and the notes. `spec_bench`: with its own figure, of tokens `recorded` or counted anew."""
     console = terminal()
-    console.print(table(summaries, spec_bench), details(summaries), sep="\n")
+    print_tables(console, table(summaries, spec_bench), details(summaries))
     console.print(LEGEND + SPEC_BENCH_LEGEND * spec_bench, style="dim", soft_wrap=True)
     notes = summaries[-1]["notes"] + (spec_bench_notes(summaries, recorded) if spec_bench else [])
     for note in notes:

@@ -14,7 +14,7 @@ from evaluation.packing import packed as numbers
 from evaluation.records import Answer, read_answers
 from evaluation.speed import CONVERSATION, Run, summarize, summarize_by_category
 from methods.errors import UserError
-from tests.answer_files import answer, choice, header, run_script, write, write_spec_bench
+from tests.answer_files import answer, choice, header, in_terminal, run_script, write, write_spec_bench
 
 Paths = tuple[Path, Path]
 
@@ -224,6 +224,30 @@ def test_command_line_prints_one_json_document(tmp_path: Path, ten: Paths) -> No
     assert json.loads(run_script("speed.py", *arguments, cwd=tmp_path).stdout) == [summarize(*ten)]
     done = run_script("speed.py", *arguments, "--by", "category", cwd=tmp_path)
     assert json.loads(done.stdout) == summarize_by_category(*ten)
+
+
+@pytest.mark.parametrize(
+    ("columns", "left_out", "flags"), [(80, True, ["--by", "category"]), (100, False, []), (120, False, [])]
+)
+def test_a_terminal_shows_names_whole_and_what_it_has_room_for(
+    tmp_path: Path, columns: int, left_out: bool, flags: list[str]
+) -> None:
+    rows, base = (timed(dict.fromkeys(range(6), s), category="math_reasoning") for s in (1.0, 2.0))
+    method = write(tmp_path / "autoregressive-all.jsonl", [waiting(row) for row in rows], header("autoregressive-all"))
+    base_path = write(tmp_path / "autoregressive.jsonl", base)
+    lines = in_terminal("speed.py", "--file-path", method, "--base-path", base_path, *flags, columns=columns)
+    name = "math_reasoning" if flags else "autoregressive-all"
+    assert sum(line.strip().startswith(f"{name} ") for line in lines) >= 2
+    legend = next(number for number, line in enumerate(lines) if line.startswith("speedup:"))
+    notes = [line for line in lines if "left out; widen the terminal to" in line]
+    tables = [line for line in lines[:legend] if line not in notes]
+    assert max(map(len, tables)) <= columns and all("…" not in line for line in lines)
+    assert len(notes) == left_out and any("loops" in line for line in tables) != left_out
+
+
+def waiting(one: Answer) -> Answer:
+    """With waiting for a draft, which has a column of its own."""
+    return replace(one, choices=[replace(c, wait_time=c.draft_time) for c in one.choices])
 
 
 def many(folder: Path, lines: int) -> Paths:
