@@ -18,6 +18,7 @@ from evaluation.results import Group, Result, read_groups
 from evaluation.speed import pair_files
 from evaluation.stats import Ratio
 from evaluation.tables import Summary, print_tables, terminal
+from evaluation.wording import changed
 from methods.errors import UserError
 
 TASK = ("pair", "benchmark", "template", "dtype", "sampling", "max_new_tokens")
@@ -74,7 +75,7 @@ def _same(result: Result) -> str:
 
 def _pairing(group: Group, now: Result, before: Result) -> Pairing:
     differences = header_differences(before.header, now.header)
-    told = [f"{key} was {was}, is {become}" for key, (was, become) in differences.items() if key != "methods"]
+    told = [changed(key, was, become) for key, (was, become) in differences.items() if key != "methods"]
     pairs = [pair_files(run.run.path, run.base_path).pairs for run in (now, before) if run.base_path]
     summaries = now.overall or {}, before.overall or {}
     return Pairing(group.labels[now], group.name, *summaries, stats.change(*pairs), told)

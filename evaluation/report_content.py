@@ -14,6 +14,7 @@ from evaluation.regression import Pairing, headline, interval_words
 from evaluation.results import Group, Result, conditions
 from evaluation.style import Drawing
 from evaluation.tables import Summary
+from evaluation.wording import counted
 from methods import BASELINE
 
 SHOWN_FAILURES = 50
@@ -90,7 +91,7 @@ class Report:
             right = f"{len(exact) - len(wrong)} of {len(exact)} runs"
             items.append(f"output: {right} of lossless methods are identical to the baseline")
         failures = sum(len(result.header.get("failures", [])) for group in self.groups for result in group.results)
-        items.append(f"failures: {failures} answers" if failures else "failures: none")
+        items.append(f"failures: {counted(failures, 'answer')}" if failures else "failures: none")
         yield Bullets(items)
 
     def _gates(self) -> Iterator[Block]:

@@ -20,6 +20,7 @@ from evaluation.headers import Header, header_differences, read_header, uncompre
 from evaluation.packing import pack
 from evaluation.records import Answer, Choice, QuestionId, read_answers
 from evaluation.tables import LEGEND, OVERALL, SPEC_BENCH_LEGEND, Summary, details, print_tables, table, terminal
+from evaluation.wording import shares_of_machine, valued
 from methods import VARIANT
 from methods.errors import UserError, command_line
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 # Runs that differ in one of these did other work, or did it elsewhere: the ratio of their times would mean nothing.
 SAME_WORK = {"benchmark", "benchmark_sha256", "target", "dtype", "sampling", "max_new_tokens", "eos_token_ids"}
 SAME_WORK |= {"template", "cpu", "gpu"}
-SHARE_OF_MACHINE = ("devices", "threads", "replicas")  # may differ on purpose: told, not refused
 SAME_LAUNCH = ("methods", "created")
 
 CONVERSATION = "multi-turn conversation"
@@ -152,12 +152,16 @@ def _compare_headers(method: Run, base: Run) -> list[str]:
         )
     else:
         differences = header_differences(method.header, base.header)
-        named = {key: f"{key} is {ours} in one, {theirs} in the other" for key, (ours, theirs) in differences.items()}
+        named = {
+            key: f"{key} is {valued(ours)} in one, {valued(theirs)} in the other"
+            for key, (ours, theirs) in differences.items()
+        }
         if fatal := [text for key, text in named.items() if key.split(".")[0] in SAME_WORK]:
             raise UserError(
                 f"{method.path} and {base.path} cannot be compared: {', '.join(fatal)}; measure both the same way"
             )
-        notes += [f"not the same share of the machine: {named[key]}" for key in SHARE_OF_MACHINE if key in named]
+        shares = shares_of_machine(method.header, base.header)  # may differ on purpose: told, not refused
+        notes += [f"not the same share of the machine: {share}" for share in shares]
     if not _interleaved(method, base):
         notes.append("not interleaved: the files are not of one launch, so drift of the machine is not in the interval")
     return notes

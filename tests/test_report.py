@@ -173,7 +173,7 @@ def test_comparison_with_an_earlier_folder(tmp_path: Path) -> None:
     sps, pearl = pair_runs(now, before)
     assert (sps.inside, pearl.inside) == (True, False)
     assert sps.now["speedup"] == pytest.approx(sps.before["speedup"])
-    assert "cpu was another CPU, is some CPU" in sps.differences
+    assert "the CPU was another CPU, is now some CPU" in sps.differences
     assert sps.change and sps.change.ratio == pytest.approx(1) and not sps.change.significant
     ratio = pearl.now["speedup"] / pearl.before["speedup"]
     assert pearl.change and pearl.change.ratio == pytest.approx(ratio) and pearl.change.significant and ratio > 1
@@ -194,7 +194,7 @@ def test_speed_compares_two_folders(tmp_path: Path) -> None:
     done = run_script("speed.py", *folders, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "1 of 2 speedups lie in the interval of before; 0 significantly lower, 1 higher" in done.stdout
-    assert "threads was 7, is 2" in done.stdout
+    assert "other conditions: the number of threads was 7, is now 2\n" in done.stdout
     rows = json.loads(run_script("speed.py", *folders, "--json", cwd=tmp_path).stdout)
     assert [row["inside"] for row in rows] == [True, False]
     assert rows[1]["now"]["speedup"] / rows[1]["before"]["speedup"] == pytest.approx(rows[1]["change"]["ratio"])
@@ -212,7 +212,7 @@ def test_a_run_is_compared_with_the_earlier_one_most_like_it(tmp_path: Path) -> 
     before = read_groups([tmp_path / "before"])
     now = read_groups([write_runs(tmp_path / "now", [SPS], questions=6)])
     (pairing,) = pair_runs(now, before)
-    assert [told for told in pairing.differences if not told.startswith("threads")] == []
+    assert [told for told in pairing.differences if not told == "the number of threads was 7, is now 2"] == []
     for other in ("longer", "sampled"):
         with pytest.raises(UserError, match="no run of the same method"):
             pair_runs(now, read_groups([tmp_path / "before" / other]))

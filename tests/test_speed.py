@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from evaluation.headers import header_path
+from evaluation.headers import UNSET, Header, header_path
 from evaluation.packing import packed as numbers
 from evaluation.records import Answer, read_answers
 from evaluation.speed import CONVERSATION, Run, summarize, summarize_by_category
+from evaluation.wording import changed, shares_of_machine
 from methods.errors import UserError
 from tests.answer_files import answer, choice, header, in_terminal, run_script, write, write_spec_bench
 
@@ -129,9 +130,9 @@ def test_loops_are_reported(tmp_path: Path) -> None:
         ({"dtype": "bfloat16"}, "dtype is bfloat16 in one, float32 in the other"),
         ({"max_new_tokens": 128}, "max_new_tokens is 128 in one, 64 in the other"),
         ({"benchmark_sha256": "abd"}, "benchmark_sha256 is abd in one, abc in the other"),
-        ({"sampling": {"temperature": 1.0, "top_k": 0, "top_p": 1.0}}, "sampling.temperature is 1.0 in one, 0.0 in"),
+        ({"sampling": {"temperature": 1.0, "top_k": 0, "top_p": 1.0}}, "sampling.temperature is 1 in one, 0 in"),
         ({"target": {"source": "tiny/model", "revision": "r2", "weight_bytes": 100}}, "target.revision is r2 in one"),
-        ({"gpu": "Some GPU"}, "gpu is Some GPU in one, None in the other"),
+        ({"gpu": "Some GPU"}, "gpu is Some GPU in one, none in the other"),
     ],
 )
 def test_other_work_or_another_machine_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -147,9 +148,51 @@ def test_another_launch_is_told_but_not_refused(tmp_path: Path) -> None:
         "not the same share of the machine",
         "not interleaved",
     ]
-    assert "threads is 1 in one, 2 in the other" in s["notes"][0]
+    assert s["notes"][0].endswith(": the method ran with 1 thread, the baseline with 2 threads")
     more = files(tmp_path / "more", timed({1: 1.0}), timed({1: 2.0}), methods=["autoregressive", "pld", "sps"])
     assert not summarize(*more)["interleaved"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "told"),
+    [
+        (
+            {"devices": ["cpu:0", "cpu:1"]},
+            {"devices": ["cpu:0"]},
+            "the method ran on 2 cores (cpu:0 and cpu:1), the baseline on 1 core (cpu:0)",
+        ),
+        (
+            {"devices": ["cpu:0,1", "cuda:0"], "threads": 2},
+            {"devices": ["cuda:0", "cuda:1"], "threads": 2},
+            "the method ran on 2 cores and 1 device (cpu:0,1 and cuda:0), "
+            "the baseline on 2 devices (cuda:0 and cuda:1)",
+        ),
+        ({"replicas": 3}, {"replicas": 1}, "the method ran in 3 replicas, the baseline in 1 replica"),
+        (
+            {"threads": 1},
+            {},
+            "the method ran with 1 thread, the baseline with threads that its run header does not name",
+        ),
+        ({"devices": ["cpu:0"]}, {"devices": ["cpu:0"]}, None),
+    ],
+)
+def test_shares_of_the_machine_are_told_in_words(ours: Header, theirs: Header, told: str | None) -> None:
+    assert shares_of_machine(ours, theirs) == ([told] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("key", "was", "now", "told"),
+    [
+        ("devices", ["cpu:0", "cpu:1"], ["cpu:0"], "the devices were cpu:0 and cpu:1, are now cpu:0"),
+        ("gpu", None, "Some GPU", "the GPU was none, is now Some GPU"),
+        ("versions.torch", "2.1", "2.2", "the version of torch was 2.1, is now 2.2"),
+        ("options.max_ngram", 3, UNSET, "the option max ngram was 3, is now not recorded"),
+        ("sampling.temperature", 1.0, 0.8, "the temperature was 1, is now 0.8"),
+        ("row_invariant", True, False, "the row-invariance of passes was yes, is now no"),
+    ],
+)
+def test_changes_of_conditions_are_told_in_words(key: str, was: object, now: object, told: str) -> None:
+    assert changed(key, was, now) == told
 
 
 @pytest.mark.parametrize("side", [0, 1])
