@@ -1,6 +1,7 @@
 """A document of headings, paragraphs, tables and figures, as Markdown and as one HTML file that needs nothing else."""
 
 import base64
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -63,21 +64,35 @@ def to_markdown(blocks: Iterable[Block], folder: Path) -> str:
 def _markdown(block: Block, folder: Path) -> str:
     match block:
         case Heading(text, level):
-            return f"{'#' * level} {text}"
+            return f"{'#' * level} {_paragraph(text)}"
         case Text(text):
-            return text
+            return _paragraph(text)
         case Bullets(items):
-            return "\n".join(f"- {item}" for item in items)
+            return "\n".join(f"- {_paragraph(item)}" for item in items)
         case Table(head, rows, words):
             rule = ["---"] + ["---" if words else "---:"] * (len(head) - 1)
-            lines = [head, rule, *([_cell(cell).text for cell in row] for row in rows)]
-            return "\n".join(
-                "| " + " | ".join(text.replace("|", "\\|").replace("\n", "<br>") for text in line) + " |"
-                for line in lines
-            )
+            cells = [map(_inline, head), rule, *([_inline(_cell(cell).text) for cell in row] for row in rows)]
+            return "\n".join("| " + " | ".join(line) + " |" for line in cells)
         case Figure(drawing, place):
             path = place.relative_to(folder).as_posix() + f"/{drawing.name}"
-            return f"![Figure: {drawing.name}]({path}.png)\n\n{drawing.about} [Data]({path}.csv), [SVG]({path}.svg)."
+            about = f"{_paragraph(drawing.about)} [Data]({path}.csv), [SVG]({path}.svg)."
+            return f"![Figure: {drawing.name}]({path}.png)\n\n{about}"
+
+
+# What Markdown would take for its own in the middle of a line: `_` only at the edge of a word, `&` only of an entity.
+SPECIAL = re.compile(r"[\\`*\[\]<|~$#]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)")
+FIRST_SPECIAL = re.compile(r"^(?:(?=[>+=-])|(\d+)(?=[.)]))")  # and only at its beginning
+
+
+def _inline(text: str) -> str:
+    """Text that stands in Markdown as it is, with a tag for each new line."""
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    return "<br>".join(SPECIAL.sub(lambda found: "\\" + found[0], line) for line in lines)
+
+
+def _paragraph(text: str) -> str:
+    """The same where a line begins, and in one line."""
+    return FIRST_SPECIAL.sub(lambda found: f"{found[1] or ''}\\", _inline(" ".join(text.split())))
 
 
 def _cell(cell: str | Cell) -> Cell:
@@ -87,7 +102,7 @@ def _cell(cell: str | Cell) -> Cell:
 def to_html(title: str, blocks: Iterable[Block]) -> str:
     """One file: styles and figures are in it."""
     body = "\n".join(_html(block) for block in blocks)
-    return PAGE.replace("TITLE", escape(title)).replace("STYLE", CSS).replace("BODY", body)
+    return PAGE.format(title=escape(title), style=CSS, body=body)
 
 
 def _html(block: Block) -> str:
@@ -127,13 +142,13 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>TITLE</title>
+<title>{title}</title>
 <style>
-STYLE</style>
+{style}</style>
 </head>
 <body>
 <main>
-BODY
+{body}
 </main>
 </body>
 </html>

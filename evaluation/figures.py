@@ -19,7 +19,7 @@ from evaluation.style import BLACK, PLATE, Drawing, Look, add_legend, new_figure
 from evaluation.tables import OVERALL, Summary
 
 Looks = Mapping[str, Look]
-INTERVALS = "Bars: tokens per second over the baseline's. Whiskers: 95% bootstrap interval over questions."
+INTERVALS = "Bars: tokens per second over the baseline's. Whiskers: 95% interval over questions."
 FIGURES = (
     "speedup",
     "low",

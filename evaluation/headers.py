@@ -12,6 +12,7 @@ from methods.errors import UserError, nearest
 Header = dict[str, Any]
 SCHEMA_VERSION = 1
 GZIP = ".gz"
+UNSET = "unset"  # what a key is called in a header that lacks it
 # Keys that may differ between the run that began a file and the one that continues it.
 VOLATILE_KEYS = frozenset(
     {
@@ -62,9 +63,9 @@ def header_differences(one: Header, other: Header) -> dict[str, tuple[Any, Any]]
     """The keys in which two headers differ, volatile ones aside, nested keys joined by dots, with both values."""
     flat_one, flat_other = _flatten(one), _flatten(other)
     return {
-        key: (flat_one.get(key, "unset"), flat_other.get(key, "unset"))
+        key: (flat_one.get(key, UNSET), flat_other.get(key, UNSET))
         for key in flat_one | flat_other
-        if key.split(".")[0] not in VOLATILE_KEYS and flat_one.get(key, "unset") != flat_other.get(key, "unset")
+        if key.split(".")[0] not in VOLATILE_KEYS and flat_one.get(key, UNSET) != flat_other.get(key, UNSET)
     }
 
 

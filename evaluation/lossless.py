@@ -129,7 +129,7 @@ def show(config: RunConfig, checks: "list[Check]") -> None:
     """The table, where a failure shows, and the verdict in a sentence."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("check", "compared", "outcome", ""):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column in ("check", ""))
     for found in checks:
         table.add_row(found.name, found.compared, found.outcome, _word(found.passed))
     output = terminal()

@@ -12,10 +12,10 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from io import FileIO
+from io import BytesIO, FileIO
 from operator import le
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -88,7 +88,7 @@ class Choice:
     @property
     def any_failed(self) -> bool:
         """Whether at least one turn failed."""
-        return any(self.failed(turn) for turn in range(len(self.turns)))
+        return self.token_ids is None and FAILED_TURN in self.turns
 
     def too_long(self, turn: int) -> bool:
         """Whether the prompt of this turn does not fit the target's context, so that it has no tokens."""
@@ -166,13 +166,14 @@ class Answer:
         return json.dumps(record, allow_nan=False).encode() + b"\n"
 
 
-def read_answers(path: str | Path) -> dict[QuestionId, Answer]:
+def read_answers(path: str | Path, keep: Callable[[Answer], Answer] | None = None) -> dict[QuestionId, Answer]:
     """The answers of a file by question id, in the file's order. A torn last line, as a crash leaves it, is left out.
 
+    `keep`: gives what is kept of each as soon as it is read.
     Raises UserError for a file that cannot be read, holds no answers, or has a broken line or a question twice.
     """
     path = uncompressed(path)
-    answers, _ = parse_answers(path, read_file(path))
+    answers, _ = parse_answers(path, read_file(path), keep)
     if not answers:
         raise UserError(f"{path} holds no answers: it is empty; run the method first, or name another file")
     return answers
@@ -275,32 +276,33 @@ class AnswerFile:
             write_header(self.path, self.header)
 
 
-def parse_answers(path: Path, data: bytes) -> tuple[dict[QuestionId, Answer], int]:
+def parse_answers(
+    path: Path, data: bytes, keep: Callable[[Answer], Answer] | None = None
+) -> tuple[dict[QuestionId, Answer], int]:
     """The answers in an answer file's bytes, and the size in bytes of its whole lines: without a last one that is torn.
 
     Raises UserError for any other line that is broken, or a question answered twice."""
     with _no_collection():
-        return _parse(path, data)
+        return _parse(path, data, keep)
 
 
-def _parse(path: Path, data: bytes) -> tuple[dict[QuestionId, Answer], int]:
+def _parse(path: Path, data: bytes, keep: Callable[[Answer], Answer] | None) -> tuple[dict[QuestionId, Answer], int]:
     from evaluation.schema import parse_answer, torn  # pydantic takes a moment, for which --help need not wait
 
     answers: dict[QuestionId, Answer] = {}
     seen: set[str] = set()
-    lines = data.splitlines(keepends=True)
-    last = next((number for number in range(len(lines), 0, -1) if lines[number - 1].strip()), 0)
+    end = len(data.rstrip())
     size = 0
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(BytesIO(data), start=1):  # line by line: a large file is not held twice
         if line.strip():
-            if number == last and torn(line.strip()):
+            if size + len(line) >= end and torn(line.strip()):
                 return answers, size
             place = f"{path}, line {number}"
             answer = parse_answer(line, place)
             if str(answer.question_id) in seen:
                 raise UserError(f"{place}: question {answer.question_id!r} is answered a second time; keep one of them")
             seen.add(str(answer.question_id))
-            answers[answer.question_id] = answer
+            answers[answer.question_id] = keep(answer) if keep else answer
         size += len(line)
     return answers, size
 

@@ -18,12 +18,13 @@ from evaluation.headers import header_differences
 from evaluation.results import Group, Result, read_groups
 from evaluation.speed import pair_files
 from evaluation.stats import Ratio
-from evaluation.tables import Summary, terminal
+from evaluation.tables import Summary, print_tables, terminal
+from evaluation.wording import changed
 from methods.errors import UserError
 
 TASK = ("pair", "benchmark", "template", "dtype", "sampling", "max_new_tokens")
 LEGEND = """\
-change: the speedup of now over that of before, on the same questions; its interval: bootstrap over these
+change: the speedup of now over that of before, on the same questions; its interval: over these
 inside: the speedup of now lies in the interval of before
 What differs between two launches as wholes, such as the load of the machine, is in neither interval."""
 
@@ -75,7 +76,7 @@ def _same(result: Result) -> str:
 
 def _pairing(group: Group, now: Result, before: Result) -> Pairing:
     differences = header_differences(before.header, now.header)
-    told = [f"{key} was {was}, is {become}" for key, (was, become) in differences.items() if key != "methods"]
+    told = [changed(key, was, become) for key, (was, become) in differences.items() if key != "methods"]
     pairs = [pair_files(run.run.path, run.base_path).pairs for run in (now, before) if run.base_path]
     summaries = now.overall or {}, before.overall or {}
     return Pairing(group.labels[now], group.name, *summaries, stats.change(*pairs), told)
@@ -97,7 +98,7 @@ def headline(pairings: Sequence[Pairing]) -> str:
 def _table(pairings: Sequence[Pairing]) -> Table:
     """A row for each pairing, for a terminal."""
     result = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    result.add_column("run", overflow="fold")
+    result.add_column("run", no_wrap=True)
     for name in ("before", "95% interval", "now", "inside", "change", "95% interval"):
         result.add_column(name, justify="right", no_wrap=True)
     words = {True: Text("yes"), False: Text("no", style="yellow"), None: Text("-", style="dim")}
@@ -129,7 +130,8 @@ def compare_folders(now: Path, before: Path, as_json: bool) -> int:
         print(json.dumps(_rows(pairings), indent=2))
         return 0
     console = terminal()
-    console.print(_table(pairings), headline(pairings), sep="\n")
+    print_tables(console, _table(pairings))
+    console.print(headline(pairings), soft_wrap=True)
     console.print(LEGEND, style="dim", soft_wrap=True)
     for told in dict.fromkeys(told for pairing in pairings for told in pairing.differences):
         console.print(Text(f"note: other conditions: {told}", style="yellow"), soft_wrap=True)

@@ -14,6 +14,7 @@ from evaluation.regression import Pairing, headline, interval_words
 from evaluation.results import Group, Result, conditions
 from evaluation.style import Drawing
 from evaluation.tables import Summary
+from evaluation.wording import counted
 from methods import BASELINE
 
 SHOWN_FAILURES = 50
@@ -21,8 +22,9 @@ NEW_LINE = "\n"
 DEFINITIONS = {
     "speedup": "tokens per second of a method over the baseline's on the same questions, turns and repeats, prefill "
     "included; the baseline is the target alone, one token per pass, on the device of the target",
-    "95% interval": "bootstrap of that ratio over questions; not significant where it covers 1; none below 5 "
-    "questions. It says what other questions would give, not what another launch would on a shared machine",
+    "95% interval": "of that ratio over questions, by the jackknife of its logarithm; not significant where it covers "
+    "1; none below 5 questions. It says what other questions would give, not what another launch would on a shared "
+    "machine",
     "decoding": "the same ratio with prefill left out of both sides",
     "tokens per s": "new tokens over wall time; new tokens end with the first EOS or at the limit",
     "MAT": "mean accept length: new tokens per target pass",
@@ -89,7 +91,7 @@ class Report:
             right = f"{len(exact) - len(wrong)} of {len(exact)} runs"
             items.append(f"output: {right} of lossless methods are identical to the baseline")
         failures = sum(len(result.header.get("failures", [])) for group in self.groups for result in group.results)
-        items.append(f"failures: {failures} answers" if failures else "failures: none")
+        items.append(f"failures: {counted(failures, 'answer')}" if failures else "failures: none")
         yield Bullets(items)
 
     def _gates(self) -> Iterator[Block]:

@@ -15,6 +15,7 @@ from evaluation.headers import Header, compressed, read_header
 from evaluation.records import Choice
 from evaluation.speed import SAME_WORK, Run, summarize_by_category
 from evaluation.tables import OVERALL, Summary
+from evaluation.wording import counted
 from methods import BASELINE, METHODS
 from methods.errors import UserError
 
@@ -244,21 +245,17 @@ def _conditions(result: Result) -> list[str]:
     return [
         h["pair"],
         h["benchmark"],
-        _counted(questions, "question"),
+        counted(questions, "question"),
         h["dtype"],
         sampling_words(h),
         f"at most {h['max_new_tokens']} new tokens" if "max_new_tokens" in h else "",
         devices,
-        _counted(h["threads"], "thread") if h.get("threads") else "",
-        _counted(h.get("ranks", 1), "rank"),
-        _counted(h.get("replicas", 1), "replica"),
+        counted(h["threads"], "thread") if h.get("threads") else "",
+        counted(h.get("ranks", 1), "rank"),
+        counted(h.get("replicas", 1), "replica"),
         str(h.get("created", "date unknown"))[:10],
         "commit " + short_commit(h.get("git_commit")),
     ]
-
-
-def _counted(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def short_commit(commit: str | None) -> str:

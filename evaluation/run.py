@@ -26,7 +26,7 @@ from evaluation.headers import answers_of
 from evaluation.hub import is_hub_id, look_for_model
 from evaluation.launch import launch, launched, run_rank
 from evaluation.progress import Tally, progress
-from evaluation.tables import LEGEND, details, table, terminal
+from evaluation.tables import LEGEND, details, print_tables, table, terminal
 from methods import BASELINE, get_method
 from methods.errors import RunError, UserError, command_line
 
@@ -271,7 +271,8 @@ def print_speed(session: "Session", judged: list[str], output: Console) -> list[
     config = session.config
     ids = {question.question_id for question in session.benchmark.questions}
     rows = [summarize(answer_path(config, name), answer_path(config, BASELINE), ids) for name in judged[1:] or judged]
-    output.print(table(rows), details(rows), LEGEND, sep="\n")
+    print_tables(output, table(rows), details(rows))
+    output.print(LEGEND)
     for note in dict.fromkeys(note for row in rows for note in row["notes"]):
         output.print(f"note: {note}", style="yellow", soft_wrap=True)
     return rows

@@ -10,6 +10,7 @@ import argparse
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,10 @@ from evaluation.left_out import (
     share_categories,
     turns_too_long,
 )
+from evaluation.packing import pack
 from evaluation.records import Answer, Choice, QuestionId, read_answers
-from evaluation.tables import LEGEND, OVERALL, SPEC_BENCH_LEGEND, Summary, details, table, terminal
+from evaluation.tables import LEGEND, OVERALL, SPEC_BENCH_LEGEND, Summary, details, print_tables, table, terminal
+from evaluation.wording import shares_of_machine, valued
 from methods import VARIANT
 from methods.errors import UserError, command_line
 
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
 # Runs that differ in one of these did other work, or did it elsewhere: the ratio of their times would mean nothing.
 SAME_WORK = {"benchmark", "benchmark_sha256", "target", "dtype", "sampling", "max_new_tokens", "eos_token_ids"}
 SAME_WORK |= {"template", "cpu", "gpu"}
-SHARE_OF_MACHINE = ("devices", "threads", "replicas")  # may differ on purpose: told, not refused
 SAME_LAUNCH = ("methods", "created")
 
 CONVERSATION = "multi-turn conversation"
@@ -55,7 +57,7 @@ class Run:
 
     @classmethod
     def read(cls, path: str | Path) -> "Run":
-        return cls(uncompressed(path), read_answers(path), read_header(path))
+        return cls(uncompressed(path), read_answers(path, pack), read_header(path))
 
     @property
     def method(self) -> str:
@@ -72,7 +74,7 @@ class Run:
         failures = self.header.get("failures", []) if self.header else []
         return set(self.answers) | {failure["question_id"] for failure in failures}
 
-    @property
+    @cached_property
     def finished(self) -> set[QuestionId]:
         """The questions with at least one repeat in which no turn failed and one turn fits the context."""
         return {q for q, answer in self.answers.items() if any(choice.usable for choice in answer.choices)}
@@ -166,12 +168,16 @@ def _compare_headers(method: Run, base: Run) -> list[str]:
         )
     else:
         differences = header_differences(method.header, base.header)
-        named = {key: f"{key} is {ours} in one, {theirs} in the other" for key, (ours, theirs) in differences.items()}
+        named = {
+            key: f"{key} is {valued(ours)} in one, {valued(theirs)} in the other"
+            for key, (ours, theirs) in differences.items()
+        }
         if fatal := [text for key, text in named.items() if key.split(".")[0] in SAME_WORK]:
             raise UserError(
                 f"{method.path} and {base.path} cannot be compared: {', '.join(fatal)}; measure both the same way"
             )
-        notes += [f"not the same share of the machine: {named[key]}" for key in SHARE_OF_MACHINE if key in named]
+        shares = shares_of_machine(method.header, base.header)  # may differ on purpose: told, not refused
+        notes += [f"not the same share of the machine: {share}" for share in shares]
     if not _interleaved(method, base):
         notes.append("not interleaved: the files are not of one launch, so drift of the machine is not in the interval")
     return notes
@@ -336,7 +342,7 @@ def main() -> int:
 def show(summaries: Sequence[Summary], spec_bench: bool, recorded: bool) -> None:
     """Print the tables and the notes. `spec_bench`: with its own figure, of tokens `recorded` or counted anew."""
     console = terminal()
-    console.print(table(summaries, spec_bench), details(summaries), sep="\n")
+    print_tables(console, table(summaries, spec_bench), details(summaries))
     console.print(LEGEND + SPEC_BENCH_LEGEND * spec_bench, style="dim", soft_wrap=True)
     notes = summaries[-1]["notes"] + (spec_bench_notes(summaries, recorded) if spec_bench else [])
     for note in notes:

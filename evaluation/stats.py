@@ -14,12 +14,15 @@ from scipy import stats
 from evaluation.records import Answer, Choice
 
 CONFIDENCE = 0.95
-MIN_QUESTIONS = 5  # resampling fewer questions cannot reach far enough: a "95%" interval of 3 covers 72%
+MIN_QUESTIONS = 5  # of fewer the spread is hardly known
+LARGEST_EXCESS = 6  # kurtosis of an exponential distribution, less that of a normal one
 LONGEST_PERIOD = 32  # tokens
 FEWEST_CYCLES = 4
 KEYS = ["question", "turn", "repeat"]
+SUMMED = ["tokens", "time", "tokens_base", "time_base"]
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Launch = tuple[Floats, ...]  # what `SUMMED` names, each with a number for each question along the last axis
 
 
 @dataclass(frozen=True)
@@ -57,21 +60,17 @@ def pair_answers(method: Iterable[Answer], baseline: Iterable[Answer]) -> pd.Dat
     return pairs.sort_values(KEYS, key=lambda column: column.map(str), ignore_index=True)
 
 
-def speedup(pairs: pd.DataFrame, resamples: int = 9999) -> Speedup:
-    """The headline: tokens per second over all pairs against the baseline's, with a 95% bootstrap interval.
+def speedup(pairs: pd.DataFrame) -> Speedup:
+    """The headline: tokens per second over all pairs against the baseline's, with its 95% interval (`log_interval`).
 
-    Questions are resampled, each with all its turns and repeats, method and baseline together: what varies between
-    questions, and what is common to both runs of one, is not noise. The interval is the expanded percentile interval
-    (Hesterberg 2015, "What teachers should know about the bootstrap"), which makes up for the percentile
-    interval's narrowness with few questions; in simulations BCa covered no better than the plain percentile interval.
-    It is taken on the logarithm, so swapping method and baseline gives exactly the reciprocal. The seed is fixed.
+    The question is what is sampled, with all its turns and repeats, method and baseline together: what varies between
+    questions, and what is common to both runs of one, is not noise.
     """
     sums = _per_question(pairs)
-    columns = tuple(sums[name].to_numpy(float) for name in ("tokens", "time", "tokens_base", "time_base"))
-    tokens, time, tokens_base, time_base = columns
-    low, high = _interval(columns, _log_ratio, resamples)
+    tokens, time, tokens_base, time_base = launch = _launch(sums)
+    low, high = _interval([launch])
     return Speedup(
-        ratio=float(np.exp(_log_ratio(*columns))),
+        ratio=float(np.exp(_log_speedup(*(column.sum() for column in launch)))),
         low=low,
         high=high,
         questions=len(sums),
@@ -79,23 +78,55 @@ def speedup(pairs: pd.DataFrame, resamples: int = 9999) -> Speedup:
     )
 
 
-def change(now: pd.DataFrame, before: pd.DataFrame, resamples: int = 9999) -> Ratio | None:
+def change(now: pd.DataFrame, before: pd.DataFrame) -> Ratio | None:
     """How many times the speedup of `before` that of `now` is, both as `pair_answers` gives them, on the questions that
     both have; None where there is none.
 
-    Both launches answered the same questions, so these are resampled together, as in `speedup`. What differs between
-    the launches as wholes, such as where the weights lie in memory or what else the machine does, is not in the
-    interval.
+    Both launches answered the same questions, so these are taken together, as in `speedup`. What differs between the
+    launches as wholes, such as where the weights lie in memory or what else the machine does, is not in the interval.
     """
-    sums = _per_question(now).merge(
-        _per_question(before), left_index=True, right_index=True, suffixes=("", "_before"), validate="one_to_one"
-    )
-    if sums.empty:
+    sums = [_per_question(pairs) for pairs in (now, before)]
+    common = sums[0].index.intersection(sums[1].index, sort=False)
+    if common.empty:
         return None
-    columns = tuple(sums[name].to_numpy(float) for name in sums)
-    ratio = float(np.exp(_log_change(*columns)))
-    low, high = _interval(columns, _log_change, resamples)
-    return Ratio(ratio, low, high, len(sums))
+    launches = [_launch(part.loc[common]) for part in sums]
+    logs = [_log_speedup(*(column.sum() for column in launch)) for launch in launches]
+    low, high = _interval(launches)
+    return Ratio(float(np.exp(logs[0] - logs[1])), low, high, len(common))
+
+
+def log_interval(launches: Sequence[Launch]) -> tuple[Floats, Floats]:
+    """The 95% interval of the logarithm of a launch's speedup, or of its change since a second launch.
+
+    The standard error is the jackknife's, which leaves out one question at a time (Efron and Tibshirani 1993, "An
+    introduction to the bootstrap", chapter 11), and the quantile is Student's with `_degrees_of_freedom`. On the
+    logarithm, so swapping method and baseline gives the reciprocal. For 5 to 164 questions whose ratios are spread
+    log-normally by 0.1 to 0.5 it covers the truth 94 to 96 times in 100. For 5 of them the expanded percentile interval
+    of the bootstrap did 88 to 93 times and the studentized one 92 to 95 times. It needs no random numbers.
+    """
+    estimate = _log_change([[column.sum(-1, keepdims=True) for column in launch] for launch in launches])
+    without_one = _log_change([[column.sum(-1, keepdims=True) - column for column in launch] for launch in launches])
+    deviations = without_one - without_one.mean(-1, keepdims=True)
+    questions = deviations.shape[-1]
+    error = np.sqrt((questions - 1) / questions * (deviations**2).sum(-1))
+    times = [time / time.sum(-1, keepdims=True) for launch in launches for time in (launch[1], launch[3])]
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, _degrees_of_freedom(deviations, sum(times) / len(times))) * error
+    return estimate[..., 0] - reach, estimate[..., 0] + reach
+
+
+def _degrees_of_freedom(deviations: Floats, shares: Floats) -> Floats:
+    """How well the deviations of the last axis tell their variance, by Satterthwaite 1946: twice its square over the
+    variance of its estimate, which is 2 / (n - 1) + excess kurtosis / n of the square.
+
+    `shares` of the time are the questions' weights: of uneven ones only as many count as even ones would (Kish 1965).
+    The excess kurtosis is that of the deviations, less what it is on average for so few normal ones, within bounds: one
+    question in which the machine stalled must not make all others worthless.
+    """
+    n = deviations.shape[-1]
+    effective = 1 / (shares**2).sum(-1)
+    variance = (deviations**2).mean(-1)
+    excess = (deviations**4).mean(-1) / np.where(variance > 0, variance, 1) ** 2 - 3 + 6 / (n + 1)
+    return 1 / np.minimum(1 / np.maximum(effective - 1, 1) + np.clip(excess, 0, LARGEST_EXCESS) / (2 * n), 1)
 
 
 def decode_speedup(pairs: pd.DataFrame) -> float | None:
@@ -129,8 +160,9 @@ def _mean_of_rates(answers: Sequence[Answer], count: Callable[[str], int] | None
 
 def mean_accept_length(choices: Iterable[Choice]) -> float | None:
     """MAT: tokens committed per target pass. None without passes."""
-    lengths = [length for choice in choices for length in choice.accept_lengths]
-    return float(np.mean(lengths)) if lengths else None
+    lengths = [choice.accept_lengths for choice in choices]
+    passes = sum(map(len, lengths))
+    return sum(map(sum, lengths)) / passes if passes else None
 
 
 def acceptance_by_position(choices: Iterable[Choice]) -> list[float] | None:
@@ -229,44 +261,35 @@ def _measured(choice: Choice, turn: int) -> tuple[float, float, float, float, fl
 
 
 def _per_question(pairs: pd.DataFrame) -> pd.DataFrame:
-    return pairs.groupby("question", sort=False)[["tokens", "time", "tokens_base", "time_base"]].sum()
+    return pairs.groupby("question", sort=False)[SUMMED].sum()
 
 
-def _interval(
-    columns: tuple[Floats, ...], statistic: Callable[..., Floats], resamples: int
-) -> tuple[float, float] | tuple[None, None]:
-    questions = len(columns[0])
-    if questions < MIN_QUESTIONS:
+def _launch(sums: pd.DataFrame) -> Launch:
+    return tuple(sums[name].to_numpy(float) for name in SUMMED)
+
+
+def _interval(launches: Sequence[Launch]) -> tuple[float, float] | tuple[None, None]:
+    if len(launches[0][0]) < MIN_QUESTIONS:
         return None, None
-    quantile = np.sqrt(questions / (questions - 1)) * stats.t.ppf((1 + CONFIDENCE) / 2, questions - 1)
-    result = stats.bootstrap(
-        columns,
-        statistic,
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        confidence_level=1 - 2 * stats.norm.sf(quantile),
-        n_resamples=resamples,
-        batch=1000,
-        rng=np.random.default_rng(0),
-    )
-    return float(np.exp(result.confidence_interval.low)), float(np.exp(result.confidence_interval.high))
+    low, high = log_interval(launches)
+    return float(np.exp(low)), float(np.exp(high))
 
 
-def _log_ratio(*columns: Floats, axis: int = -1) -> Floats:
-    """Of tokens, time, and the baseline's tokens and time."""
-    tokens, time, tokens_base, time_base = (column.sum(axis=axis) for column in columns)
+def _log_change(launches: Sequence[Sequence[Floats]]) -> Floats:
+    """Of one launch the log of its speedup, of two the log of the first's over the second's."""
+    now, *before = (_log_speedup(*launch) for launch in launches)
+    return now - before[0] if before else now
+
+
+def _log_speedup(tokens: Floats, time: Floats, tokens_base: Floats, time_base: Floats) -> Floats:
     return np.log(tokens) - np.log(time) - (np.log(tokens_base) - np.log(time_base))
-
-
-def _log_change(*columns: Floats, axis: int = -1) -> Floats:
-    """Of the four columns of one launch, and of those of an earlier one."""
-    return _log_ratio(*columns[:4], axis=axis) - _log_ratio(*columns[4:], axis=axis)
 
 
 def _per_pass(choices: Iterable[Choice]) -> tuple[Floats, Floats]:
     """Tokens drafted and accepted in each pass that drafted, over all choices that record them."""
     known = [c for c in choices if c.drafted is not None and c.accepted is not None]
-    drafted = np.array([n for c in known for turn in c.drafted or [] for n in turn])
-    accepted = np.array([n for c in known for turn in c.accepted or [] for n in turn])
+    drafted, accepted = (
+        np.fromiter((n for c in known for turn in getattr(c, key) for n in turn), int)
+        for key in ("drafted", "accepted")
+    )
     return drafted[drafted > 0], accepted[drafted > 0]

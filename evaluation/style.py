@@ -38,6 +38,7 @@ ERROR_BAR: dict[str, Any] = {
     "zorder": 4,
 }
 PLATE: Any = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.6}  # behind a text that may lie on lines
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")  # of spreadsheets
 WIDTH = 7.2  # inches: two columns of a paper
 TITLE, SMALL = 10.5, 6.5  # points
 TITLE_CHARACTERS, SMALL_CHARACTERS = 10.5, 21  # to an inch
@@ -67,6 +68,7 @@ STYLE: Any = {  # matplotlib's type names every parameter there is
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "savefig.dpi": 180,
+    "text.parse_math": False,  # a name with dollar signs is no formula
     "svg.hashsalt": "pearl-bench",  # the same data give the same file
 }
 
@@ -91,10 +93,21 @@ class Drawing:
                 self.figure.savefig(paths[0], metadata={"Software": None})
                 self.figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
                 paths[1].write_text(_compact(paths[1].read_text(encoding="utf-8")), encoding="utf-8")
-            self.data.to_csv(paths[2], index=False)
+            self.data.map(_as_text).rename(columns=_as_text).to_csv(paths[2], index=False)
         except OSError as error:
             raise UserError(f"cannot write {folder}: {error.strerror}; choose another --output") from None
         return paths
+
+
+def _as_text(cell: Any) -> Any:
+    """A text that a spreadsheet would run as a formula, such as a method's name, marked as text."""
+    if not isinstance(cell, str) or not cell.startswith(FORMULA_SIGNS):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def _compact(svg: str) -> str:

@@ -14,12 +14,39 @@ Column = tuple[str, Callable[[Summary], str | Text | None]]  # its name, and its
 
 OVERALL = "overall"
 POSITIONS_SHOWN = 4
+WIDER_THAN_ANY = 10_000  # columns of a terminal
 
 
 def terminal(stderr: bool = False) -> Console:
-    """Where tables are printed: wide enough for them where it is a file or a pipe."""
+    """Where tables are printed: of a width of its own where it is a file or a pipe."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, width=None if stream.isatty() else 120, highlight=False, markup=False)
+
+
+def print_tables(console: Console, *tables: Table) -> None:
+    """Print tables, in a terminal without the last columns where these do not fit, which a note tells."""
+    needed = max(_width(console, table) for table in tables)
+    if not console.file.isatty():
+        console.width = max(console.width, needed)
+    left_out = sum(_shorten(console, table) for table in tables)
+    console.print(*tables, sep="\n")
+    if left_out:
+        columns = "1 column" if left_out == 1 else f"{left_out} columns"
+        told = f"note: {columns} left out; widen the terminal to {needed} columns, or pipe the output"
+        console.print(Text(told, style="yellow"), soft_wrap=True)
+
+
+def _shorten(console: Console, table: Table) -> int:
+    """Take away columns until the table fits, or there is but one beside the names. Returns how many."""
+    whole = len(table.columns)
+    while len(table.columns) > 2 and _width(console, table) > console.width:
+        table.columns.pop()
+    return whole - len(table.columns)
+
+
+def _width(console: Console, table: Table) -> int:
+    """What the table takes where nothing in it is wrapped."""
+    return console.measure(table, options=console.options.update(width=WIDER_THAN_ANY)).maximum
 
 
 def table(summaries: Sequence[Summary], spec_bench: bool = False) -> Table:
@@ -62,7 +89,7 @@ def _table(summaries: Sequence[Summary], columns: Iterable[Column], title: Text 
     """Columns that are unknown in every row are left out."""
     result = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     by_category = any(s["group"] != OVERALL for s in summaries)
-    result.add_column("category" if by_category else "method", overflow="fold")
+    result.add_column("category" if by_category else "method", no_wrap=True)
     shown = [(name, cells) for name, cell in columns if any(cells := [cell(s) for s in summaries])]
     for name, _ in shown:
         result.add_column(name, justify="right", no_wrap=True)
@@ -113,7 +140,7 @@ def _positions(summary: Summary) -> str | None:
 
 
 LEGEND = """\
-speedup: tokens per second over the baseline's, prefill included; interval: bootstrap over questions
+speedup: tokens per second over the baseline's, prefill included; interval: over questions, by the jackknife
 floor: tokens per second at one reading of the target's weights per token; MAT: tokens per target pass
 draft+verify, wait: mean per target pass (on two ranks at the same time); run length: accepted drafts per rejection
 accepted at position n: drafts whose first n tokens were all accepted

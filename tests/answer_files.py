@@ -1,9 +1,14 @@
 """Answers, headers and answer files for the tests of `evaluation/`, small enough to check by hand."""
 
+import fcntl
 import json
 import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,3 +115,26 @@ def run_script(script: str, *arguments: object, cwd: Path) -> subprocess.Complet
         text=True,
         timeout=120,
     )
+
+
+def in_terminal(script: str, *arguments: object, columns: int) -> list[str]:
+    """The lines that `evaluation/<script>` writes to a terminal of that width, without their colours."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    unset = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+    command = [sys.executable, str(ROOT / "evaluation" / script), *map(str, arguments)]
+    env = unset | {"PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
+        os.close(theirs)
+        written = b"".join(iter(lambda: _read_terminal(ours), b""))
+    os.close(ours)
+    assert process.returncode == 0, written
+    return re.sub(r"\x1b\[[0-9;]*m", "", written.decode()).splitlines()
+
+
+def _read_terminal(descriptor: int) -> bytes:
+    """Nothing where the last program on the other side has ended, which Linux tells by an error."""
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:
+        return b""

@@ -7,14 +7,24 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
+import matplotlib as mpl
+import pandas as pd
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from evaluation.document import Block, Bullets, Cell, Heading, Table, Text, to_html, to_markdown
 from evaluation.gates import judge, parse_gate
 from evaluation.regression import pair_runs
+from evaluation.report import WRITTEN_BY
+from evaluation.report_content import Report
 from evaluation.results import read_groups
 from evaluation.speed import summarize
+from evaluation.style import STYLE, Drawing, new_figure
 from methods.errors import UserError
 from tests.answer_files import header, run_script, write
 from tests.simulated_runs import PEARL, SPS, Simulated, write_runs
@@ -89,7 +99,7 @@ def test_markdown_says_what_was_measured(reported: Path) -> None:
     assert "tiny · mini_bench · 14 questions · float32 · greedy" in text and "commit 0123456" in text
     assert "## Failures\n\nNone." in text
     assert "| options of pearl | gamma auto, without nothing |" in text and "| git_commit | 0123456789" in text
-    assert "| pearl<1.05 |" in text and "does not hold" in text
+    assert "| pearl\\<1.05 |" in text and "does not hold" in text
     assert f"## Compared with {reported}" in text and text.count("x | yes | +0.0% | +0.0% to +0.0% |") == 2
     assert "2 of 2 speedups lie in the interval of before; 0 significantly lower, 0 higher." in text
     assert "![Figure: timeline](figures/timeline.png)" in text
@@ -173,7 +183,7 @@ def test_comparison_with_an_earlier_folder(tmp_path: Path) -> None:
     sps, pearl = pair_runs(now, before)
     assert (sps.inside, pearl.inside) == (True, False)
     assert sps.now["speedup"] == pytest.approx(sps.before["speedup"])
-    assert "cpu was another CPU, is some CPU" in sps.differences
+    assert "the CPU was another CPU, is now some CPU" in sps.differences
     assert sps.change and sps.change.ratio == pytest.approx(1) and not sps.change.significant
     ratio = pearl.now["speedup"] / pearl.before["speedup"]
     assert pearl.change and pearl.change.ratio == pytest.approx(ratio) and pearl.change.significant and ratio > 1
@@ -194,7 +204,7 @@ def test_speed_compares_two_folders(tmp_path: Path) -> None:
     done = run_script("speed.py", *folders, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "1 of 2 speedups lie in the interval of before; 0 significantly lower, 1 higher" in done.stdout
-    assert "threads was 7, is 2" in done.stdout
+    assert "other conditions: the number of threads was 7, is now 2\n" in done.stdout
     rows = json.loads(run_script("speed.py", *folders, "--json", cwd=tmp_path).stdout)
     assert [row["inside"] for row in rows] == [True, False]
     assert rows[1]["now"]["speedup"] / rows[1]["before"]["speedup"] == pytest.approx(rows[1]["change"]["ratio"])
@@ -212,7 +222,7 @@ def test_a_run_is_compared_with_the_earlier_one_most_like_it(tmp_path: Path) -> 
     before = read_groups([tmp_path / "before"])
     now = read_groups([write_runs(tmp_path / "now", [SPS], questions=6)])
     (pairing,) = pair_runs(now, before)
-    assert [told for told in pairing.differences if not told.startswith("threads")] == []
+    assert [told for told in pairing.differences if told != "the number of threads was 7, is now 2"] == []
     for other in ("longer", "sampled"):
         with pytest.raises(UserError, match="no run of the same method"):
             pair_runs(now, read_groups([tmp_path / "before" / other]))
@@ -253,4 +263,71 @@ def test_documents_escape_what_they_say(tmp_path: Path) -> None:
     page = to_html("a < b", blocks)
     assert "<h1>a &lt; b</h1>" in page and "<p>x &amp; y</p>" in page and "<li>&lt;b&gt;</li>" in page
     assert "<td class='bad'>&lt;i&gt;\n2</td>" in page and Page(page).open == []
-    assert "| p\\|q | <i><br>2 |" in to_markdown(blocks, tmp_path)
+    assert "| p\\|q | \\<i><br>2 |" in to_markdown(blocks, tmp_path)
+    assert "<title>STYLE {body}</title>" in to_html("STYLE {body}", blocks)
+
+
+HOSTILE = "<img src=x onerror=alert(1)> `a|b` **c** _d_ [e](javascript:f) $g$ &lt; {h} # ~~i~~ \\"
+
+
+def rendered(markdown: str) -> tuple[list[str], set[str]]:
+    """What a reader of Markdown makes of a document, tables and struck text included: its texts, and kinds of parts."""
+    blocks = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(markdown)
+    texts = [
+        "".join(" " if part.content == "<br>" else part.content for part in block.children or [])
+        for block in blocks
+        if block.type == "inline"
+    ]
+    parts = [part for block in blocks for part in (block, *(block.children or []))]
+    kinds = {part.type.removesuffix("_open").removesuffix("_close") for part in parts if part.content != "<br>"}
+    return [" ".join(text.split()) for text in texts], kinds
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.text(alphabet="a1 \n|`*_<>&#[]()!~$\\-+=.:{}\"'/;", min_size=1).filter(str.strip))
+@example(HOSTILE)
+@example("1. a")
+@example("<!-- a")
+def test_markdown_says_what_a_text_says_and_nothing_else(text: str) -> None:
+    """Whatever a name, a path or an error holds: no tag, link, emphasis, code, or further cell comes of it."""
+    blocks: list[Block] = [Heading(text), Text(text), Bullets([text]), Table([text, "b"], [[text, Cell(text)]])]
+    texts, kinds = rendered(to_markdown(blocks, Path()))
+    words = " ".join(text.split())
+    assert texts == [words, words, words, words, "b", words, words]
+    assert kinds <= {"heading", "paragraph", "bullet_list", "list_item", "table", "thead", "tbody", "tr", "th", "td",
+                     "inline", "text", "text_special"}  # fmt: skip
+
+
+def test_a_report_of_hostile_names_says_them(tmp_path: Path) -> None:
+    """Pair, command, options and errors come from files that anybody may have written."""
+    failures = [{"question_id": HOSTILE, "error": f"{HOSTILE}\nand more"}]
+    hostile: dict[str, Any] = {
+        "pair": HOSTILE.replace("/", ""),
+        "command": HOSTILE,
+        "cpu": HOSTILE,
+        "failures": failures,
+    }
+    folder = write_runs(tmp_path / "runs", [Simulated("pld", {"gamma": HOSTILE})], questions=6, **hostile)
+    groups = read_groups([folder])
+    blocks = list(Report(groups, [], [], [], folder, None, folder, WRITTEN_BY).blocks())
+    texts, kinds = rendered(to_markdown(blocks, folder))
+    assert not kinds & {"html_inline", "html_block", "link", "image", "em", "strong", "code_inline", "s"}
+    assert texts.count(HOSTILE) >= 3 and f"{HOSTILE} and more" in texts
+    page = to_html(HOSTILE, blocks)
+    assert (
+        Page(page).open == [] and not {"img", "script", "a"} & set(Page(page).tags) and "onerror=alert(1)&gt;" in page
+    )
+
+
+def test_figures_show_hostile_names_and_their_numbers_run_nothing(tmp_path: Path) -> None:
+    with mpl.rc_context(STYLE):
+        figure = new_figure("<script>alert(1)</script> $\\foo$ & ]]>", "small", 1.0)
+    data = pd.DataFrame({"=name": ["=1+1", "+x", "-y", "@z", "\ta", "\rb", "-1.5", "+2", "sps"], "value": -1.5})
+    png, svg, csv = Drawing("name", figure, data, "about").save(tmp_path)
+    assert png.stat().st_size and not ElementTree.parse(svg).findall(".//{*}script")
+    rows = csv.read_bytes().decode().split("\n")
+    assert rows[0] == "'=name,value"
+    assert [row.rpartition(",")[0].strip('"') for row in rows[1:-1]] == [
+        "'=1+1", "'+x", "'-y", "'@z", "'\ta", "'\rb", "-1.5", "+2", "sps",
+    ]  # fmt: skip
+    assert {row.rpartition(",")[2] for row in rows[1:-1]} == {"-1.5"}

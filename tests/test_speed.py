@@ -2,17 +2,20 @@
 
 import json
 import os
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evaluation.headers import header_path
-from evaluation.records import Answer
-from evaluation.speed import CONVERSATION, summarize, summarize_by_category
+from evaluation.headers import UNSET, Header, header_path
+from evaluation.packing import packed as numbers
+from evaluation.records import Answer, read_answers
+from evaluation.speed import CONVERSATION, Run, summarize, summarize_by_category
+from evaluation.wording import changed, shares_of_machine
 from methods.errors import UserError
-from tests.answer_files import answer, choice, header, run_script, write, write_spec_bench
+from tests.answer_files import answer, choice, header, in_terminal, run_script, write, write_spec_bench
 
 Paths = tuple[Path, Path]
 
@@ -127,9 +130,9 @@ def test_loops_are_reported(tmp_path: Path) -> None:
         ({"dtype": "bfloat16"}, "dtype is bfloat16 in one, float32 in the other"),
         ({"max_new_tokens": 128}, "max_new_tokens is 128 in one, 64 in the other"),
         ({"benchmark_sha256": "abd"}, "benchmark_sha256 is abd in one, abc in the other"),
-        ({"sampling": {"temperature": 1.0, "top_k": 0, "top_p": 1.0}}, "sampling.temperature is 1.0 in one, 0.0 in"),
+        ({"sampling": {"temperature": 1.0, "top_k": 0, "top_p": 1.0}}, "sampling.temperature is 1 in one, 0 in"),
         ({"target": {"source": "tiny/model", "revision": "r2", "weight_bytes": 100}}, "target.revision is r2 in one"),
-        ({"gpu": "Some GPU"}, "gpu is Some GPU in one, None in the other"),
+        ({"gpu": "Some GPU"}, "gpu is Some GPU in one, none in the other"),
     ],
 )
 def test_other_work_or_another_machine_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -145,9 +148,51 @@ def test_another_launch_is_told_but_not_refused(tmp_path: Path) -> None:
         "not the same share of the machine",
         "not interleaved",
     ]
-    assert "threads is 1 in one, 2 in the other" in s["notes"][0]
+    assert s["notes"][0].endswith(": the method ran with 1 thread, the baseline with 2 threads")
     more = files(tmp_path / "more", timed({1: 1.0}), timed({1: 2.0}), methods=["autoregressive", "pld", "sps"])
     assert not summarize(*more)["interleaved"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "told"),
+    [
+        (
+            {"devices": ["cpu:0", "cpu:1"]},
+            {"devices": ["cpu:0"]},
+            "the method ran on 2 cores (cpu:0 and cpu:1), the baseline on 1 core (cpu:0)",
+        ),
+        (
+            {"devices": ["cpu:0,1", "cuda:0"], "threads": 2},
+            {"devices": ["cuda:0", "cuda:1"], "threads": 2},
+            "the method ran on 2 cores and 1 device (cpu:0,1 and cuda:0), "
+            "the baseline on 2 devices (cuda:0 and cuda:1)",
+        ),
+        ({"replicas": 3}, {"replicas": 1}, "the method ran in 3 replicas, the baseline in 1 replica"),
+        (
+            {"threads": 1},
+            {},
+            "the method ran with 1 thread, the baseline with threads that its run header does not name",
+        ),
+        ({"devices": ["cpu:0"]}, {"devices": ["cpu:0"]}, None),
+    ],
+)
+def test_shares_of_the_machine_are_told_in_words(ours: Header, theirs: Header, told: str | None) -> None:
+    assert shares_of_machine(ours, theirs) == ([told] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("key", "was", "now", "told"),
+    [
+        ("devices", ["cpu:0", "cpu:1"], ["cpu:0"], "the devices were cpu:0 and cpu:1, are now cpu:0"),
+        ("gpu", None, "Some GPU", "the GPU was none, is now Some GPU"),
+        ("versions.torch", "2.1", "2.2", "the version of torch was 2.1, is now 2.2"),
+        ("options.max_ngram", 3, UNSET, "the option max ngram was 3, is now not recorded"),
+        ("sampling.temperature", 1.0, 0.8, "the temperature was 1, is now 0.8"),
+        ("row_invariant", True, False, "the row-invariance of passes was yes, is now no"),
+    ],
+)
+def test_changes_of_conditions_are_told_in_words(key: str, was: object, now: object, told: str) -> None:
+    assert changed(key, was, now) == told
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -222,6 +267,69 @@ def test_command_line_prints_one_json_document(tmp_path: Path, ten: Paths) -> No
     assert json.loads(run_script("speed.py", *arguments, cwd=tmp_path).stdout) == [summarize(*ten)]
     done = run_script("speed.py", *arguments, "--by", "category", cwd=tmp_path)
     assert json.loads(done.stdout) == summarize_by_category(*ten)
+
+
+@pytest.mark.parametrize(
+    ("columns", "left_out", "flags"), [(80, True, ["--by", "category"]), (100, False, []), (120, False, [])]
+)
+def test_a_terminal_shows_names_whole_and_what_it_has_room_for(
+    tmp_path: Path, columns: int, left_out: bool, flags: list[str]
+) -> None:
+    rows, base = (timed(dict.fromkeys(range(6), s), category="math_reasoning") for s in (1.0, 2.0))
+    method = write(tmp_path / "autoregressive-all.jsonl", [waiting(row) for row in rows], header("autoregressive-all"))
+    base_path = write(tmp_path / "autoregressive.jsonl", base)
+    lines = in_terminal("speed.py", "--file-path", method, "--base-path", base_path, *flags, columns=columns)
+    name = "math_reasoning" if flags else "autoregressive-all"
+    assert sum(line.strip().startswith(f"{name} ") for line in lines) >= 2
+    legend = next(number for number, line in enumerate(lines) if line.startswith("speedup:"))
+    notes = [line for line in lines if "left out; widen the terminal to" in line]
+    tables = [line for line in lines[:legend] if line not in notes]
+    assert max(map(len, tables)) <= columns and all("…" not in line for line in lines)
+    assert len(notes) == left_out and any("loops" in line for line in tables) != left_out
+
+
+def waiting(one: Answer) -> Answer:
+    """With waiting for a draft, which has a column of its own."""
+    return replace(one, choices=[replace(c, wait_time=c.draft_time) for c in one.choices])
+
+
+def many(folder: Path, lines: int) -> Paths:
+    """Files of that many lines of 64 tokens with ids as they occur, which are soon written: the same answers again."""
+    folder.mkdir()
+    for name, per_pass in (("pld", 3), ("autoregressive", 1)):
+        ids = [[(seed + 1) * 997 * token % 49152 for token in range(64)] for seed in range(8)]
+        kinds = [answer(0, choices=[choice([row], [1 + row[1] / 49152], per_pass=per_pass)]).to_line() for row in ids]
+        texts = [kinds[q % 8].replace(b'"question_id": 0', b'"question_id": %d' % q) for q in range(lines)]
+        (folder / f"{name}.jsonl").write_bytes(b"".join(texts))
+        header_path(folder / f"{name}.jsonl").write_text(json.dumps(header(name)))
+    return folder / "pld.jsonl", folder / "autoregressive.jsonl"
+
+
+def test_many_lines_take_little_memory(tmp_path: Path) -> None:
+    """The answers themselves, which stay, less than 3 KB a line; beside them the file and what a line is parsed to."""
+    paths = many(tmp_path / "many", 1000)
+    size = sum(path.stat().st_size for path in paths)
+    summarize(*paths)  # what is imported
+    tracemalloc.start()
+    summarize(*paths)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size + 2 * 1000 * 3000
+
+
+def test_what_is_packed_says_the_same(ten: Paths) -> None:
+    run = Run.read(ten[0])
+    for question, read in read_answers(ten[0]).items():
+        (plain,), (packed,) = read.choices, run.answers[question].choices
+        assert list(packed.accept_lengths) == plain.accept_lengths and packed.new_tokens == plain.new_tokens
+        for key in ("token_ids", "drafted", "accepted"):
+            assert [list(turn) for turn in getattr(packed, key)] == getattr(plain, key)
+    assert [list(numbers([2**31 - 1, -1])), list(numbers([2**62])), numbers([0.5]), numbers([2**64])] == [
+        [2**31 - 1, -1],
+        [2**62],
+        [0.5],
+        [2**64],
+    ]
 
 
 def test_command_line_turns_a_mistake_into_one_sentence(tmp_path: Path, ten: Paths) -> None:
