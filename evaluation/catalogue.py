@@ -84,7 +84,7 @@ def _about(spec: MethodSpec, name: str, option: Option) -> str:
 
 
 def _needs(spec: MethodSpec) -> str:
-    draft = "a draft with exits" if spec.sorted_draft else "a draft" if spec.needs_draft else "no draft"
+    draft = "a draft with exits" if spec.weights == "sorted" else "a draft" if spec.weights else "no draft"
     return f"{draft}, two ranks" if spec.ranks > 1 else draft
 
 

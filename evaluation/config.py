@@ -71,7 +71,7 @@ class RunConfig:
 
     def draft_of(self, spec: MethodSpec) -> str | None:
         """The draft of a method: its variant's own, else the pair's."""
-        return spec.draft or (self.pair.sorted_draft if spec.sorted_draft else None) or self.pair.draft
+        return spec.draft or (self.pair.sorted_draft if spec.weights == "sorted" else None) or self.pair.draft
 
     @property
     def ranks(self) -> int:
@@ -80,8 +80,8 @@ class RunConfig:
 
 
 def all_options() -> dict[str, str]:
-    """Every option of every method, with its help; one name means the same thing wherever it occurs."""
-    return {name: option.help for spec in METHODS.values() for name, option in spec.options.items()}
+    """Every option of methods that is a flag, with its help; one name means the same thing wherever it occurs."""
+    return {name: option.help for spec in METHODS.values() for name, option in spec.options.items() if option.flag}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -235,13 +235,13 @@ def _check_methods(config: RunConfig) -> None:
             flag = name.replace("_", "-")
             raise UserError(f"none of {', '.join(config.methods)} has an option --{flag}; leave it out")
     for spec in config.specs:
-        if spec.needs_draft and config.draft_of(spec) is None:
+        if spec.weights and config.draft_of(spec) is None:
             raise UserError(f"'{spec.name}' needs a draft model and {config.pair.name} has none; pass --draft MODEL")
 
 
 def _check_names(config: RunConfig) -> None:
     """What is to name files can do so."""
-    drafts = [config.draft_of(spec) for spec in config.specs if spec.needs_draft]
+    drafts = [config.draft_of(spec) for spec in config.specs if spec.weights]
     for text in filter(None, (config.pair.target, *drafts)):
         if fault := path_fault(text):
             raise UserError(f"expected a model folder, a .gguf file or a hub id, but {shown(text)} {fault}")

@@ -7,21 +7,15 @@ more. No Monte Carlo, so no tolerance to hide in.
 Legend: V vocabulary.
 """
 
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from evaluation.substitute import substituted
-from methods.drafters.base import Drafter
 from methods.engine import sampling
-from methods.engine.link import Close, Link, Message
-from methods.pearl import serve
 
 Answer = tuple[int, ...]
 
@@ -84,57 +78,3 @@ def enumerated(answer: Callable[[], Sequence[int]]) -> tuple[Counter[Answer], in
             found[tuple(answer())] += run.probability  # type: ignore[assignment]
             path = run.next_path()
     return found, runs
-
-
-class _Wire(Link):
-    """A link within a process, on which one end runs at a time: it hands over where it would wait."""
-
-    def __post_init__(self) -> None:
-        self.turn = threading.Semaphore(0)
-        self.other: _Wire = self
-
-    def send(self, message: Message) -> None:
-        self.other._received.put(message)
-
-    def hand_over(self) -> None:
-        self.other.turn.release()
-        self.turn.acquire()
-
-    def receive(self, what: str, patience: float | None = 0.0) -> Any:
-        while self._received.empty():
-            self.hand_over()
-        return super().receive(what, patience)
-
-    def poll(self) -> Any:
-        if self.names[0] == "draft":  # it looks for a ruling after every token: let the target rule first
-            self.hand_over()
-        return super().poll()
-
-    def end(self, last: Message | Exception) -> None:
-        """Let the other end have `last`, and never wait for this one again."""
-        self.other._received.put(last)
-        self.other.turn.release()
-
-
-@contextmanager
-def draft_rank(drafters: dict[str, Drafter]) -> Iterator[Link]:
-    """A draft rank in this process, which works only while the target's waits for it: so a run can be repeated, in
-    free mode too. Yields the target's end of the link; an error of the draft's rank is raised there."""
-    here, there = (_Wire(None, names, 60) for names in (("target", "draft"), ("draft", "target")))  # type: ignore[arg-type]
-    here.other, there.other = there, here
-
-    def run() -> None:
-        there.turn.acquire()
-        try:
-            serve(there, drafters)
-        except Exception as error:
-            there.end(error)
-
-    rank = threading.Thread(target=run, daemon=True)
-    rank.start()
-    try:
-        here.receive("the drafters")
-        yield here
-    finally:
-        here.end(Close())
-        rank.join()

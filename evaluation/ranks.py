@@ -163,7 +163,8 @@ def open_link(ranks: Ranks) -> "Link | None":
         return None
     import torch.distributed as dist
 
-    from methods.engine.link import Link
+    from methods.engine.gloo import GlooLink
+    from methods.pearl.messages import KINDS
 
     with _together(ranks, "to be linked"):
         for first in range(0, ranks.world, ranks.size):
@@ -172,7 +173,7 @@ def open_link(ranks: Ranks) -> "Link | None":
                 own = group
     first = ranks.replica * ranks.size
     names = f"rank {first} (target)", f"rank {first + 1} (draft)"
-    return Link(own, names if ranks.leads else names[::-1], patience())
+    return GlooLink(own, names if ranks.leads else names[::-1], patience(), KINDS)
 
 
 def patience() -> float:

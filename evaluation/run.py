@@ -69,7 +69,7 @@ def check(config: RunConfig) -> None:
     check_dtype(config.dtype, choose_device(config.device))
     check_writable(config.folder)
     patience()
-    drafts = {(config.draft_of(spec), spec.sorted_draft) for spec in config.specs if spec.needs_draft}
+    drafts = {(config.draft_of(spec), spec.weights == "sorted") for spec in config.specs if spec.weights}
     for source in dict.fromkeys([config.pair.target, *(draft for draft, _ in drafts if draft)]):
         if is_hub_id(source):
             look_for_model(source)
@@ -164,7 +164,7 @@ def describe(config: RunConfig, questions: int) -> str:
     ]
     drafters: dict[str | None, list[str]] = {}
     for spec in c.specs:
-        if spec.needs_draft:
+        if spec.weights:
             drafters.setdefault(c.draft_of(spec), []).append(spec.name)
     lines = [
         f"{', '.join(c.methods)} on {c.pair.name}",

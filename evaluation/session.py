@@ -15,10 +15,12 @@ from evaluation.records import Answer, Choice
 from evaluation.trace import Trace
 from methods import BASELINE, MethodSpec, get_method
 from methods.base import Generation, Limits, Method, Reference, generate
+from methods.build import build_chain_drafter, build_method
 from methods.engine.link import Link
 from methods.engine.sampling import Sampling, seed_of
 from methods.models import Models
-from methods.pearl import serve
+from methods.pearl.draft import serve
+from methods.pearl.target import Pearl
 
 WARM_UP_TOKENS = 32
 WARM_UP = (
@@ -52,11 +54,11 @@ class Session:
         """With the method's draft, which is loaded once for all methods that have the same.
 
         Raises UserError for one without exits, where the method needs them."""
-        source = self.config.draft_of(spec) if spec.needs_draft else None
+        source = self.config.draft_of(spec) if spec.weights else None
         if source not in self._with_drafts:
             self._with_drafts[source] = self.models.with_draft(source)
         models = self._with_drafts[source]
-        _ = models.draft_exits if spec.sorted_draft else None
+        _ = models.draft_exits if spec.weights == "sorted" else None
         return models
 
     def _longest(self, tokenizer: Any) -> int:
@@ -78,7 +80,7 @@ class Session:
     @cached_property
     def methods(self) -> dict[str, Method | Reference]:
         c = self.config
-        return {spec.name: spec.build(self.models_of(spec), c.options_of(spec)) for spec in c.specs}
+        return {spec.name: build_method(spec, self.models_of(spec), c.options_of(spec)) for spec in c.specs}
 
     def serve(self) -> None:
         """The draft's rank: draft for the target's rank until it has no more questions."""
@@ -88,17 +90,17 @@ class Session:
         serve(
             self.link,
             {
-                spec.name: spec.build_drafter(self.models_of(spec), c.options_of(spec))
+                spec.name: build_chain_drafter(spec, self.models_of(spec), c.options_of(spec))
                 for spec in c.specs
-                if spec.drafter
+                if spec.loop == "pearl"
             },
         )
 
     def meet(self) -> None:
         """The target's rank: load the methods, and wait until the draft's rank has loaded its drafters too."""
-        _ = self.methods
-        if self.link is not None:
-            self.link.receive("the drafters", None)
+        for method in self.methods.values():
+            if isinstance(method, Pearl):
+                method.meet(method.link.receive("its drafter", None))
 
     def close(self) -> None:
         """Part from the other rank of the pair. Both must call it, also where they had nothing to answer."""
@@ -162,7 +164,7 @@ class Session:
                 "revision": checkpoint.revision,
                 "weight_bytes": model.weight_bytes,
             },
-            "draft": self._draft_header(spec) if spec.needs_draft else None,
+            "draft": self._draft_header(spec) if spec.weights else None,
             "dtype": c.dtype,
             "devices": self.share.all_names if spec.all_devices or spec.ranks > 1 else self.share.names,
             "threads": self.share.all_threads if spec.all_devices else self.share.threads,

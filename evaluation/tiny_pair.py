@@ -14,16 +14,20 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from evaluation.enumeration import draft_rank, enumerated
+from evaluation.enumeration import enumerated
 from evaluation.goodness import all_answers, next_token
 from methods import MethodSpec
 from methods.base import Limits, generate
+from methods.build import build_chain_drafter, build_method
 from methods.engine.config import ModelConfig
 from methods.engine.int8 import EMBEDDING
 from methods.engine.sampling import Sampling
 from methods.engine.sorted_draft import FORMAT
 from methods.engine.weights import expected_shapes
 from methods.models import Models
+from methods.pearl.draft import local_draft_rank
+from methods.pearl.messages import Ready
+from methods.pearl.target import Pearl
 
 PROMPT, TOKENS = (0, 1, 2, 0, 1), 3  # the prompt repeats itself, so that it can be looked up
 SMALL = {"gamma": 2, "branches": 2, "depth": 2, "nodes": 4}  # options that the number of runs depends on
@@ -60,12 +64,15 @@ def enumerate_method(spec: MethodSpec, chosen: Mapping[str, Any], sampling: Samp
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         models = tiny_models(Path(folder))
         expected = all_answers(next_token(models.target, PROMPT, sampling), TOKENS)
-        if spec.drafter:
-            drafter = spec.build_drafter(models, options)
-            models.link = stack.enter_context(draft_rank({spec.name: drafter}))
+        ready: dict[str, Ready] = {}
+        if spec.loop == "pearl":
+            drafters = {spec.name: build_chain_drafter(spec, models, options)}
+            models.link, ready = stack.enter_context(local_draft_rank(drafters))
 
         def answer() -> list[int]:
-            method = spec.build(models, options)  # anew: it may learn from its answers
+            method = build_method(spec, models, options)  # anew: it may learn from its answers
+            if isinstance(method, Pearl):
+                method.meet(ready[spec.name])
             return generate(method, PROMPT, sampling, Limits(frozenset(), TOKENS)).token_ids
 
         found, runs = enumerated(answer)

@@ -7,7 +7,6 @@ from methods.base import Method, Span, Step
 from methods.engine.decoder import Decoder
 from methods.engine.sampling import Sampling
 from methods.engine.tree import TokenTree
-from methods.models import Models
 from methods.target import Target
 
 
@@ -18,14 +17,11 @@ class Autoregressive(Method):
         self.target = Target(target)
 
     def start(self, prompt_T: Sequence[int], sampling: Sampling) -> int:
-        return self.target.start(prompt_T, sampling)[0]
+        self.target.start(prompt_T, sampling)
+        return self.target.pending
 
     def step(self) -> Step:
         begin = time.perf_counter()
-        ruling = self.target.judge(TokenTree.chain([self.target.pending]))
+        outcome = self.target.judge(TokenTree.chain([self.target.pending]))
         verified = Span("target", "verify", begin, time.perf_counter())
-        return Step(ruling.tokens, spans=[verified], margins=ruling.margins)
-
-
-def build(models: Models) -> Autoregressive:
-    return Autoregressive(models.target)
+        return Step(outcome.tokens, spans=[verified], margins=outcome.margins)

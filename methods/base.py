@@ -42,12 +42,13 @@ class Span:
 class Step:
     """One target pass. `tokens`: what it decided, kept drafts first, then the target's own token.
 
-    `drafted` and `accepted` count the draft tokens that were judged (of a tree: its depth and the kept path).
-    `margins`: top-1 minus top-2 target logit behind each token, where the engine is not row-invariant."""
+    `drafted` and `accepted`: how many draft tokens were judged, and how many of them kept. `nodes`: rows that the pass
+    scored. `margins`: top-1 minus top-2 target logit behind each token, where the engine is not row-invariant."""
 
     tokens: list[int]
     drafted: int = 0
     accepted: int = 0
+    nodes: int = 1
     spans: Sequence[Span] = ()
     margins: list[float] | None = None
 
@@ -83,7 +84,7 @@ class Reference(Protocol):
 
 @dataclass
 class Generation:
-    """One answer to one prompt. Per pass: accept_lengths, drafted, accepted (the prefill is the first pass).
+    """One answer to one prompt. Per pass: accept_lengths, drafted, accepted, nodes (the prefill is the first pass).
 
     `finish` is "eos", "length" or "context"; times in seconds, wall_time includes prefill_time."""
 
@@ -91,6 +92,7 @@ class Generation:
     accept_lengths: list[int] = field(default_factory=list)
     drafted: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
+    nodes: list[int] = field(default_factory=list)
     margins: list[float] | None = None
     finish: str = ""
     wall_time: float = 0.0
@@ -112,6 +114,7 @@ class Generation:
         self.accept_lengths.append(len(kept))
         self.drafted.append(step.drafted)
         self.accepted.append(step.accepted)
+        self.nodes.append(step.nodes)
         self.spans += step.spans
         if step.margins is not None:
             self.margins = (self.margins or []) + step.margins[: len(kept)]

@@ -1,6 +1,8 @@
 """The target's side of every method: prefill, then score a tree, decide, commit. All methods decide through here.
 
 Invariant: the cache holds every token of the answer so far but the pending one.
+
+Legend: T prompt tokens, N scored nodes of a tree, A kept ones, the root included, F feature width, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -15,15 +17,20 @@ from methods.engine.verify import verify
 
 
 @dataclass(frozen=True)
-class Ruling:
-    """A pass's outcome: the decided tokens (kept drafts, then the target's own), the kept nodes (root first), and the
-    pass's scores. `leaf_kept`: the last token is no token of the target's own but a drafted leaf, kept too."""
+class Outcome:
+    """What the target decided in a pass.
+
+    tokens: the kept drafts in order, then the token that is pending now. path_A: the kept nodes, root first; the row of
+    path_A[i] chose tokens[i]. features_AF: of these rows the features that the drafter asked for, side by side.
+    logits_NV: of all nodes; None on another rank than the target's. `leaf_kept`: the last token is no token of the
+    target's own but a drafted leaf, kept too. `margins`: see `methods.base.Step`."""
 
     tokens: list[int]
     path_A: list[int]
-    scores: Scores
-    margins: list[float] | None = None
+    features_AF: Tensor | None = None
+    logits_NV: Tensor | None = None
     leaf_kept: bool = False
+    margins: list[float] | None = None
 
     @property
     def accepted(self) -> int:
@@ -32,10 +39,11 @@ class Ruling:
 
 
 class Target:
-    """A decoder that decides. `pending`: the last decided token; `decided`: how many there are, the prompt included."""
+    """A decoder that decides. `taps`: the features that its drafter reads. `pending`: the last decided token;
+    `decided`: how many there are, the prompt included."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
+    def __init__(self, decoder: Decoder, taps: Sequence[int] = ()) -> None:
+        self.decoder, self.taps = decoder, tuple(taps)
         self.sampling = Sampling()
         self.generator = self.sampling.generator("verify")
         self.pending, self.decided = -1, 0
@@ -48,30 +56,38 @@ class Target:
     def room(self) -> int:
         return self.decoder.room
 
-    def start(self, prompt_T: Sequence[int], sampling: Sampling) -> tuple[int, Scores]:
-        """Prefill and decide the first token."""
+    def start(self, prompt_T: Sequence[int], sampling: Sampling) -> tuple[Outcome, Tensor | None]:
+        """Prefill and decide the first token. Returns that as an outcome, and the features of all T rows."""
         self.sampling, self.generator = sampling, sampling.generator("verify")
-        scores = self.decoder.prefill(prompt_T)
+        scores = self.decoder.prefill(prompt_T, self.taps)
         root = TokenTree.chain([prompt_T[-1]])
         self.pending = verify(root, scores.logits_NV, sampling, self.generator).next_token
         self.decided = len(prompt_T) + 1
-        return self.pending, scores
+        features_TF = scores.features_NF
+        last_1F = None if features_TF is None else features_TF[-1:]
+        return Outcome([self.pending], [0], last_1F, scores.logits_NV), features_TF
 
-    def judge(self, tree: TokenTree) -> Ruling:
+    def score(self, tree: TokenTree) -> Scores:
+        """One pass over a tree that is rooted at the pending token, with the drafter's features."""
+        return self.decoder.score(tree, self.taps)
+
+    def judge(self, tree: TokenTree) -> Outcome:
         """Score a tree rooted at the pending token, keep what the target agrees with, and decide the next token."""
-        return self.decide(tree, self.decoder.score(tree))
+        return self.decide(tree, self.score(tree))
 
-    def decide(self, tree: TokenTree, scores: Scores) -> Ruling:
+    def decide(self, tree: TokenTree, scores: Scores) -> Outcome:
         """`judge` for a tree whose first nodes the decoder has scored last, those behind them being leaves."""
         verdict = verify(tree, scores.logits_NV, self.sampling, self.generator)
-        self.decoder.commit(verdict.path_A)
-        self.pending, self.decided = verdict.next_token, self.decided + len(verdict.path_A)
+        path_A = verdict.path_A
+        self.decoder.commit(path_A)
+        self.pending, self.decided = verdict.next_token, self.decided + len(path_A)
         if self.decoder.length != self.decided - 1:
             raise AssertionError(f"the cache holds {self.decoder.length} tokens, {self.decided} are decided")
-        kept = [int(tree.tokens_N[node]) for node in verdict.path_A[1:]]
+        kept = [int(tree.tokens_N[node]) for node in path_A[1:]]
+        features_AF = None if scores.features_NF is None else scores.features_NF[path_A]
         doubtful = self.decoder.row_invariant is False and self.sampling.greedy
-        margins = _margins(scores.logits_NV[verdict.path_A]) if doubtful else None
-        return Ruling([*kept, verdict.next_token], verdict.path_A, scores, margins, verdict.leaf_kept)
+        margins = _margins(scores.logits_NV[path_A]) if doubtful else None
+        return Outcome([*kept, self.pending], path_A, features_AF, scores.logits_NV, verdict.leaf_kept, margins)
 
 
 def _margins(logits_AV: Tensor) -> list[float]:

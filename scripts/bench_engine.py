@@ -27,15 +27,16 @@ from evaluation.questions import load_questions
 from evaluation.session import Session
 from methods import get_method
 from methods.base import Limits, generate
-from methods.drafters.model import ModelDrafter
+from methods.drafters.language_model import ModelDrafter
+from methods.drafters.sd2.exits import StagedDecoder
 from methods.engine.decoder import Decoder
 from methods.engine.sampling import Sampling
 from methods.engine.sorted_draft import is_trained_draft
-from methods.engine.staged import StagedDecoder
 from methods.engine.tree import TokenTree
 from methods.engine.verify import verify
 from methods.errors import command_line
 from methods.models import Models
+from methods.target import Outcome
 
 COMPARED = {  # ours, theirs; the better, the higher the ratio
     "autoregressive / hf-generate": ("autoregressive", "hf-generate"),
@@ -76,7 +77,7 @@ def profile(decoder: Decoder, rounds: int) -> dict[str, float]:
     """Median seconds of the parts of one autoregressive pass."""
     tree = TokenTree.chain([1])
     decoder.prefill([1 + i % 200 for i in range(CACHED)])
-    hidden = decoder.score(tree).hidden_ND
+    hidden = torch.zeros(1, decoder.model.config.width, dtype=decoder.model.dtype)
     logits = decoder.score(tree).logits_NV
     greedy = Sampling()
     parts: dict[str, Callable[[], Any]] = {
@@ -107,7 +108,7 @@ def draft_seconds(models: Models, rounds: int) -> dict[int, float]:
     for _ in range(rounds):
         for exit, drafter in drafters.items():
             drafter.begin(prompt, Sampling(), None)
-            drafter.settle(0, 1, None)
+            drafter.settle(Outcome([1], [0]))
             drafter.draft(1)
             models.target.score(tree)
             times[exit].append(timed(lambda drafter=drafter: drafter.draft(DRAFTED)) / DRAFTED)  # type: ignore[misc]

@@ -8,7 +8,9 @@ import torch
 
 from evaluation import hub
 from methods.engine import native
-from tests.tiny import VOCABULARY, save_draft, save_model
+from tests import toy_head  # noqa: F401  (adds a row to the table of methods)
+from tests.tiny import save_model
+from tests.weights import WEIGHTS
 
 
 @pytest.fixture(scope="session")
@@ -18,16 +20,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another tiny model of the same vocabulary, padded to a larger size, as Qwen's models are."""
-    return save_model(tmp_path_factory.mktemp("tiny_draft"), seed=1, layers=1, vocab_size=104)
+def weights(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny checkpoint of each kind of weights, for the tiny target."""
+    return {kind: write(tmp_path_factory.mktemp(kind), tiny) for kind, write in WEIGHTS.items()}
 
 
 @pytest.fixture(scope="session")
-def tiny_sorted(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny target's own layers as a draft with exits, in int8, that knows three quarters of the tokens."""
-    known = [token for token in range(VOCABULARY) if token % 4]
-    return save_draft(tmp_path_factory.mktemp("tiny_sorted"), tiny, known)
+def tiny_draft(weights: dict[str, Path]) -> Path:
+    """The draft model of the tiny target."""
+    return weights["model"]
+
+
+@pytest.fixture(scope="session")
+def tiny_sorted(weights: dict[str, Path]) -> Path:
+    """The draft with exits of the tiny target."""
+    return weights["sorted"]
 
 
 @pytest.fixture(params=["native", "torch"])

@@ -72,7 +72,7 @@ def steps(run: Simulated, draws: random.Random, now: float) -> Iterator[Step]:
         last = "verify" if run.ranks == 2 else "draft"
         spans.append(Span("target", last, now, now := now + 0.0005))  # type: ignore[arg-type]
         whole = kept == judged and beside
-        yield Step([1] * (kept + (not whole)), judged, kept, spans)
+        yield Step([1] * (kept + (not whole)), judged, kept, 1 + judged, spans)
         left = run.gamma - 1 if whole else 0
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from methods.engine.decoder import Decoder, probe_row_invariance
+from methods.engine.decoder import Decoder, Scores, probe_row_invariance
 from methods.engine.loader import find_checkpoint
+from methods.engine.model import FINAL
 from methods.engine.tree import TokenTree
 from methods.models import Models
 
@@ -29,6 +30,11 @@ def one_by_one(decoder: Decoder, tokens: list[int]) -> torch.Tensor:
         rows.append(decoder.score(TokenTree.chain([token])).logits_NV[0])
         decoder.commit([0])
     return torch.stack(rows)
+
+
+def features(scores: Scores) -> torch.Tensor:
+    assert scores.features_NF is not None
+    return scores.features_NF
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3, 9, 40])
@@ -100,15 +106,64 @@ def test_the_context_is_a_hard_limit(tiny: Path) -> None:
 
 def test_taps_are_the_states_after_the_chosen_layers(tiny: Path) -> None:
     model = find_checkpoint(str(tiny)).transformer("float32", CPU)
-    plain, tapped = Decoder(model), Decoder(model, taps=(0, 2))
-    assert plain.prefill(PROMPT).taps_KND is None
-    scores = tapped.prefill(PROMPT)
-    assert scores.taps_KND is not None
-    assert scores.taps_KND.shape == (2, len(PROMPT), 32)
-    assert torch.equal(scores.taps_KND[1], scores.hidden_ND)  # layer 2 is the last
-    scores = tapped.score(TokenTree.chain([4, 5, 6]))
-    assert scores.taps_KND is not None
-    assert scores.taps_KND.shape == (2, 3, 32)
+    decoder = Decoder(model)
+    assert decoder.prefill(PROMPT).features_NF is None
+    features_TF = decoder.prefill(PROMPT, (2, FINAL, 0)).features_NF
+    assert features_TF is not None and features_TF.shape == (len(PROMPT), 3 * 32)
+    last, final, first = features_TF.split(32, 1)
+    assert torch.equal(model.normed(last.contiguous()), final)  # layer 2 is the last
+    assert torch.equal(features(decoder.prefill(PROMPT, (0,))), first)
+    scores = decoder.score(TokenTree.chain([4, 5, 6]), (FINAL,))
+    assert scores.features_NF is not None
+    assert torch.equal(model.head(scores.features_NF.contiguous()), scores.logits_NV)
+
+
+@pytest.mark.parametrize("taps", [(0,), (1, FINAL), (2, 0)])
+def test_features_have_the_same_bits_for_every_row_count(decoder: Decoder, taps: tuple[int, ...]) -> None:
+    tokens = [(11 * i) % 90 + 1 for i in range(17)]
+    decoder.prefill(PROMPT)
+    rows = []
+    for token in tokens:
+        rows.append(features(decoder.score(TokenTree.chain([token]), taps)))
+        decoder.commit([0])
+    decoder.truncate(len(PROMPT))
+    expected = torch.cat(rows)
+    assert torch.equal(features(decoder.score(TokenTree.chain(tokens), taps)), expected)
+    for nodes in (2, 3, 9):
+        assert torch.equal(features(decoder.score(TokenTree.chain(tokens[:nodes]), taps)), expected[:nodes])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_tree_that_grows_has_the_bits_of_one_scored_at_once(decoder: Decoder, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    parents = [-1] + [int(torch.randint(max(0, i - 5), i, (), generator=generator)) for i in range(1, 24)]
+    tree = TokenTree(torch.randint(1, 95, (24,), generator=generator), torch.tensor(parents))
+    decoder.prefill(PROMPT)
+    expected = decoder.score(tree, (1,))
+    known, logits, states = 0, [], []
+    for stop in (1, 4, 5, 15, 24):
+        part = TokenTree(tree.tokens_N[:stop], tree.parents_N[:stop])
+        scores = decoder.score(part, (1,), known=known)
+        logits.append(scores.logits_NV)
+        states.append(features(scores))
+        known = stop
+    assert torch.equal(torch.cat(logits), expected.logits_NV)
+    assert torch.equal(torch.cat(states), features(expected))
+    path = tree.path(23)
+    decoder.commit(path)
+    grown = decoder.score(TokenTree.chain([7])).logits_NV
+    decoder.truncate(len(PROMPT))
+    assert torch.equal(one_by_one(decoder, [*tree.tokens_N[path].tolist(), 7])[-1:], grown)
+
+
+def test_a_chain_that_grows_has_the_bits_of_one_scored_at_once(decoder: Decoder) -> None:
+    tokens = [(11 * i) % 90 + 1 for i in range(9)]
+    expected = one_by_one(decoder, tokens)
+    decoder.prefill(PROMPT)
+    decoder.score(TokenTree.chain(tokens[:4]))
+    assert torch.equal(decoder.score(TokenTree.chain(tokens), known=4).logits_NV, expected[4:])
+    with pytest.raises(ValueError, match="nodes behind the 9 known ones"):
+        decoder.score(TokenTree.chain(tokens), known=9)
 
 
 def test_layers_on_several_devices_give_the_same_bits(tiny: Path) -> None:

@@ -10,6 +10,7 @@ from evaluation.prompts import Prompter
 from evaluation.questions import load_questions
 from methods import BASELINE, get_method
 from methods.base import Limits, generate
+from methods.build import build_method
 from methods.engine.sampling import Sampling
 from methods.models import Models
 from methods.paths import ROOT
@@ -45,7 +46,7 @@ def test_it_drafts_what_the_target_says_and_changes_nothing(models: Models, name
     prompter = Prompter(models.target_checkpoint.tokenizer, PAIR.template, "humaneval")
     prompt = prompter.encode(load_questions("humaneval", None, 1).questions[0].turns, [])
     limits = Limits(frozenset(), 48)
-    expected = generate(get_method(BASELINE).build(models, {}), prompt, Sampling(), limits)
-    got = generate(get_method(name).build(models, options), prompt, Sampling(), limits)
+    expected = generate(build_method(get_method(BASELINE), models, {}), prompt, Sampling(), limits)
+    got = generate(build_method(get_method(name), models, options), prompt, Sampling(), limits)
     assert got.token_ids == expected.token_ids
     assert len(got.accept_lengths) < 48 / 1.2  # an untrained draft would be kept one time in thousands

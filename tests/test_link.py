@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from methods.engine.link import Close, Link, LinkError, Ready, encode
+from methods.engine.gloo import GlooLink
+from methods.engine.link import Close, LinkError
+from methods.pearl.messages import Ready
 from tests.test_pearl import two_ends
 
 
-def close_both(ends: list[Link]) -> None:
+def close_both(ends: list[GlooLink]) -> None:
     other = threading.Thread(target=ends[1].close)
     other.start()
     ends[0].close()
@@ -22,9 +24,9 @@ def close_both(ends: list[Link]) -> None:
 def test_ends_that_part_leave_no_thread(tmp_path: Path, said: bool) -> None:
     ends = two_ends(tmp_path)
     if said:
-        ends[1].send(Ready())
+        ends[1].send(Ready("pearl", []))
         ends[0].send(Close())  # as the draft's rank is told that there are no more prompts
-        assert ends[0].receive("the drafters") == Ready()
+        assert ends[0].receive("its drafter") == Ready("pearl", [])
         assert ends[1].receive("a prompt") == Close()
     close_both(ends)
     assert not any(thread.is_alive() for end in ends for thread in end._threads)
@@ -42,7 +44,7 @@ def test_an_end_that_does_not_part_is_named(tmp_path: Path) -> None:
 
 def test_an_end_that_breaks_off_is_named(tmp_path: Path) -> None:
     here, there = two_ends(tmp_path, patience=2.0)
-    (head,) = encode(Ready())
+    (head,) = there._parts(Ready("pearl", []))
     head[0] = 99  # no such message: nothing more is read
     there.group.send([head], 0, 0).wait()
     with pytest.raises(LinkError, match=r"rank 1 \(draft\) has ended while rank 0 \(target\) waited for its farewell"):

@@ -16,20 +16,23 @@ import methods.engine.verify as engine
 from evaluation import lossless
 from evaluation.audit import auditing
 from evaluation.config import parse
-from evaluation.enumeration import Choices, draft_rank, enumerated
+from evaluation.enumeration import Choices, enumerated
 from evaluation.goodness import group, next_token, p_value, samples_needed, uniformity
 from evaluation.lossless_checks import LEAST, LEVEL, TOLERANCE, Check, audit
 from evaluation.tiny_pair import enumerate_method
 from methods import METHODS, get_method
 from methods.base import Limits, generate
+from methods.build import build_method
 from methods.drafters.base import Draft
-from methods.drafters.model import ModelDrafter
+from methods.drafters.language_model import ModelDrafter
 from methods.engine import sampling
-from methods.engine.link import Begin, LinkError, Ruling
+from methods.engine.link import LinkError
 from methods.engine.sampling import Sampling
 from methods.errors import UserError
 from methods.models import Models
 from methods.paths import ROOT
+from methods.pearl.draft import local_draft_rank
+from methods.pearl.messages import Begin, Order
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -107,7 +110,7 @@ def enumeration_fails(name: str) -> bool:
 
 def sampling_fails(models: Models, name: str) -> bool:
     groups = group(next_token(models.target, PROMPT, Sampling(1.0)), 3, frozenset(), LEAST)
-    method = get_method(name).build(models, SIZES)
+    method = build_method(get_method(name), models, SIZES)
     answers = [
         generate(method, PROMPT, Sampling(1.0, seed=seed), Limits(frozenset(), 3)).token_ids
         for seed in range(samples_needed(groups.count, 0.1, 0.9, LEVEL))
@@ -116,7 +119,7 @@ def sampling_fails(models: Models, name: str) -> bool:
 
 
 def audits_that_fail(models: Models, name: str) -> set[str]:
-    method = get_method(name).build(models, SIZES)
+    method = build_method(get_method(name), models, SIZES)
     with auditing() as found:
         for seed in range(20):
             generate(method, PROMPT, Sampling(1.0, seed=seed), Limits(frozenset(), 24))
@@ -171,9 +174,9 @@ def test_choices_are_gone_through_once() -> None:
 
 
 def test_an_error_of_the_draft_rank_is_told() -> None:
-    with pytest.raises(LinkError, match="has ended") as told, draft_rank({}) as link:
+    with pytest.raises(LinkError, match="has ended") as told, local_draft_rank({}) as (link, _):
         link.send(Begin("nobody", False, [1], Sampling()))
-        link.send(Ruling(1, 0, 1, 1))
+        link.send(Order(1, [1], False, 1, False, None))
         link.receive("a draft")
     assert isinstance(told.value.__cause__, KeyError)
 

@@ -8,10 +8,13 @@ import torch
 
 from methods import BASELINE, METHODS, get_method
 from methods.base import Generation, Limits, Step, generate
+from methods.build import build_method
 from methods.engine.decoder import Decoder
 from methods.engine.sampling import Sampling
 from methods.errors import UserError
 from methods.models import Models
+from methods.target import Outcome
+from tests.weights import WEIGHTS
 
 OURS = [name for name, spec in METHODS.items() if spec.lossless and name != BASELINE and spec.ranks == 1]
 REFERENCES = [name for name, spec in METHODS.items() if not spec.lossless]
@@ -19,34 +22,36 @@ GREEDY = Sampling()
 PROMPTS = {1: [5], 2: [5, 9], 7: [3, 1, 4, 1, 5, 9, 2], 80: [(7 * i) % 90 + 1 for i in range(80)]}
 
 
-SORTED = [name for name in OURS if name.startswith("sd2")]
-
-
 @dataclass
 class Pair:
-    """A target with a draft for every method."""
+    """A target, and a checkpoint of each kind of weights."""
 
-    plain: Models
-    sorted: Models
+    target: Models
+    weights: dict[str, Path]
 
     def of(self, name: str) -> Models:
-        return self.sorted if name in SORTED else self.plain
+        kind = get_method(name).weights
+        return self.target.with_draft(str(self.weights[kind])) if kind else self.target
 
 
-def models(target: Path, draft: Path, dtype: str = "float32", max_length: int | None = None) -> Models:
-    return Models(str(target), str(draft), dtype, [torch.device("cpu")], max_length)
+def models(target: Path, draft: Path | None, dtype: str = "float32", max_length: int | None = None) -> Models:
+    return Models(str(target), None if draft is None else str(draft), dtype, [torch.device("cpu")], max_length)
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def pair(request: pytest.FixtureRequest, tiny: Path, tiny_draft: Path, tiny_sorted: Path) -> Pair:
-    return Pair(models(tiny, tiny_draft, request.param), models(tiny, tiny_sorted, request.param))
+def pair(request: pytest.FixtureRequest, tiny: Path, weights: dict[str, Path]) -> Pair:
+    return Pair(models(tiny, None, request.param), weights)
 
 
 def answer(
     pair: Pair | Models, name: str, prompt: list[int], limits: Limits, sampling: Sampling = GREEDY, **options: object
 ) -> Generation:
     models = pair.of(name) if isinstance(pair, Pair) else pair
-    return generate(get_method(name).build(models, options), prompt, sampling, limits)
+    return generate(build_method(get_method(name), models, options), prompt, sampling, limits)
+
+
+def test_every_kind_of_weights_has_a_tiny_checkpoint() -> None:
+    assert {spec.weights for spec in METHODS.values()} <= {"", *WEIGHTS}
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -83,14 +88,9 @@ def test_answers_are_cut_at_the_limit(pair: Pair, name: str) -> None:
 
 @pytest.mark.parametrize("name", [BASELINE, *OURS])
 @pytest.mark.parametrize("length", [60, 79, 80, 81])
-def test_a_full_context_ends_the_answer(
-    tiny: Path, tiny_draft: Path, tiny_sorted: Path, name: str, length: int
-) -> None:
+def test_a_full_context_ends_the_answer(tiny: Path, weights: dict[str, Path], name: str, length: int) -> None:
     """A context of 80 tokens: the last one is decided without being put into the cache."""
-    short, prompt = (
-        models(tiny, tiny_sorted if name in SORTED else tiny_draft, max_length=80),
-        [(7 * i) % 90 + 1 for i in range(length)],
-    )
+    short, prompt = Pair(models(tiny, None, max_length=80), weights), [(7 * i) % 90 + 1 for i in range(length)]
     got = answer(short, name, prompt, Limits(frozenset(), 500))
     assert got.finish == "context"
     assert len(got.token_ids) == (0 if length > 80 else 81 - length)
@@ -119,13 +119,13 @@ def test_a_repeating_prompt_is_looked_up(pair: Models) -> None:
 
     drafter = LookupDrafter(max_ngram=3)
     drafter.begin([1, 2, 3, 4, 1, 2, 3], GREEDY, None)
-    drafter.settle(0, 4, None)
+    drafter.settle(Outcome([4], [0]))
     assert drafter.draft(2).tokens_G == [1, 2]
     assert drafter.draft(2).tokens_G == [3, 4]  # goes on after what it has drafted
-    drafter.settle(1, 9, None)
+    drafter.settle(Outcome([1, 9], [0, 1]))
     assert drafter.tokens == [1, 2, 3, 4, 1, 2, 3, 4, 1, 9]
     assert drafter.draft(5).tokens_G == []
-    drafter.settle(0, 2, None)
+    drafter.settle(Outcome([2], [0]))
     assert drafter.draft(1).tokens_G == [3]  # the 1-gram 2
 
 
@@ -189,12 +189,12 @@ def test_a_draft_of_the_first_layers_is_lossless(tiny: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_draft_in_the_targets_cache_drafts_as_in_its_own(tiny: Path, dtype: str) -> None:
     """The first layers' keys and values are the target's, whoever writes them: the same drafts, token for token."""
-    from methods.drafters.model import ModelDrafter, SelfDrafter
-    from methods.speculative import Speculative, build_sps
+    from methods.drafters.language_model import ModelDrafter, SelfDrafter, build
+    from methods.speculative import Speculative
 
     pair = Models(str(tiny), "first-2", dtype, [torch.device("cpu")])
     own = Speculative(pair.target, ModelDrafter(pair.draft, pair.vocabulary), 4)
-    shared = build_sps(pair, 4)
+    shared = Speculative(pair.target, build(pair), 4)
     assert isinstance(shared.drafter, SelfDrafter)
     for sampling in (GREEDY, Sampling(1.0, seed=3)):
         for prompt in PROMPTS.values():

@@ -66,8 +66,8 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return folder, model
 
 
-def load(folder: Path, dtype: str = "float32", taps: tuple[int, ...] = ()) -> Decoder:
-    return Decoder(find_checkpoint(str(folder)).transformer(dtype, [torch.device("cpu")]), taps=taps)
+def load(folder: Path, dtype: str = "float32") -> Decoder:
+    return Decoder(find_checkpoint(str(folder)).transformer(dtype, [torch.device("cpu")]))
 
 
 def difference(got: Tensor, expected: Tensor) -> float:
@@ -77,17 +77,17 @@ def difference(got: Tensor, expected: Tensor) -> float:
 
 def test_logits_and_hidden_states_are_transformers(operators: str, reference: tuple[Path, Any]) -> None:
     folder, model = reference
-    decoder = load(folder, taps=(0, 1))
+    decoder = load(folder)
     assert (decoder.model.native is not None) == (operators == "native" and decoder.model.config.head_dim != 24)
     with torch.no_grad():
         expected = model(torch.tensor([PROMPT]), output_hidden_states=True)
     scores = decoder.prefill(PROMPT[:30])
     assert difference(scores.logits_NV[0], expected.logits[0, 29]) < 1e-4
-    scores = decoder.score(TokenTree.chain(PROMPT[30:]))
+    scores = decoder.score(TokenTree.chain(PROMPT[30:]), taps=(0, 1))
     assert difference(scores.logits_NV, expected.logits[0, 30:]) < 1e-4
-    assert scores.taps_KND is not None
-    for tap in (0, 1):
-        assert difference(scores.taps_KND[tap], expected.hidden_states[tap + 1][0, 30:]) < 1e-4
+    assert scores.features_NF is not None
+    for tap, features_ND in enumerate(scores.features_NF.chunk(2, 1)):
+        assert difference(features_ND, expected.hidden_states[tap + 1][0, 30:]) < 1e-4
 
 
 def test_greedy_continuations_are_transformers(operators: str, reference: tuple[Path, Any]) -> None:

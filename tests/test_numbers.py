@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from evaluation.audit import distribution
 from methods import get_method
 from methods.base import Limits, generate
+from methods.build import build_method
 from methods.engine.decoder import PROBE_TOKENS, Decoder, probe_tokens
 from methods.engine.sampling import Sampling, draw, probabilities
 from methods.engine.tree import TokenTree
@@ -63,7 +64,7 @@ def test_a_pass_without_finite_logits_ends_the_run(
     asked = set(probe_tokens(Decoder(Models(str(tiny), None, "float32", CPU).target.model, PROBE_TOKENS)))
     token = next(token for token in range(VOCABULARY) if token not in asked)
     folder = spoilt(tiny, tmp_path / "spoilt", EMBEDDING, float("nan"), token)
-    method = get_method(name).build(Models(str(folder), str(tiny_draft), "float32", CPU, max_length=80), {})
+    method = build_method(get_method(name), Models(str(folder), str(tiny_draft), "float32", CPU, max_length=80), {})
     with pytest.raises(RunError, match="logits that are not finite"):
         generate(method, [1, 2, token, 3], sampling, Limits(frozenset(), 8))
 
@@ -104,7 +105,7 @@ def test_other_temperatures_are_a_softmax(temperature: float) -> None:
 
 def test_sampling_at_the_smallest_temperature_is_lossless(tiny: Path, tiny_draft: Path) -> None:
     pair, limits = Models(str(tiny), str(tiny_draft), "float32", CPU, max_length=80), Limits(frozenset(), 24)
-    greedy = generate(get_method("autoregressive").build(pair, {}), [1, 2, 3], GREEDY, limits).token_ids
+    greedy = generate(build_method(get_method("autoregressive"), pair, {}), [1, 2, 3], GREEDY, limits).token_ids
     for name in ("autoregressive", "sps"):
-        method = get_method(name).build(pair, {})
+        method = build_method(get_method(name), pair, {})
         assert generate(method, [1, 2, 3], Sampling(1e-308), limits).token_ids == greedy

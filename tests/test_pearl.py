@@ -15,25 +15,30 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
 
 from evaluation.theory import pearl_speedup, pearl_tokens
-from methods import BASELINE, METHODS, get_method
-from methods.auto_window import LONGEST_WINDOW, TRIED, AutoWindow, best_window, expected_passes
+from methods import BASELINE, METHODS, MethodSpec, get_method
 from methods.base import Generation, Limits, Span, generate
-from methods.engine.link import Begin, Close, Draft, Link, LinkError, Message, Ready, Ruling
+from methods.build import build_chain_drafter, build_method
+from methods.drafters.base import ChainDrafter
+from methods.engine.gloo import GlooLink
+from methods.engine.link import Close, Link, LinkError
 from methods.engine.sampling import Sampling
 from methods.errors import UserError
 from methods.models import Models
-from methods.pearl import Pearl, serve
+from methods.pearl.draft import serve
+from methods.pearl.messages import KINDS, Begin, Order, Ready, Window
+from methods.pearl.target import Pearl
+from methods.pearl.window import LONGEST_WINDOW, TRIED, AutoWindow, best_window, expected_passes
 from tests.tiny import VOCABULARY
 
 CPU = [torch.device("cpu")]
-PEARLS = [name for name, spec in METHODS.items() if spec.drafter]
+PEARLS = [name for name, spec in METHODS.items() if spec.loop == "pearl"]
 WINDOWS = (1, 2, 3, 5, 8, "auto", "free")
 ABLATIONS = ("pre-verify", "post-verify", "both")
 PROMPTS = {1: [5], 2: [5, 9], 7: [3, 1, 4, 1, 5, 9, 2], 80: [(7 * i) % 90 + 1 for i in range(80)]}
 GREEDY = Sampling()
 
 
-def two_ends(folder: Path, patience: float = 30.0) -> list[Link]:
+def two_ends(folder: Path, patience: float = 30.0) -> list[GlooLink]:
     """A link's target end and draft end in this process."""
     store = FileStore(str(folder / "store"), 2)
     groups: list[Any] = [None, None]
@@ -46,15 +51,16 @@ def two_ends(folder: Path, patience: float = 30.0) -> list[Link]:
     join(0)
     joining.join()
     names = "rank 0 (target)", "rank 1 (draft)"
-    return [Link(groups[0], names, patience), Link(groups[1], names[::-1], patience)]
+    return [GlooLink(groups[0], names, patience, KINDS), GlooLink(groups[1], names[::-1], patience, KINDS)]
 
 
 @dataclass
 class Pair:
-    """The models of the target's rank, and of the draft's rank that serves it from another thread."""
+    """The models of the target's rank, and the drafters of the draft's rank, which serves it from another thread."""
 
     target: Models
-    draft: Models
+    drafts: dict[str, str]  # kind of weights -> where they lie
+    ready: dict[str, Ready]
     link: Link
     options: dict[str, Any]
 
@@ -64,23 +70,35 @@ class Pair:
         return generate(self.build(name, **options), prompt, sampling, limits)
 
     def build(self, name: str, **options: Any) -> Any:
-        return get_method(name).build(self.target, self.options | options)
+        spec = get_method(name)
+        method = build_method(spec, with_weights(self.target, spec, self.drafts), self.options | options)
+        if isinstance(method, Pearl):
+            method.meet(self.ready[spec.name])
+        return method
+
+
+def with_weights(models: Models, spec: MethodSpec, drafts: dict[str, str]) -> Models:
+    """With those that the method needs."""
+    return models.with_draft(drafts[spec.weights]) if spec.weights else models
 
 
 class Rank(threading.Thread):
     """The draft's rank; what it raises is raised by `end`."""
 
-    def __init__(self, link: Link, models: Models, options: dict[str, Any]) -> None:
+    def __init__(self, link: Link, models: Models, drafts: dict[str, str], options: dict[str, Any]) -> None:
         super().__init__()
-        self.link, self.models, self.options = link, models, options
+        self.link, self.models, self.drafts, self.options = link, models, drafts, options
         self.error: BaseException | None = None
 
     def run(self) -> None:
         torch.set_num_threads(1)
         try:
-            serve(self.link, {name: METHODS[name].build_drafter(self.models, self.options) for name in PEARLS})
+            serve(self.link, {name: self._drafter(METHODS[name]) for name in PEARLS})
         except BaseException as error:
             self.error = error
+
+    def _drafter(self, spec: MethodSpec) -> ChainDrafter:
+        return build_chain_drafter(spec, with_weights(self.models, spec, self.drafts), self.options)
 
     def end(self) -> None:
         self.join(60)
@@ -90,15 +108,17 @@ class Rank(threading.Thread):
 
 
 def paired(
-    folder: Path, target: Path, draft: Path, dtype: str, length: int | None = None, **options: Any
+    folder: Path, target: Path, weights: dict[str, Path], dtype: str, length: int | None = None, **options: Any
 ) -> Iterator[Pair]:
     ends = two_ends(folder)
-    sources = str(target), str(draft), dtype, CPU, length
+    sources = str(target), None, dtype, CPU, length
+    drafts = {kind: str(path) for kind, path in weights.items()}
     ours, theirs = Models(*sources, link=ends[0]), Models(*sources, link=ends[1], drafts_only=True)
-    rank = Rank(ends[1], theirs, options)
+    rank = Rank(ends[1], theirs, drafts, options)
     rank.start()
-    assert ends[0].receive("the drafters") == Ready()
-    yield Pair(ours, theirs, ends[0], options)
+    ready = {name: ends[0].receive("its drafter") for name in PEARLS}
+    assert {name for name, message in ready.items() if message.taps} == {"pearl-toy-head"}
+    yield Pair(ours, drafts, ready, ends[0], options)
     ends[0].send(Close())
     assert ends[0].receive("its farewell") == Close()
     rank.end()
@@ -106,10 +126,11 @@ def paired(
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def pair(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny: Path, tiny_sorted: Path
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny: Path, weights: dict[str, Path]
 ) -> Iterator[Pair]:
-    """The tiny target with a draft made of its own layers, which every method can use."""
-    yield from paired(tmp_path_factory.mktemp("link"), tiny, tiny_sorted, request.param)
+    """The tiny target with a draft made of its own layers wherever a method can use it."""
+    drafts = weights | {"model": weights["sorted"]}
+    yield from paired(tmp_path_factory.mktemp("link"), tiny, drafts, request.param)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -153,9 +174,9 @@ def test_sampling_repeats_with_the_seed_and_only_then(pair: Pair, name: str) -> 
     assert runs[0].token_ids == runs[1].token_ids != runs[2].token_ids
 
 
-def test_prompts_that_fill_the_context(tmp_path: Path, tiny: Path, tiny_sorted: Path) -> None:
+def test_prompts_that_fill_the_context(tmp_path: Path, tiny: Path, weights: dict[str, Path]) -> None:
     """A context of 80 tokens: the last one is decided without being put into the cache."""
-    for pair in paired(tmp_path, tiny, tiny_sorted, "float32", 80):
+    for pair in paired(tmp_path, tiny, weights, "float32", 80):
         for window in (1, 5, "free"):
             for length in (60, 77, 78, 79, 80, 81):
                 prompt = [(7 * i) % 90 + 1 for i in range(length)]
@@ -170,7 +191,7 @@ def test_a_draft_with_a_shorter_context_leaves_the_target_alone(tmp_path: Path, 
     short = tmp_path / "draft"
     short.mkdir()
     save_draft(short, tiny, max_position_embeddings=32)
-    for pair in paired(tmp_path, tiny, short, "float32"):
+    for pair in paired(tmp_path, tiny, dict.fromkeys(("model", "sorted"), short), "float32"):
         for window in (4, "free"):
             for without in ("nothing", *ABLATIONS) if window == 4 else ("nothing",):
                 limits = Limits(frozenset(), 60)
@@ -193,12 +214,14 @@ def test_a_perfect_draft_is_kept_whole(tmp_path: Path, tiny: Path, without: str,
     ends = two_ends(tmp_path)
     models = Models(str(tiny), str(tiny), "float32", CPU, link=ends[0])
     drafters = {
-        "pearl": METHODS["pearl"].build_drafter(Models(str(tiny), str(tiny), "float32", CPU, drafts_only=True), {})
+        "pearl": build_chain_drafter(
+            METHODS["pearl"], Models(str(tiny), str(tiny), "float32", CPU, drafts_only=True), {}
+        )
     }
     rank = threading.Thread(target=serve, args=(ends[1], drafters))
     rank.start()
-    ends[0].receive("the drafters")
-    pearl = METHODS["pearl"].build(models, {"gamma": 4, "without": without})
+    ends[0].receive("its drafter")
+    pearl = build_method(METHODS["pearl"], models, {"gamma": 4, "without": without})
     got = generate(pearl, PROMPTS[7], GREEDY, Limits(frozenset(), sum(lengths)))
     ends[0].send(Close())
     rank.join(60)
@@ -329,18 +352,20 @@ def test_spans_tell_what_both_ranks_did(pair: Pair) -> None:
     assert got.seconds("verify") + got.seconds("wait") < got.wall_time
 
 
-MESSAGES: list[Message] = [
+MESSAGES: list[Any] = [
     Begin("pearl-sd2", True, [5, 0, 49151], Sampling(0.7, 20, 0.95, 2**56 - 1)),
-    Ruling(7, 3, None, 5),
-    Ruling(8, 0, 2**40, 0, True),
-    Draft(7, [1, 2**40], torch.rand(2, 5, dtype=torch.float64), 1.25, 2.5),
-    Draft(9, [], None, 1.0, 2.0),
-    Ready(),
+    Begin("pearl", False, list(range(300)), GREEDY),
+    Order(7, [3, 4, 2**40], True, 5, False, None),
+    Order(8, [], False, 0, True, torch.randn(3, 4).bfloat16()),
+    Order(9, list(range(200)), False, 0, False, torch.randn(200, 16)),
+    Window(7, [1, 2**40], torch.rand(2, 5, dtype=torch.float64), 1.25, 2.5),
+    Window(9, [], None, 1.0, 2.0),
+    Ready("pearl-sd2", [3, -1]),
 ]
 
 
 @pytest.mark.parametrize("message", MESSAGES)
-def test_messages_arrive_as_they_were(tmp_path: Path, message: Message) -> None:
+def test_messages_arrive_as_they_were(tmp_path: Path, message: Any) -> None:
     here, there = two_ends(tmp_path)
     there.send(message)
     assert str(here.receive("it")) == str(message)
@@ -351,18 +376,18 @@ def test_messages_arrive_as_they_were(tmp_path: Path, message: Message) -> None:
 
 
 def test_no_probabilities_travel_when_greedy(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Draft] = []
+    seen: list[Window] = []
     take = Pearl._take
 
-    def watching(self: Pearl, draft: Draft, spans: list[Span]) -> None:
-        seen.append(draft)
-        take(self, draft, spans)
+    def watching(self: Pearl, window: Window, spans: list[Span]) -> None:
+        seen.append(window)
+        take(self, window, spans)
 
     monkeypatch.setattr(Pearl, "_take", watching)
     pair.answer("pearl", PROMPTS[7], Limits(frozenset(), 20), gamma=3)
-    assert seen and all(draft.q_GV is None for draft in seen)
+    assert seen and all(window.q_GV is None for window in seen)
     pair.answer("pearl", PROMPTS[7], Limits(frozenset(), 20), Sampling(1.0, seed=1), gamma=3)
-    assert any(draft.q_GV is not None for draft in seen)
+    assert any(window.q_GV is not None for window in seen)
 
 
 def test_a_silent_peer_is_named_and_a_wrong_round_refused(tmp_path: Path) -> None:
@@ -371,7 +396,7 @@ def test_a_silent_peer_is_named_and_a_wrong_round_refused(tmp_path: Path) -> Non
         LinkError, match=r"rank 0 \(target\) waited 0.2 seconds for the draft of round 3 of rank 1 \(draft\)"
     ):
         here.receive("the draft of round 3")
-    there.send(Draft(9, [1], None, 0.0, 0.0))
+    there.send(Window(9, [1], None, 0.0, 0.0))
     method = object.__new__(Pearl)
     method.link, method._round, method.free = here, 3, False
     with pytest.raises(LinkError, match="lost step"):
@@ -382,9 +407,11 @@ def test_a_silent_peer_is_named_and_a_wrong_round_refused(tmp_path: Path) -> Non
 
 def test_a_peer_that_hangs_is_noticed_where_it_has_all_the_time_in_the_world(tmp_path: Path) -> None:
     here, there = two_ends(tmp_path, patience=0.4)
-    sleeper = threading.Timer(1.5, there.send, [Ready()])  # far beyond the patience, but there are signs of life
+    sleeper = threading.Timer(
+        1.5, there.send, [Ready("pearl", [])]
+    )  # far beyond the patience, but there are signs of life
     sleeper.start()
-    assert here.receive("the drafters", None) == Ready()
+    assert here.receive("its drafter", None) == Ready("pearl", [])
     there._closed.set()  # no more of them
     with pytest.raises(LinkError, match=r"rank 0 \(target\) waited .* seconds for a prompt of rank 1 \(draft\)"):
         here.receive("a prompt", None)

@@ -14,15 +14,16 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 import methods.engine.verify as verify_module
-from evaluation.enumeration import draft_rank, enumerated
+from evaluation.enumeration import enumerated
 from evaluation.goodness import all_answers, next_token
 from methods.base import Limits, generate
-from methods.drafters.model import ModelDrafter
+from methods.drafters.language_model import ModelDrafter
 from methods.engine.decoder import Scores
 from methods.engine.link import Link
 from methods.engine.sampling import Sampling
 from methods.engine.tree import TokenTree
-from methods.pearl import Pearl
+from methods.pearl.draft import local_draft_rank
+from methods.pearl.target import Pearl
 
 VOCABULARY, TOKENS, PROMPT = 2, 3, [0, 1]
 SAMPLES = int(os.environ.get("PEARL_BENCH_SAMPLES", "1000"))  # of each mode
@@ -49,12 +50,12 @@ class Table:
     def room(self) -> int:
         return self.max_length - self.length
 
-    def prefill(self, tokens_T: Sequence[int]) -> Scores:
+    def prefill(self, tokens_T: Sequence[int], taps: Sequence[int] = ()) -> Scores:
         self.length = len(tokens_T)
-        return Scores(self.logits_PVV[self.length - 1, tokens_T[-1]][None], torch.empty(0), None)
+        return Scores(self.logits_PVV[self.length - 1, tokens_T[-1]][None], None)
 
-    def score(self, tree: TokenTree) -> Scores:
-        return Scores(self.logits_PVV[self.length + tree.depth_N, tree.tokens_N], torch.empty(0), None)
+    def score(self, tree: TokenTree, taps: Sequence[int] = ()) -> Scores:
+        return Scores(self.logits_PVV[self.length + tree.depth_N, tree.tokens_N], None)
 
     def commit(self, path_A: Sequence[int]) -> None:
         self.length += len(path_A)
@@ -71,7 +72,7 @@ class Table:
 @pytest.fixture(scope="module")
 def link() -> Iterator[Link]:
     """The target's end, the draft's rank behind it."""
-    with draft_rank({"pearl": ModelDrafter(Table(seed=1), VOCABULARY)}) as link:  # type: ignore[arg-type]
+    with local_draft_rank({"pearl": ModelDrafter(Table(seed=1), VOCABULARY)}) as (link, _):  # type: ignore[arg-type]
         yield link
 
 

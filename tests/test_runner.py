@@ -184,7 +184,7 @@ def test_variants_of_a_method_are_compared_in_one_run(folder: Path, tmp_path: Pa
 
 def test_methods_of_one_draft_share_it_and_all_share_the_target(folder: Path, tmp_path: Path) -> None:
     session = open_session(parse(command(folder, tmp_path, methods="sps,sps@gamma=3,sps@draft=int8")))
-    one, other, own = (session.models_of(spec) for spec in session.config.specs if spec.needs_draft)
+    one, other, own = (session.models_of(spec) for spec in session.config.specs if spec.weights)
     assert one.draft_model is other.draft_model is not own.draft_model
     assert one.target is own.target
 

@@ -18,18 +18,21 @@ from transformers import AutoModelForCausalLM
 
 from methods import BASELINE, get_method
 from methods.base import Limits, generate
-from methods.drafters.model import ModelDrafter
-from methods.drafters.sorted import SortedDrafter, SortedTreeDrafter
+from methods.build import build_method
+from methods.drafters.language_model import ModelDrafter
+from methods.drafters.sd2.chain import SortedDrafter
+from methods.drafters.sd2.exits import StagedDecoder
+from methods.drafters.sd2.tree import SortedTreeDrafter
 from methods.engine import native
 from methods.engine.int8 import Int8
 from methods.engine.linear import packs_bf16
 from methods.engine.model import matrix
 from methods.engine.sampling import Sampling, probabilities
 from methods.engine.sorted_draft import DraftWeights
-from methods.engine.staged import StagedDecoder
 from methods.engine.tree import TokenTree
 from methods.errors import UserError
 from methods.models import Models
+from methods.target import Outcome
 from tests.tiny import VOCABULARY, save_draft, save_model
 
 DOWN, K = "model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.k_proj.weight"
@@ -160,12 +163,20 @@ def test_tree_nodes_score_as_their_paths(pair: Models, threshold: float) -> None
         text = TEXT[:9] + [token for _ in range((decoder.length - 9) // 2) for token in TEXT[:2]]
         parents = [-1] + [draw.randrange(i) for i in range(1, nodes)]
         tree = TokenTree(torch.tensor(draw.choices(range(1, 90), k=nodes)), torch.tensor(parents))
-        decoder.threshold, count = threshold, min(nodes, 3)
-        logits = decoder.branch(tree, count)
-        stop = exit_of(pair, text + tree.tokens_N[tree.path(nodes - count)].tolist(), threshold)
-        for node, row in zip(range(nodes - count, nodes), logits, strict=True):
+        known = nodes - min(nodes, 3)
+        if known:  # their exits are early ones, so that deeper stages lag behind in the tree too
+            decoder.branch(TokenTree(tree.tokens_N[:known], tree.parents_N[:known]), 0)
+        decoder.threshold = threshold
+        logits = decoder.branch(tree, known)
+        stop = exit_of(pair, text + tree.tokens_N[tree.path(known)].tolist(), threshold)
+        for node, row in zip(range(known, nodes), logits, strict=True):
             path = text + tree.tokens_N[tree.path(node)].tolist()
             torch.testing.assert_close(row, row_at(pair, path, stop), rtol=1e-3, atol=3e-3)
+
+
+def decided(*tokens: int) -> Outcome:
+    """What a drafter is told of decided tokens."""
+    return Outcome(list(tokens), list(range(len(tokens))))
 
 
 def row_at(pair: Models, text: list[int], exit_: int) -> torch.Tensor:
@@ -182,17 +193,17 @@ def exit_of(pair: Models, text: list[int], threshold: float) -> int:
 @pytest.mark.parametrize("exits", [EXITS, (1,), (2,), (3,)])
 def test_chains_do_not_depend_on_how_the_text_came_about(pair: Models, exits: tuple[int, ...]) -> None:
     """After many rejections, against a drafter that is given the text at once."""
-    draw, text, nothing = random.Random(3), TEXT[:5], pair.target.prefill(TEXT)
+    draw, text = random.Random(3), TEXT[:5]
     drafter = SortedDrafter(staged(pair, exits, 0.6), VOCABULARY)
-    drafter.begin(text, GREEDY, nothing)
+    drafter.begin(text, GREEDY, None)
     kept: list[int] = []
     for _ in range(15):
         new = draw.randrange(1, 90)
-        drafter.settle(len(kept), new, nothing)
+        drafter.settle(decided(*kept, new))
         text = [*text, *kept, new]
         fresh = SortedDrafter(staged(pair, exits, 0.6), VOCABULARY)
-        fresh.begin(text[:-1], GREEDY, nothing)
-        fresh.settle(0, new, nothing)
+        fresh.begin(text[:-1], GREEDY, None)
+        fresh.settle(decided(new))
         drafted = drafter.draft(2).tokens_G + drafter.draft(2).tokens_G
         assert drafted == fresh.draft(4).tokens_G and len(drafted) == 4
         kept = drafted[: draw.randrange(5)]
@@ -200,30 +211,28 @@ def test_chains_do_not_depend_on_how_the_text_came_about(pair: Models, exits: tu
 
 @pytest.mark.parametrize("exits", [EXITS, (1,), (2,), (3,)])
 def test_trees_do_not_depend_on_how_the_text_came_about(pair: Models, exits: tuple[int, ...]) -> None:
-    draw, text, nothing = random.Random(4), TEXT[:5], pair.target.prefill(TEXT)
+    draw, text = random.Random(4), TEXT[:5]
     drafter = SortedTreeDrafter(staged(pair, exits, 0.6), VOCABULARY, 4, 3, 12)
-    drafter.begin(text, GREEDY, nothing)
-    path = [0]
+    drafter.begin(text, GREEDY, None)
     kept: list[int] = []
     for _ in range(15):
         new = draw.randrange(1, 90)
-        drafter.settle(path, new, nothing)
+        drafter.settle(decided(*kept, new))
         text = [*text, *kept, new]
         fresh = SortedTreeDrafter(staged(pair, exits, 0.6), VOCABULARY, 4, 3, 12)
-        fresh.begin(text[:-1], GREEDY, nothing)
-        fresh.settle([0], new, nothing)
-        tree, expected = drafter.grow(20), fresh.grow(20)
+        fresh.begin(text[:-1], GREEDY, None)
+        fresh.settle(decided(new))
+        tree, expected = drafter.propose(20), fresh.propose(20)
         assert torch.equal(tree.tokens_N, expected.tokens_N) and torch.equal(tree.parents_N, expected.parents_N)
-        path = tree.path(draw.randrange(13))
-        kept = tree.tokens_N[path[1:]].tolist()
+        kept = tree.tokens_N[tree.path(draw.randrange(13))[1:]].tolist()
 
 
 def test_a_tree_has_the_most_confident_nodes(pair: Models) -> None:
     """Against a brute-force search of the full tree of 3 levels, where nothing is cut off before it is compared."""
-    drafter, nothing = SortedTreeDrafter(staged(pair, (3,)), VOCABULARY, 3, 3, 9), pair.target.prefill(TEXT)
-    drafter.begin(TEXT[:-1], GREEDY, nothing)
-    drafter.settle([0], TEXT[-1], nothing)
-    tree = drafter.grow(50)
+    drafter = SortedTreeDrafter(staged(pair, (3,)), VOCABULARY, 3, 3, 9)
+    drafter.begin(TEXT[:-1], GREEDY, None)
+    drafter.settle(decided(TEXT[-1]))
+    tree = drafter.propose(50)
     level: dict[tuple[int, ...], float] = {(): 0.0}
     found: dict[tuple[int, ...], float] = {}
     for _ in range(3):
@@ -236,16 +245,16 @@ def test_a_tree_has_the_most_confident_nodes(pair: Models) -> None:
     best = sorted(found, key=lambda path: -found[path])[:9]
     got = [tuple(tree.tokens_N[tree.path(node)[1:]].tolist()) for node in range(1, 10)]
     assert got == best and max(map(len, got)) > 1
-    assert len(drafter.grow(4).tokens_N) == 5 and len(drafter.grow(0).tokens_N) == 1
+    assert len(drafter.propose(4).tokens_N) == 5 and len(drafter.propose(0).tokens_N) == 1
 
 
 @pytest.mark.parametrize("name", ["sps", "sd2", "sd2-tree"])
 @pytest.mark.parametrize("exit_, threshold", [(0, 0.0), (0, 0.7), (0, 1.0), (1, 0.5), (2, 0.5), (3, 0.5)])
 def test_every_exit_is_lossless(tiny: Path, tiny_sorted: Path, name: str, exit_: int, threshold: float) -> None:
     pair, limits = models(tiny, tiny_sorted, "bfloat16"), Limits(frozenset(), 60)
-    expected = generate(get_method(BASELINE).build(pair, {}), TEXT, GREEDY, limits)
+    expected = generate(build_method(get_method(BASELINE), pair, {}), TEXT, GREEDY, limits)
     options = {"exit": exit_, "threshold": threshold, "gamma": 4, "depth": 3}
-    got = generate(get_method(name).build(pair, options), TEXT, GREEDY, limits)
+    got = generate(build_method(get_method(name), pair, options), TEXT, GREEDY, limits)
     assert got.token_ids == expected.token_ids
     deepest = name == "sps" or exit_ == 3 or threshold == 1.0
     assert sum(got.accepted) > (30 if deepest else 0)  # the deepest exit is the target but for int8 and its head
@@ -255,8 +264,8 @@ def test_every_exit_is_lossless(tiny: Path, tiny_sorted: Path, name: str, exit_:
 def test_a_draft_with_a_shorter_context_stops_drafting(tiny: Path, tmp_path: Path, name: str) -> None:
     pair, limits = models(tiny, save_draft(tmp_path, tiny, max_position_embeddings=32)), Limits(frozenset(), 60)
     for count in (1, 20, 32, 33, 40):
-        expected = generate(get_method(BASELINE).build(pair, {}), TEXT[:count], GREEDY, limits)
-        got = generate(get_method(name).build(pair, {"branches": 3}), TEXT[:count], GREEDY, limits)
+        expected = generate(build_method(get_method(BASELINE), pair, {}), TEXT[:count], GREEDY, limits)
+        got = generate(build_method(get_method(name), pair, {"branches": 3}), TEXT[:count], GREEDY, limits)
         assert got.token_ids == expected.token_ids
         assert got.drafted[-1] == 0 and (count > 20 or got.drafted[1] > 0)
 
@@ -296,7 +305,7 @@ PROMPT, SAMPLED = [1, 4, 2], Sampling(1.0)
 def test_sampled_output_has_the_targets_distribution(
     small: Models, exact: dict[tuple[int, ...], float], name: str, options: dict[str, Any]
 ) -> None:
-    method, runs = get_method(name).build(small, options), 700
+    method, runs = build_method(get_method(name), small, options), 700
     counts = Counter(
         tuple(generate(method, PROMPT, Sampling(1.0, seed=seed), Limits(frozenset(), 3)).token_ids)
         for seed in range(runs)
@@ -310,9 +319,9 @@ def test_sampled_output_has_the_targets_distribution(
 
 
 def test_tokens_outside_the_head_have_no_probability(pair: Models) -> None:
-    drafter, nothing = ModelDrafter(pair.draft, VOCABULARY), pair.target.prefill(TEXT)
-    drafter.begin(TEXT, Sampling(1.0), nothing)
-    drafter.settle(0, 4, nothing)
+    drafter = ModelDrafter(pair.draft, VOCABULARY)
+    drafter.begin(TEXT, Sampling(1.0), None)
+    drafter.settle(decided(4))
     draft = drafter.draft(40)
     assert draft.q_GV is not None and draft.q_GV.shape == (40, VOCABULARY)
     unknown = torch.arange(VOCABULARY) % 4 == 0
@@ -379,7 +388,7 @@ def test_mistakes_get_one_sentence(tiny: Path, tiny_draft: Path, tiny_sorted: Pa
     ]
     for name, draft, options, message in mistakes:
         with pytest.raises(UserError, match=message):
-            get_method(name).build(models(tiny, draft), options)
+            build_method(get_method(name), models(tiny, draft), options)
 
 
 def test_the_context_is_a_hard_limit(pair: Models) -> None:

@@ -1,17 +1,20 @@
-"""The contract of every drafter. It proposes; it never sees the clock, EOS or limits.
+"""The contract of every drafter. It proposes tokens; it never sees the clock, EOS or limits.
 
-Legend: T prompt tokens, G drafted tokens, A kept nodes of a tree, V target vocabulary.
+A drafter speaks in decided tokens: `settle` says what the target decided, whoever drafted it, so drafters compose.
+
+Legend: T prompt tokens, G drafted tokens, F feature width, V target vocabulary.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import takewhile
 
 from torch import Tensor
 
-from methods.engine.decoder import Scores
 from methods.engine.sampling import Sampling
 from methods.engine.tree import TokenTree
+from methods.target import Outcome
 
 
 @dataclass(frozen=True)
@@ -22,34 +25,55 @@ class Draft:
     q_GV: Tensor | None = None
 
 
-class Drafter(Protocol):
-    """Proposes a chain. `features` are the target's Scores of the pass just done, for drafters that read them; None on
-    a rank of its own, which the target's scores do not reach."""
+class Drafter(ABC):
+    """Proposes a tree of tokens behind the pending one, which is decided but not yet in the target's cache.
 
-    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features: Scores | None) -> None:
-        """A new prompt. `settle(0, first_token, ...)` follows before the first draft."""
-        ...
+    `taps`: the target's features that it reads, as `Transformer` names them; they come side by side."""
 
+    taps: tuple[int, ...] = ()
+
+    @abstractmethod
+    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
+        """Start anew with a prompt; `settle` with the first token follows before the first proposal. Row i of
+        features_TF is the target's state that read token i; None where the drafter has no taps."""
+
+    @abstractmethod
+    def propose(self, room: int) -> TokenTree:
+        """A tree rooted at the pending token, with at most `room` drafted ones."""
+
+    @abstractmethod
+    def settle(self, outcome: Outcome) -> None:
+        """Go on behind the decided tokens, the last of which is pending now. Other drafts are void."""
+
+
+class ChainDrafter(Drafter):
+    """Proposes a chain, and can go on behind what it has drafted while that is verified: what PEARL takes.
+
+    `pending`: the last decided token; `drafted`: the drafts behind it that are not decided yet. Both are kept here;
+    a drafter that needs to know more extends `settle` and `confirm`."""
+
+    def __init__(self) -> None:
+        self.pending = -1
+        self.drafted: list[int] = []
+
+    @abstractmethod
     def draft(self, n: int) -> Draft:
-        """At most n tokens, continuing after what has been drafted since the last `settle`."""
-        ...
+        """At most n tokens behind `drafted`, to which they are added."""
 
-    def settle(self, accepted: int, next_token: int, features: Scores | None) -> None:
-        """Keep the first `accepted` drafted tokens, drop the rest, and go on after `next_token`."""
-        ...
+    def propose(self, room: int) -> TokenTree:
+        """The chain of what `draft` gives."""
+        draft = self.draft(room)
+        return TokenTree.chain([self.pending, *draft.tokens_G], draft.q_GV)
 
+    def settle(self, outcome: Outcome) -> None:
+        self.pending, self.drafted = outcome.tokens[-1], []
 
-class TreeDrafter(Protocol):
-    """Proposes a tree, a new one after each `settle`."""
+    def confirm(self, outcome: Outcome) -> None:
+        """The decided tokens are the first of `drafted`, the last of them is pending, and the drafts behind it hold."""
+        self.pending = outcome.tokens[-1]
+        del self.drafted[: len(outcome.tokens)]
 
-    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features: Scores | None) -> None:
-        """A new prompt. `settle([0], first_token, ...)` follows before the first tree."""
-        ...
-
-    def grow(self, n: int) -> TokenTree:
-        """A tree of at most n drafted tokens behind the pending one."""
-        ...
-
-    def settle(self, path_A: Sequence[int], next_token: int, features: Scores | None) -> None:
-        """Keep the nodes `path_A` of the last tree, root first, drop the rest, and go on after `next_token`."""
-        ...
+    def kept(self, outcome: Outcome) -> int:
+        """How many of `drafted` were decided, from the first on; the pending token is not counted."""
+        pairs = zip(self.drafted, outcome.tokens[:-1], strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -3,8 +3,8 @@
 Rows are positions: row i holds the i-th committed token; the rows behind the committed ones are provisional.
 Where the native operators run, `native.PackedCache` takes the place of `Cache`.
 
-Legend: N rows of this pass, T prompt tokens, L cache rows read, H query heads, K key/value heads, G = H / K, d head
-width, A accepted.
+Legend: N rows of this pass, P provisional rows, T prompt tokens, L cache rows read, H query heads, K key/value heads,
+G = H / K, d head width, A accepted.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,15 +53,16 @@ class Cache:
 
         return attend
 
-    def view(self, start: int, tree: TokenTree) -> Attend:
-        """Attention for a pass over `tree`, whose root follows the first `start` rows."""
+    def view(self, start: int, tree: TokenTree, known: int = 0) -> Attend:
+        """Attention for a pass over the nodes of `tree` behind its first `known`, which have their rows already. The
+        root follows the first `start` rows."""
         masks: dict[torch.device, Tensor] = {}
 
         def attend(layer: int, q_NHd: Tensor, k_NKd: Tensor, v_NKd: Tensor) -> Tensor:
-            self.write(layer, start, k_NKd, v_NKd)
+            self.write(layer, start + known, k_NKd, v_NKd)
             device, groups = q_NHd.device, q_NHd.shape[1] // k_NKd.shape[1]
             if device not in masks:
-                masks[device] = attention_mask(tree.visible_NN, start, groups).to(device)
+                masks[device] = attention_mask(tree.visible_NN[known:], start, groups).to(device)
             keys_KRd, values_KRd = self.layers[layer]
             return cached_attention(q_NHd, keys_KRd, values_KRd, masks[device])
 
@@ -76,13 +77,13 @@ def causal_attention(q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor) -> Tensor:
     return out.squeeze(0).transpose(0, 1).flatten(1)
 
 
-def attention_mask(visible_NN: Tensor, length: int, groups: int) -> Tensor:
-    """Additive fp64 mask [N * G, L]: all committed rows, and of this pass's rows those that `visible_NN` allows."""
-    nodes = visible_NN.shape[0]
-    rows = -(-(length + nodes) // BLOCK) * BLOCK
+def attention_mask(visible_NP: Tensor, length: int, groups: int) -> Tensor:
+    """Additive fp64 mask [N * G, L]: all committed rows, and of the P provisional ones what `visible_NP` allows."""
+    nodes, provisional = visible_NP.shape
+    rows = -(-(length + provisional) // BLOCK) * BLOCK
     mask = torch.full((nodes, rows), -torch.inf, dtype=torch.float64)
     mask[:, :length] = 0
-    mask[:, length : length + nodes].masked_fill_(visible_NN, 0)
+    mask[:, length : length + provisional].masked_fill_(visible_NP, 0)
     return mask.repeat_interleave(groups, 0)
 
 

@@ -1,6 +1,6 @@
 """Decoder: one model and its cache. Scores provisional rows; only `commit` makes them count.
 
-Legend: N nodes of a tree, T prompt tokens, V vocabulary, D width, K tapped layers, A accepted.
+Legend: N nodes of a tree, T prompt tokens, V vocabulary, F feature width, A accepted.
 """
 
 from collections.abc import Sequence
@@ -32,27 +32,21 @@ def new_cache(model: Transformer, rows: int) -> Cache | PackedCache:
 
 @dataclass(frozen=True)
 class Scores:
-    """logits_NV: fp32. hidden_ND: before the final norm; of a prompt all T rows. taps_KND: after the tapped layers."""
+    """logits_NV: fp32. features_NF: the taps that were asked for, side by side; of a prompt all T rows. None: none
+    were."""
 
     logits_NV: Tensor
-    hidden_ND: Tensor
-    taps_KND: Tensor | None
+    features_NF: Tensor | None
 
 
 class Decoder:
     """Positions 0 .. length - 1 are committed. All rows of a pass go through the same row-invariant operations."""
 
-    def __init__(
-        self,
-        model: Transformer,
-        max_length: int | None = None,
-        taps: Sequence[int] = (),
-        host: "Decoder | None" = None,
-    ) -> None:
+    def __init__(self, model: Transformer, max_length: int | None = None, host: "Decoder | None" = None) -> None:
         """`max_length`: most tokens that can be committed, at most (and by default) the model's context length.
         `host`: a decoder of a model with the same layers, or more, whose cache and length limit this one shares."""
         longest = model.config.max_length if host is None else host.max_length
-        self.model, self.taps = model, tuple(taps)
+        self.model = model
         self.max_length: int = longest if max_length is None else min(max_length, longest)
         self.length = 0
         self.row_invariant: bool | None = None  # unknown until probed
@@ -65,28 +59,35 @@ class Decoder:
         return self.max_length - self.length
 
     @torch.inference_mode()
-    def prefill(self, tokens_T: Sequence[int]) -> Scores:
-        """Start anew with a prompt, 1 <= T <= max_length. The logits are those of its last position, N == 1."""
+    def prefill(self, tokens_T: Sequence[int], taps: Sequence[int] = ()) -> Scores:
+        """Start anew with a prompt, 1 <= T <= max_length. The logits are those of its last position, N == 1. `taps` as
+        `Transformer` has them."""
         count = len(tokens_T)
         if not 0 < count <= self.max_length:
             raise ValueError(f"expected a prompt of 1 to {self.max_length} tokens, got {count}")
         padded = list(tokens_T) + [tokens_T[-1]] * (self._min_rows - count)
-        hidden, taps = self.model(torch.tensor(padded), torch.arange(len(padded)), self._cache.prompt(), self.taps)
+        hidden, features = self.model(torch.tensor(padded), torch.arange(len(padded)), self._cache.prompt(), taps)
         self.length = count
         last = hidden[count - 1 : count].expand(self._min_rows, -1).contiguous()
-        return Scores(self.model.logits(last)[:1], hidden[:count], None if taps is None else taps[:, :count])
+        return Scores(self.model.logits(last)[:1], None if features is None else features[:count])
 
     @torch.inference_mode()
-    def score(self, tree: TokenTree) -> Scores:
-        """One pass over a tree whose root follows the committed tokens; N <= room. Its rows are provisional."""
+    def score(self, tree: TokenTree, taps: Sequence[int] = (), known: int = 0) -> Scores:
+        """One pass over a tree whose root follows the committed tokens; N <= room. Its rows are provisional.
+
+        The first `known` nodes are those of the pass before, whose rows are still there: they are not computed again,
+        and the scores are of the nodes behind them. So a tree grows."""
         nodes = len(tree.tokens_N)
         if nodes > self.room:
             raise ValueError(f"expected at most {self.room} nodes, got {nodes}: the context is full")
-        tree = self._padded(tree)
-        view = self._cache.view(self.length, tree)
-        hidden, taps = self.model(tree.tokens_N, self.length + tree.depth_N, view, self.taps)
-        logits = self.model.logits(hidden)[:nodes]
-        return Scores(logits, hidden[:nodes], None if taps is None else taps[:, :nodes])
+        new = nodes - known
+        if new < 1:
+            raise ValueError(f"expected nodes behind the {known} known ones, got {nodes} in all")
+        tree = self._padded(tree, new)
+        view = self._cache.view(self.length, tree, known)
+        positions_N = self.length + tree.depth_N[known:]
+        hidden, features = self.model(tree.tokens_N[known:], positions_N, view, taps)
+        return Scores(self.model.logits(hidden)[:new], None if features is None else features[:new])
 
     def extend(self, tokens_N: Sequence[int]) -> Tensor:
         """Commit tokens, N <= room. Returns the logits of the last one, [1, V]."""
@@ -99,15 +100,15 @@ class Decoder:
         """Fewest rows of a pass whose bits are those of any other."""
         return MIN_ROWS if self.model.native is None else 1
 
-    def _padded(self, tree: TokenTree) -> TokenTree:
-        """The tree continued after its last node, up to a row count that keeps the bits."""
-        nodes = len(tree.tokens_N)
+    def _padded(self, tree: TokenTree, new: int) -> TokenTree:
+        """The tree continued after its last node, until its `new` last nodes are a row count that keeps the bits."""
         cuda = self.model.devices[0].type == "cuda"
-        rows = -(-nodes // CUDA_ROWS) * CUDA_ROWS if cuda else max(self._min_rows, nodes)
-        if rows == nodes:
+        more = (-(-new // CUDA_ROWS) * CUDA_ROWS if cuda else max(self._min_rows, new)) - new
+        if not more:
             return tree
-        tokens = torch.cat((tree.tokens_N, tree.tokens_N[:1].expand(rows - nodes)))
-        return TokenTree(tokens, torch.cat((tree.parents_N, torch.arange(nodes - 1, rows - 1))))
+        nodes = len(tree.tokens_N)
+        tokens = torch.cat((tree.tokens_N, tree.tokens_N[:1].expand(more)))
+        return TokenTree(tokens, torch.cat((tree.parents_N, torch.arange(nodes - 1, nodes - 1 + more))))
 
     @torch.inference_mode()
     def commit(self, path_A: Sequence[int]) -> None:

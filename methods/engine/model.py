@@ -17,6 +17,8 @@ from methods.engine.config import ModelConfig, Rope
 from methods.engine.int8 import SCALE, Int8
 from methods.engine.linear import Linear
 
+FINAL = -1  # a tap: the state after the final norm
+
 
 class Transformer:
     """Embedding, layers, final norm and head. Attention is passed in: the cache decides what a row sees."""
@@ -47,16 +49,20 @@ class Transformer:
     def __call__(
         self, tokens_N: Tensor, positions_N: Tensor, attend: Attend | native.PackedView, taps: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor | None]:
-        """Hidden states before the final norm, [N, D], and those after the layers `taps`, [len(taps), N, D].
+        """The residual stream behind the last layer, [N, D], and the features that `taps` ask for, side by side in
+        their order, [N, len(taps) * D]; None without taps. A tap i >= 0 is the stream after layer i, FINAL the state
+        after the final norm, which the head reads.
 
         `attend`: a view of the `Cache`, of the `PackedCache` where the layers are native."""
-        x_ND, tapped, done = self.embed(tokens_N), [], 0
+        x_ND, done = self.embed(tokens_N), 0
         rotation = self.rotation(positions_N)
-        for stop in sorted({tap + 1 for tap in taps} | {len(self.layers)}):
+        states: dict[int, Tensor] = {}
+        for stop in sorted({tap + 1 for tap in taps if tap != FINAL} | {len(self.layers)}):
             x_ND, done = self.run(x_ND, rotation, attend, done, stop), stop
-            if stop - 1 in taps:
-                tapped.append(x_ND)
-        return x_ND, torch.stack([x.to(x_ND.device) for x in tapped]) if tapped else None
+            states[stop - 1] = x_ND
+        if FINAL in taps:
+            states[FINAL] = self.normed(x_ND)
+        return x_ND, torch.cat([states[tap].to(x_ND.device) for tap in taps], 1) if taps else None
 
     def embed(self, tokens_N: Tensor) -> Tensor:
         """The states before the first layer, [N, D]."""
@@ -87,9 +93,14 @@ class Transformer:
         return x_ND
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """Next-token logits in fp32, [N, V]; of a reduced head [N, R], of the tokens `tokens_R`."""
+        """Next-token logits in fp32, [N, V], of states before the final norm; of a reduced head [N, R], of the tokens
+        `tokens_R`."""
+        return self.head(self.normed(hidden_ND))
+
+    def normed(self, hidden_ND: Tensor) -> Tensor:
+        """The states after the final norm, [N, D]."""
         norm = rms_norm if self.native is None else native.rms_norm
-        return self.head(norm(hidden_ND, self.norm_D, self.config.norm_eps))
+        return norm(hidden_ND, self.norm_D, self.config.norm_eps)
 
     @property
     def weight_bytes(self) -> int:

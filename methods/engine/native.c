@@ -36,8 +36,9 @@ typedef struct {
 typedef struct {
     long threads, bf16, width, heads, kv_heads, head_dim, mlp_width;
     double eps;
-    long rows, start, capacity;   /* this pass's n rows become the cache rows start .. start + n, of capacity */
-    const long *parents;          /* of each row: another row of this pass, or -1. NULL: a chain */
+    long rows;                    /* n, which become the cache rows start + known ... start + known + n */
+    long start, known, capacity;  /* committed rows, provisional ones of an earlier pass behind them, all in the cache */
+    const long *parents;          /* of each provisional row, the known ones first: another one, or -1. NULL: a chain */
     const float *cosines, *sines; /* [n][head_dim], the sines of the first half negated */
     char *keys, *values;          /* of layer 0 */
 } Pass;
@@ -98,18 +99,16 @@ static void rms_norm_rows(Step *step, const Pass *p, const char *x, const float 
 /* Bytes that halves and scales of rows of inputs take. */
 static long halves_size(long rows, long inputs) { return GROUP > 1 ? (rows * (2 * inputs + 4) + 63) / 64 * 64 : 0; }
 
-/* The inputs of a layer as its weights take them. Each thread makes its own, so none waits; one that is late may read x
- * while others write to it already, but then no piece of the work is left that it would use them for. */
-static Inputs prepare(const Linear *l, long bf16, long rows, const char *x, char *memory) {
-    Inputs in = {x, bf16, NULL, NULL};
-    if (GROUP == 1 || !l->scale) return in;
-    in.scales = (float *)memory;
-    in.halves = (unsigned char *)(in.scales + rows);
+/* Make the inputs of a layer what its weights take, once. Each thread makes its own, so none waits. It does so when it
+ * holds its first piece of the work: the others then wait for that piece, so nobody writes to x meanwhile. */
+static void prepare(Inputs *in, const Linear *l, long rows, char *memory) {
+    if (GROUP == 1 || !l->scale || in->halves) return;
+    in->scales = (float *)memory;
+    in->halves = (unsigned char *)(in->scales + rows);
     for (long n = 0; n < rows; n++) {
-        unsigned char *upper = in.halves + 2 * n * l->inputs;
-        in.scales[n] = halve(x + n * l->inputs * size_of(bf16), bf16, l->inputs, upper, upper + l->inputs);
+        unsigned char *upper = in->halves + 2 * n * l->inputs;
+        in->scales[n] = halve(in->x + n * l->inputs * size_of(in->bf16), in->bf16, l->inputs, upper, upper + l->inputs);
     }
-    return in;
 }
 
 /* sum = tile `t` of the weights x rows n, n + 1, ... by sums of integers */
@@ -150,9 +149,10 @@ static void linear_tile(const Linear *l, const Inputs *in, long t, long n, int r
 /* y = x W^T + b, or that added to y; y may be fp32 where x is bf16 */
 static void linear_rows(Step *step, long threads, const Linear *l, long bf16, long rows, const char *x, char *memory,
                         char *y, long y_bf16, int add) {
-    const Inputs in = prepare(l, bf16, rows, x, memory);
+    Inputs in = {x, bf16, NULL, NULL};
     SHARED(step, tiles(l->outputs), threads, t)
     for (long n = 0; n < rows; n += ROWS) {
+        prepare(&in, l, rows, memory);
         vec sum[ROWS][2];
         int block = least(rows - n, ROWS);
         linear_tile(l, &in, t, n, block, sum);
@@ -166,10 +166,11 @@ static void linear_rows(Step *step, long threads, const Linear *l, long bf16, lo
 
 /* y = silu(gate x) * (up x): the gate is the first half of the outputs */
 static void swiglu_rows(Step *step, const Linear *l, const Pass *p, const char *x, char *memory, char *y) {
-    const Inputs in = prepare(l, p->bf16, p->rows, x, memory);
+    Inputs in = {x, p->bf16, NULL, NULL};
     const long count = tiles(p->mlp_width);
     SHARED(step, count, p->threads, t)
     for (long n = 0; n < p->rows; n += ROWS) {
+        prepare(&in, l, p->rows, memory);
         vec gate[ROWS][2], up[ROWS][2];
         int block = least(p->rows - n, ROWS);
         linear_tile(l, &in, t, n, block, gate);
@@ -197,7 +198,7 @@ static void place_heads(Step *step, const Pass *p, const Layer *l, const Buffers
     const long d = p->head_dim, size = size_of(p->bf16), group = p->heads / p->kv_heads;
     const long first_value = p->heads + p->kv_heads, heads = first_value + p->kv_heads;
     SHARED(step, p->rows * heads, p->threads, i) {
-        const long n = i / heads, h = i % heads, row = p->start + n;
+        const long n = i / heads, h = i % heads, row = p->start + p->known + n;
         const float *norm = h < p->heads ? l->q_norm : l->k_norm;
         float *x = b->qkv + i * d;
         char *rounded = (char *)x, *to; /* in place: nothing is overwritten before it is read */
@@ -234,7 +235,8 @@ static float softmax(float *x, long count, float scale) {
 static void attend(const Pass *p, const Buffers *b, const char *keys, const char *values, long k, long m) {
     const long d = p->head_dim, size = size_of(p->bf16), steps = d * size / 4, group = p->heads / p->kv_heads;
     const int block = least(p->rows * group - m, ROWS);
-    const long last = (m + block - 1) / group, common = p->start + (p->parents ? 0 : m / group + 1);
+    const long first = m / group + p->known, last = (m + block - 1) / group + p->known; /* provisional rows */
+    const long common = p->start + (p->parents ? 0 : first + 1), provisional = p->known + p->rows;
     const char *q = b->q + (k * p->rows * group + m) * d * size;
     float sums[ROWS];
     long *path[ROWS], length[ROWS];
@@ -249,10 +251,10 @@ static void attend(const Pass *p, const Buffers *b, const char *keys, const char
     }
     for (int r = 0; r < block; r++) {
         float *scores = b->scores + r * b->stride;
-        path[r] = b->path + (r + 1) * p->rows;
-        for (long n = (m + r) / group; p->start + n >= common; n = p->parents ? p->parents[n] : n - 1)
+        path[r] = b->path + (r + 1) * provisional;
+        for (long n = (m + r) / group + p->known; p->start + n >= common; n = p->parents ? p->parents[n] : n - 1)
             *--path[r] = p->start + n;
-        length[r] = b->path + (r + 1) * p->rows - path[r];
+        length[r] = b->path + (r + 1) * provisional - path[r];
         for (long i = 0; i < length[r]; i++) scores[common + i] = scores[path[r][i]];
         sums[r] = softmax(scores, common + length[r], 1 / sqrtf(d));
     }
@@ -305,11 +307,11 @@ long group(void) { return GROUP; }
  * Returns 0, or 1 if memory is short. */
 long run_layers(const Pass *p, const Layer *const *layers, long first, long count, char *x) {
     const long rows = p->rows, inner = p->heads * p->head_dim, qkv = inner + 2 * p->kv_heads * p->head_dim;
-    const long stride = tiles(p->start + rows) * TILE, weights = p->width * (qkv + inner + 3 * p->mlp_width);
+    const long behind = p->known + rows, stride = tiles(p->start + behind) * TILE, weights = p->width * (qkv + inner + 3 * p->mlp_width);
     const long shared = 4 * rows * (qkv + p->width + 2 * inner + p->mlp_width), steps = STEPS * count * sizeof(Step);
     const long widest = p->mlp_width > inner ? p->mlp_width : inner;
     const long halves = layers[first]->down.scale ? halves_size(rows, widest > p->width ? widest : p->width) : 0;
-    const long own = halves + ROWS * (4 * stride + sizeof(long) * rows); /* bytes, like `shared` and `steps` */
+    const long own = halves + ROWS * (4 * stride + sizeof(long) * behind); /* bytes, like `shared` and `steps` */
     char *memory = aligned_alloc(64, (steps + shared + p->threads * own + 63) / 64 * 64);
     if (!memory) return 1;
     memset(memory, 0, steps);

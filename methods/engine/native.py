@@ -55,7 +55,7 @@ class PassArguments(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_long) for name in ("threads", "bf16", "width", "heads", "kv_heads", "head_dim", "mlp_width")),
         ("eps", ctypes.c_double),
-        *((name, ctypes.c_long) for name in ("rows", "start", "capacity")),
+        *((name, ctypes.c_long) for name in ("rows", "start", "known", "capacity")),
         *((name, ctypes.c_void_p) for name in ("parents", "cosines", "sines", "keys", "values")),
     ]
 
@@ -207,12 +207,13 @@ class LayerStack:
     ) -> Tensor:
         """The residual stream x_ND after layers first .. stop. `rotation`: cosine, signed sine, [N, 1, d] in fp32."""
         x_ND, cache = _checked(x_ND, self.dtype, self.config.width).clone(), view.cache
-        if view.start + len(x_ND) > cache.rows or stop > min(len(self._layers), len(cache.keys)):
-            raise ValueError(f"expected {view.start} + {len(x_ND)} rows of {stop} layers to fit the cache")
+        behind = view.start + view.known
+        if behind + len(x_ND) > cache.rows or stop > min(len(self._layers), len(cache.keys)):
+            raise ValueError(f"expected {behind} + {len(x_ND)} rows of {stop} layers to fit the cache")
         c, (cosines, sines) = self.config, rotation
         arguments = PassArguments(
             *(torch.get_num_threads(), self.dtype == torch.bfloat16, c.width, c.heads, c.kv_heads, c.head_dim),
-            *(c.mlp_width, c.norm_eps, len(x_ND), view.start, cache.rows),
+            *(c.mlp_width, c.norm_eps, len(x_ND), view.start, view.known, cache.rows),
             *map(_pointer, (view.parents_N, cosines, sines, cache.keys, cache.values)),
         )
         if _lib().run_layers(ctypes.byref(arguments), self._table, first, stop - first, x_ND.data_ptr()):
@@ -231,11 +232,12 @@ class PackedCache:
 
     def prompt(self) -> "PackedView":
         """What the rows of a prompt see: a pass like any other."""
-        return PackedView(self, 0, None)
+        return PackedView(self, 0, 0, None)
 
-    def view(self, start: int, tree: TokenTree) -> "PackedView":
-        """What the rows of a pass over `tree` see, whose root follows the first `start` rows."""
-        return PackedView(self, start, None if tree.is_chain else tree.parents_N.long().contiguous())
+    def view(self, start: int, tree: TokenTree, known: int = 0) -> "PackedView":
+        """What the rows of a pass over the nodes of `tree` behind its first `known` see, which have their rows already.
+        The root follows the first `start` rows."""
+        return PackedView(self, start, known, None if tree.is_chain else tree.parents_N.long().contiguous())
 
     def pack(self, start: int, path_A: Tensor) -> None:
         """Move rows start + path_A to start .. start + A (path_A ascending)."""
@@ -247,10 +249,12 @@ class PackedCache:
 
 @dataclass(frozen=True)
 class PackedView:
-    """What the rows of a pass see: the `start` committed rows, and their ancestors (`parents_N`; None: a chain)."""
+    """What the rows of a pass see: the `start` committed rows, and their ancestors (`parents_N`; None: a chain), of
+    which the first `known` are of an earlier pass."""
 
     cache: PackedCache
     start: int
+    known: int
     parents_N: Tensor | None
 
 

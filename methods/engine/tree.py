@@ -1,5 +1,6 @@
 """Token trees: what a drafter proposes and a target pass scores. Pure."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,11 +14,12 @@ class TokenTree:
 
     tokens_N: token ids. parents_N: parents_N[0] == -1 and parents_N[i] < i.
     q_NV: the distribution from which node i was drawn, given its earlier siblings (row 0 unused); None when the drafts
-    are deterministic (point mass)."""
+    are deterministic (point mass). judged: nodes from this one on are scored and never kept; None: all are judged."""
 
     tokens_N: Tensor
     parents_N: Tensor
     q_NV: Tensor | None = None
+    judged: int | None = None
 
     is_chain: bool = False  # set by `chain`: every node is the next one's parent
 
@@ -35,6 +37,27 @@ class TokenTree:
         """The chain of `tokens`, the pending token first; q_GV are the rows of the G = N - 1 drafted ones."""
         q_NV = None if q_GV is None else torch.cat([q_GV.new_zeros(1, q_GV.shape[1]), q_GV])
         return cls(torch.tensor(tokens), torch.arange(-1, len(tokens) - 1), q_NV, is_chain=True)
+
+    @classmethod
+    def of(cls, pending: int, paths: Iterable[Sequence[int]]) -> "TokenTree":
+        """The trie of paths of drafted tokens behind the pending one: common prefixes are shared, so siblings differ.
+
+        Nodes are numbered in the order in which the paths name them, so that siblings keep the order of the paths."""
+        tokens, parents = [pending], [-1]
+        node_of: dict[tuple[int, int], int] = {}  # parent and token -> node
+        for path in paths:
+            node = 0
+            for token in path:
+                parent, node = node, node_of.setdefault((node, token), len(tokens))
+                if node == len(tokens):
+                    tokens.append(token)
+                    parents.append(parent)
+        return cls(torch.tensor(tokens), torch.tensor(parents))
+
+    @property
+    def drafted(self) -> int:
+        """How many drafted tokens are judged: all nodes but the root, and but those that are scored only."""
+        return (len(self.tokens_N) if self.judged is None else self.judged) - 1
 
     def behind(self, count: int) -> "TokenTree":
         """This tree behind a chain of `count` more nodes (token 0), the last of which becomes the root's parent."""

@@ -7,7 +7,8 @@ against what the earlier ones left of p (SpecInfer, Miao et al. 2024, section 4.
 a point mass: kept with p(x), else p with x removed. In every case the output has exactly the target's distribution.
 
 A tree may be longer than its scores: the nodes behind the last scored one are leaves. A leaf that is kept ends the walk
-as the next token, whose own row the next pass will score (PEARL's pre-verify).
+as the next token, whose own row the next pass will score (PEARL's pre-verify). Nodes from `judged` on are no drafts and
+never kept.
 
 Legend: N nodes, S <= N of them scored, V vocabulary, A accepted and scored nodes, the root included.
 """
@@ -37,11 +38,12 @@ def verify(tree: TokenTree, logits_SV: Tensor, sampling: Sampling, generator: to
     path = [0]
     while True:
         node = path[-1]
+        children = [child for child in tree.children[node] if child <= tree.drafted]
         if sampling.greedy:
-            kept = _matching_child(tree, node, best_S[node])
+            kept = _matching_child(tree, children, best_S[node])
         else:
             p_V = probabilities(logits_SV[node], sampling).cpu()
-            kept, p_V = _try_children(tree, tree.children[node], p_V, generator)
+            kept, p_V = _try_children(tree, children, p_V, generator)
         if kept is None:
             return Verdict(path, best_S[node] if sampling.greedy else draw(p_V, generator))
         if kept >= len(logits_SV):
@@ -56,8 +58,8 @@ def most_likely(logits_SV: Tensor) -> list[int]:
     return best_S[:, 0].tolist()
 
 
-def _matching_child(tree: TokenTree, node: int, best: int) -> int | None:
-    return next((child for child in tree.children[node] if int(tree.tokens_N[child]) == best), None)
+def _matching_child(tree: TokenTree, children: list[int], best: int) -> int | None:
+    return next((child for child in children if int(tree.tokens_N[child]) == best), None)
 
 
 def _try_children(

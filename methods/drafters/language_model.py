@@ -9,10 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from methods.drafters.base import Draft
-from methods.engine.decoder import Decoder, Scores
+from methods.drafters.base import ChainDrafter, Draft
+from methods.engine.decoder import Decoder
 from methods.engine.model import Transformer
 from methods.engine.sampling import Sampling, draw, probabilities
+from methods.models import Models
+from methods.target import Outcome
 
 
 class LanguageModel(Protocol):
@@ -36,21 +38,21 @@ def head_tokens(model: Transformer, vocabulary: int) -> Tensor:
     return torch.arange(min(model.config.vocab_size, vocabulary))
 
 
-class ModelDrafter:
+class ModelDrafter(ChainDrafter):
     """Greedy where the target is greedy; else draws from its own distribution under the same sampling rules."""
 
     def __init__(self, decoder: LanguageModel, vocabulary: int) -> None:
         """`vocabulary`: the target's size V. Models of one tokenizer may be padded to different sizes, and a draft's
         head may know part of the vocabulary only: what it does not know, it never drafts."""
+        super().__init__()
         self.decoder, self.vocabulary = decoder, vocabulary
         self.tokens_R = head_tokens(decoder.model, vocabulary)
         self.sampling = Sampling()
         self.generator = self.sampling.generator("draft")
-        self.base = 0  # tokens in the draft's cache that are confirmed
-        self.roots: list[int] = []  # confirmed tokens after those, the target's pending token last
-        self.drafted: list[int] = []  # drafts after the roots
+        self.base = 0  # tokens in the draft's cache that are decided
+        self.roots: list[int] = []  # decided tokens after those, the pending one last; `drafted` follows them
 
-    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features: Scores | None) -> None:
+    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
         self.sampling, self.generator = sampling, sampling.generator("draft")
         # A prompt longer than the draft's context leaves no room, so nothing is drafted for it.
         self.decoder.prefill(prompt_T[-self.decoder.max_length :])
@@ -76,12 +78,18 @@ class ModelDrafter:
         rows.append(q_1R.new_zeros(1, self.vocabulary).index_copy(1, self.tokens_R, q_1R))
         return int(self.tokens_R[draw(q_1R[0], self.generator)])
 
-    def settle(self, accepted: int, next_token: int, features: Scores | None) -> None:
-        confirmed = self.roots + self.drafted[:accepted]
-        cached = min(self.decoder.length - self.base, len(confirmed))
+    def settle(self, outcome: Outcome) -> None:
+        kept = self.kept(outcome)
+        decided = self.roots + self.drafted[:kept]
+        cached = min(self.decoder.length - self.base, len(decided))
         self.base += cached
         self.decoder.truncate(self.base)
-        self.roots, self.drafted = [*confirmed[cached:], next_token], []
+        self.roots = [*decided[cached:], *outcome.tokens[kept:]]
+        super().settle(outcome)
+
+    def confirm(self, outcome: Outcome) -> None:
+        self.roots += outcome.tokens
+        super().confirm(outcome)
 
 
 class SelfDrafter(ModelDrafter):
@@ -94,11 +102,18 @@ class SelfDrafter(ModelDrafter):
         super().__init__(decoder, vocabulary)
         self.target = target
 
-    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features: Scores | None) -> None:
+    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
         self.sampling, self.generator = sampling, sampling.generator("draft")
         self.base = self.decoder.length = self.target.length
         self.roots, self.drafted = [], []
 
-    def settle(self, accepted: int, next_token: int, features: Scores | None) -> None:
+    def settle(self, outcome: Outcome) -> None:
         self.decoder.length = self.target.length
-        super().settle(accepted, next_token, features)
+        super().settle(outcome)
+
+
+def build(models: Models) -> ModelDrafter:
+    """The pair's draft model; one of the target's own layers works in the target's cache where that is on this rank."""
+    if models.draft_is_target and not models.drafts_only:
+        return SelfDrafter(Decoder(models.draft_model, host=models.target), models.target, models.vocabulary)
+    return ModelDrafter(models.draft, models.vocabulary)

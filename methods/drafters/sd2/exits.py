@@ -1,10 +1,11 @@
 """A draft whose layers run in stages, each up to an exit that shares norm and head with the others (Sorted Fine-Tuning,
-Valipour et al. 2023). A token goes on to the next stage only where the exit is not confident. For drafters/sorted.py.
+Valipour et al. 2023). A token goes on to the next stage only where the exit is not confident.
 
 So the later stages lag behind. The states that a stage has not seen yet are kept; when it is next needed, it sees all
-of them and the newest in one pass.
+of them and the newest in one pass. A tree grows the same way: each stage computes a node once.
 
-Legend: N rows of a pass, W waiting rows, T prompt tokens, D width, R rows of the head, K tree nodes asked for.
+Legend: N rows of a pass, W waiting rows, M waiting nodes of a tree, T prompt tokens, D width, R rows of the head, K new
+nodes.
 """
 
 from collections.abc import Sequence
@@ -20,12 +21,18 @@ from methods.engine.tree import TokenTree
 
 @dataclass
 class Stage:
-    """Layers first .. stop. Its caches hold `length` positions; `waiting_WD` are the states of those that follow."""
+    """Layers first .. stop. Its caches hold `length` committed positions and, behind them, `nodes` of the tree that
+    grows there; `waiting_WD` and `waiting_MD` are the states of the positions and of the nodes that follow."""
 
     first: int
     stop: int
     waiting_WD: Tensor
+    waiting_MD: Tensor
     length: int = 0
+    nodes: int = 0
+
+    def drop_tree(self) -> None:
+        self.nodes, self.waiting_MD = 0, self.waiting_MD[:0]
 
 
 class StagedDecoder:
@@ -42,7 +49,7 @@ class StagedDecoder:
         self.length = 0
         self._cache = new_cache(model, self.max_length)
         none_0D = model.embedding_VD[:0]
-        self._stages = [Stage(first, stop, none_0D) for first, stop in zip([0, *exits], exits, strict=False)]
+        self._stages = [Stage(first, stop, none_0D, none_0D) for first, stop in zip([0, *exits], exits, strict=False)]
 
     @property
     def room(self) -> int:
@@ -57,13 +64,14 @@ class StagedDecoder:
         self.truncate(0)
         self.feed(tokens_T)
         for index in range(len(self._stages)):
-            self._advance(index)
+            self._advance(index, TokenTree.chain([]))
 
     @torch.inference_mode()
     def feed(self, tokens_N: Sequence[int]) -> None:
         """Commit tokens, N <= room, for the stages to see when they are next needed."""
         if len(tokens_N) > self.room:
             raise ValueError(f"expected at most {self.room} tokens, got {len(tokens_N)}: the context is full")
+        self._drop_tree()
         entry = self._stages[0]
         entry.waiting_WD = torch.cat((entry.waiting_WD, self.model.embed(torch.tensor(list(tokens_N)).long())))
         self.length += len(tokens_N)
@@ -71,43 +79,54 @@ class StagedDecoder:
     def extend(self, tokens_N: Sequence[int]) -> Tensor:
         """Commit tokens, 1 <= N <= room. Returns the logits of the last one at its exit, [1, R]."""
         self.feed(tokens_N)
-        return self._first_confident(None, 1)
-
-    def branch(self, tree: TokenTree, count: int) -> Tensor:
-        """Score the last `count` nodes of a tree that follows the committed tokens, [K, R]; nothing of it is kept.
-
-        All take the exit that the first of them takes."""
-        if len(tree.tokens_N) > self.room:
-            raise ValueError(f"expected at most {self.room} nodes, got {len(tree.tokens_N)}: the context is full")
-        return self._first_confident(tree, count)
+        return self._first_confident(TokenTree.chain([]), 1)
 
     @torch.inference_mode()
-    def _first_confident(self, tree: TokenTree | None, count: int) -> Tensor:
-        x_ND = None if tree is None else self.model.embed(tree.tokens_N)
+    def branch(self, tree: TokenTree, known: int) -> Tensor:
+        """Score the nodes of a tree behind its first `known`, which earlier calls scored, [K, R]. It follows the
+        committed tokens; the next `feed` or `truncate` drops it. All new nodes take the exit that the first takes."""
+        if len(tree.tokens_N) > self.room:
+            raise ValueError(f"expected at most {self.room} nodes, got {len(tree.tokens_N)}: the context is full")
+        if not known:
+            self._drop_tree()
+        entry = self._stages[0]
+        entry.waiting_MD = torch.cat((entry.waiting_MD, self.model.embed(tree.tokens_N[known:])))
+        return self._first_confident(tree, len(tree.tokens_N) - known)
+
+    def _drop_tree(self) -> None:
+        for stage in self._stages:
+            stage.drop_tree()
+
+    @torch.inference_mode()
+    def _first_confident(self, tree: TokenTree, count: int) -> Tensor:
         for index in range(len(self._stages)):
-            x_ND = self._advance(index, tree, x_ND)
+            x_ND = self._advance(index, tree)
             logits_KR = self.model.logits(x_ND[-count:])
             # The last exit answers anyway; its probabilities need not be known.
             if index + 1 == len(self._stages) or top_probability(logits_KR[0]) > self.threshold:
                 break
         return logits_KR
 
-    def _advance(self, index: int, tree: TokenTree | None = None, tree_ND: Tensor | None = None) -> Tensor:
-        """Run a stage over its waiting rows, which the next stage then waits for, and over a tree behind them.
+    def _advance(self, index: int, tree: TokenTree) -> Tensor:
+        """Run a stage over its waiting rows and over the tree's nodes that wait behind them; the next stage then waits
+        for both. Returns the states after it.
 
-        Returns the states after it: the tree's, or without one those of the rows that waited."""
+        Nodes are seen only when no row waits any more, so either no row waits or the stage has seen no node."""
         stage = self._stages[index]
-        x_ND, start, waiting = stage.waiting_WD, stage.length, len(stage.waiting_WD)
-        shape = TokenTree.chain([0] * waiting)
-        if tree is not None and tree_ND is not None:
-            x_ND, shape = torch.cat((x_ND, tree_ND)), tree.behind(waiting)
-        prompt = start == 0 and tree is None
-        view = self._cache.prompt() if prompt else self._cache.view(start, shape)
-        x_ND = self.model.run(x_ND, self.model.rotation(start + shape.depth_N), view, stage.first, stage.stop)
-        stage.length, stage.waiting_WD = start + waiting, stage.waiting_WD[:0]
+        start, waiting = stage.length, len(stage.waiting_WD)
+        nodes = stage.nodes + len(stage.waiting_MD)
+        shape = tree.behind(waiting) if nodes else TokenTree.chain([0] * waiting)
+        prompt = start == 0 and not nodes
+        view = self._cache.prompt() if prompt else self._cache.view(start, shape, stage.nodes)
+        x_ND = torch.cat((stage.waiting_WD, stage.waiting_MD))
+        rotation = self.model.rotation(start + shape.depth_N[stage.nodes :])
+        x_ND = self.model.run(x_ND, rotation, view, stage.first, stage.stop)
+        stage.length, stage.nodes = start + waiting, nodes
+        stage.waiting_WD, stage.waiting_MD = stage.waiting_WD[:0], stage.waiting_MD[:0]
         for following in self._stages[index + 1 : index + 2]:
             following.waiting_WD = torch.cat((following.waiting_WD, x_ND[:waiting]))
-        return x_ND if tree is None else x_ND[waiting:]
+            following.waiting_MD = torch.cat((following.waiting_MD, x_ND[waiting:]))
+        return x_ND
 
     def truncate(self, length: int) -> None:
         """Forget the committed tokens from `length` on, whether a stage has seen them or not."""
@@ -115,6 +134,7 @@ class StagedDecoder:
             raise ValueError(f"expected a length of 0 to {self.length}, got {length}")
         self.length = length
         for stage in self._stages:
+            stage.drop_tree()
             stage.waiting_WD = stage.waiting_WD[: max(0, length - stage.length)]
             stage.length = min(stage.length, length)
 

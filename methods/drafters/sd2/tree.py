@@ -1,7 +1,4 @@
-"""SD2, Sorted Draft Speculative Decoding: one draft with exits, left at the first that is confident; a chain or a tree.
-
-Both draft greedily at any temperature and record no q, so `verify` treats their tokens as a point mass, which keeps
-the target's distribution.
+"""SD2 as a tree that grows where the draft is confident (the dynamic tree of EAGLE-2, Li et al. 2024, section 4).
 
 Legend: T prompt tokens, F nodes of a level that are expanded, B branches of each, R rows of the draft's head.
 """
@@ -12,18 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.drafters.model import ModelDrafter, head_tokens
-from methods.engine.decoder import Scores
+from methods.drafters.base import Drafter
+from methods.drafters.language_model import head_tokens
+from methods.drafters.sd2.chain import staged_decoder
+from methods.drafters.sd2.exits import StagedDecoder
 from methods.engine.sampling import Sampling
-from methods.engine.staged import StagedDecoder
 from methods.engine.tree import TokenTree
-
-
-class SortedDrafter(ModelDrafter):
-    """A chain: the exit of its StagedDecoder is chosen anew for every token."""
-
-    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features: Scores | None) -> None:
-        super().begin(prompt_T, Sampling(), features)
+from methods.models import Models
+from methods.target import Outcome
 
 
 @dataclass(frozen=True)
@@ -35,10 +28,8 @@ class Candidate:
     confidence: float
 
 
-class SortedTreeDrafter:
-    """A tree that grows where the draft is confident (the dynamic tree of EAGLE-2, Li et al. 2024, section 4).
-
-    Level by level the `branches` most confident nodes get their `branches` most likely children each, `depth` levels
+class SortedTreeDrafter(Drafter):
+    """Level by level the `branches` most confident nodes get their `branches` most likely children each, `depth` levels
     deep; the `nodes` most confident of all are proposed. The exit is chosen for each level, by its most confident
     node."""
 
@@ -47,19 +38,18 @@ class SortedTreeDrafter:
         self.decoder, self.branches, self.depth, self.nodes = decoder, branches, depth, nodes
         self.tokens_R = head_tokens(decoder.model, vocabulary)
         self.unseen: list[int] = []  # decided tokens that the draft has not seen, the pending one last
-        self.tree = TokenTree.chain([0])  # the last one proposed
 
-    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features: Scores | None) -> None:
+    def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
         self.decoder.prefill(prompt_T[-self.decoder.max_length :])
-        self.unseen, self.tree = [], TokenTree.chain([prompt_T[-1]])
+        self.unseen = []
 
-    def settle(self, path_A: Sequence[int], next_token: int, features: Scores | None) -> None:
-        self.unseen += [*self.tree.tokens_N[list(path_A[1:])].tolist(), next_token]
+    def settle(self, outcome: Outcome) -> None:
+        self.unseen += outcome.tokens
 
-    def grow(self, n: int) -> TokenTree:
+    def propose(self, room: int) -> TokenTree:
         root = Candidate(self.unseen[-1], -1, 0.0)
         candidates, level, expanded = [root], [0], []
-        if n and len(self.unseen) <= self.decoder.room:
+        if room and len(self.unseen) <= self.decoder.room:
             self.decoder.feed(self.unseen[:-1])
             self.unseen = self.unseen[-1:]
             for _ in range(self.depth):
@@ -67,12 +57,11 @@ class SortedTreeDrafter:
                 if len(expanded) > self.decoder.room:
                     break
                 level = self._grow_level(candidates, expanded, level)
-        self.tree = _tree_of(candidates, _best(candidates, range(1, len(candidates)), min(n, self.nodes)))
-        return self.tree
+        return _tree_of(candidates, _best(candidates, range(1, len(candidates)), min(room, self.nodes)))
 
     def _grow_level(self, candidates: list[Candidate], expanded: list[int], level: list[int]) -> list[int]:
         """Add the children of the last level's nodes. Returns those to expand next, the most confident first."""
-        logits_FR = self.decoder.branch(_tree_of(candidates, expanded[1:]), len(level))
+        logits_FR = self.decoder.branch(_tree_of(candidates, expanded[1:]), len(expanded) - len(level))
         log_p_FR = torch.log_softmax(logits_FR[:, : len(self.tokens_R)], -1)
         log_p_FB, rows_FB = log_p_FR.topk(min(self.branches, log_p_FR.shape[1]), -1)
         first = len(candidates)
@@ -94,3 +83,9 @@ def _tree_of(candidates: list[Candidate], chosen: Sequence[int]) -> TokenTree:
     place = {candidate: node for node, candidate in enumerate(nodes)}
     parents = [-1] + [place[candidates[i].parent] for i in chosen]
     return TokenTree(torch.tensor([candidates[i].token for i in nodes]), torch.tensor(parents))
+
+
+def build(models: Models, branches: int, depth: int, nodes: int, threshold: float, exit: int) -> SortedTreeDrafter:
+    """The pair's sorted draft."""
+    decoder = staged_decoder(models, threshold, exit)
+    return SortedTreeDrafter(decoder, models.vocabulary, branches, depth, nodes)

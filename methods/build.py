@@ -1,0 +1,57 @@
+"""From a row of the table to a method that runs. A rank builds only what runs on it."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from methods.base import Method, Reference
+from methods.drafters.base import ChainDrafter, Drafter
+from methods.models import Models
+from methods.table import MethodSpec
+
+
+def build_method(spec: MethodSpec, models: Models, options: Mapping[str, Any]) -> Method | Reference:
+    """The method, ready for `generate`: of PEARL the target's rank. `options` beyond the method's own are ignored,
+    missing ones have their defaults."""
+    chosen = chosen_options(spec, options)
+    match spec.loop:
+        case "alone":
+            from methods.autoregressive import Autoregressive
+
+            return Autoregressive(models.target)
+        case "turns":
+            from methods.speculative import Speculative
+
+            return Speculative(models.target, build_drafter(spec, models, options), chosen.get("gamma"))
+        case "pearl":
+            from methods.pearl.target import build
+
+            return build(models, spec.name, chosen["gamma"], chosen["without"])
+        case "peer":
+            return _function(spec.peer)(models, **chosen)
+
+
+def build_drafter(spec: MethodSpec, models: Models, options: Mapping[str, Any]) -> Drafter:
+    """The drafter of a method, with the same options: of PEARL for the draft's rank."""
+    if spec.drafter is None:
+        raise ValueError(f"expected a method with a drafter, got {spec.name}")
+    chosen = chosen_options(spec, options)
+    return _function(spec.drafter.build)(models, **{name: chosen[name] for name in spec.drafter.options})
+
+
+def build_chain_drafter(spec: MethodSpec, models: Models, options: Mapping[str, Any]) -> ChainDrafter:
+    """The same of a method whose loop goes on behind what was drafted."""
+    drafter = build_drafter(spec, models, options)
+    if not isinstance(drafter, ChainDrafter):
+        raise ValueError(f"expected {spec.name} to draft chains, got {type(drafter).__name__}")
+    return drafter
+
+
+def chosen_options(spec: MethodSpec, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's own options, each as given or by default."""
+    return {name: options.get(name, option.default) for name, option in spec.options.items()}
+
+
+def _function(entry: str) -> Any:
+    module, function = entry.split(":")
+    return getattr(importlib.import_module(module), function)

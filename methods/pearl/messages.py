@@ -1,0 +1,68 @@
+"""What the two ranks of PEARL tell each other.
+
+Legend: T prompt tokens, A decided tokens of a pass, G drafted tokens, F feature width, V target vocabulary.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from methods.engine.sampling import Sampling
+from methods.target import Outcome
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Draft to target: a drafter is loaded, and reads these taps of the target."""
+
+    drafter: str
+    taps: list[int]
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Target to draft: a new prompt for the drafter of that name. `free`: its tokens are wanted one by one."""
+
+    drafter: str
+    free: bool
+    prompt_T: list[int]
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Order:
+    """Target to draft: how round `round` begins.
+
+    decided_A: the tokens that the last pass decided, none where there was no pass. `confirmed`: all of them are drafts,
+    and those behind them hold; else drafts that are not among them are void. Then up to `window` tokens are to be
+    drafted; `stop`: none, the answer is complete. features_AF: the target's states that chose the decided tokens,
+    for a drafter that reads them; with an answer's first order those of the whole prompt, [T, F]."""
+
+    round: int
+    decided_A: list[int]
+    confirmed: bool
+    window: int
+    stop: bool
+    features_AF: Tensor | None
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the drafter is to know of it."""
+        count = len(self.decided_A)
+        features_AF = None if self.features_AF is None else self.features_AF[-count:]
+        return Outcome(self.decided_A, list(range(count)), features_AF, leaf_kept=self.confirmed)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Draft to target, in answer to `round`: tokens_G, their q_GV (None: point masses), and when they were drafted, in
+    seconds of the monotonic clock."""
+
+    round: int
+    tokens_G: list[int]
+    q_GV: Tensor | None
+    begin: float
+    end: float
+
+
+KINDS = (Ready, Begin, Order, Window)

@@ -1,0 +1,175 @@
+"""PEARL's target rank, which alone decides (Liu et al., ICLR 2025).
+
+Its state is the pending token and the tail: drafted tokens behind it, in order. In each round the target scores the
+chain [pending] + D, D being the tail so far, while the draft rank drafts on behind it. Then D and the first new token
+e_1 are verified, one row of logits for each:
+
+    all kept         commit D + [e_1]; e_1 is pending; the tail is what was drafted behind it
+    rejected at n    commit the n kept ones and the target's own token, which is pending; the tail is empty
+
+The paper's pre-verify is a round whose D is empty, its post-verify one whose D is not. There is no bonus token: the
+last row has already judged the next window's first token. No unverified token is ever returned.
+
+Legend: T prompt tokens, D drafted tokens that are scored, V target vocabulary.
+"""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from methods.base import Method, Span, Step
+from methods.engine.decoder import Decoder, Scores
+from methods.engine.link import Link
+from methods.engine.sampling import Sampling
+from methods.engine.tree import TokenTree
+from methods.errors import UserError
+from methods.models import Models
+from methods.pearl.draft import prompt_patience
+from methods.pearl.messages import Begin, Order, Ready, Window
+from methods.pearl.window import LONGEST_WINDOW, AutoWindow
+from methods.target import Outcome, Target
+
+AUTO, FREE = "auto", "free"
+
+
+class Pearl(Method):
+    """The target's rank. `window`: tokens drafted per round; "auto": as many as are best by what the first answers
+    show, those of the runner's warm-up (window.py); "free": as many as come until the target has decided.
+
+    Without `pre_verify` a window is drafted before it is verified; without `post_verify` the draft waits while a
+    window is verified, and the pass yields a token of the target's own. Without either it is draft-then-verify."""
+
+    def __init__(
+        self, target: Decoder, link: Link, drafter: str, window: int | str, pre_verify: bool, post_verify: bool
+    ) -> None:
+        """`drafter`: its name on the draft rank."""
+        self.target, self.link, self.drafter = Target(target), link, drafter
+        self.pre_verify, self.post_verify, self.free = pre_verify, post_verify, window == FREE
+        self.sought = AutoWindow() if window == AUTO else None  # None too when it is found
+        self.found: int | None = None
+        self._given = window if isinstance(window, int) else LONGEST_WINDOW
+        self._round = 0
+        self._rooted = 0  # the last round that began with an empty tail: drafts of earlier ones are void
+        self._news: Outcome | None = None  # what the draft rank does not know yet
+        self._prompt_TF: Tensor | None = None  # the prompt's features, until it has them
+        self._patience = link.patience
+        self._drop_tail()
+
+    def meet(self, ready: Ready) -> None:
+        """The drafter is loaded, and reads these features of the target."""
+        self.target.taps = tuple(ready.taps)
+
+    @property
+    def window(self) -> int:
+        """Tokens to draft in the next round."""
+        return self.sought.window if self.sought else self.found or self._given
+
+    def _drop_tail(self) -> None:
+        self.tail: list[int] = []
+        self._tail_q: list[Tensor | None] = []
+
+    def start(self, prompt_T: Sequence[int], sampling: Sampling) -> int:
+        self.link.send(Begin(self.drafter, self.free, list(prompt_T), sampling))
+        self._news, self._prompt_TF = self.target.start(prompt_T, sampling)
+        self._patience = prompt_patience(self.link, prompt_T)
+        self._drop_tail()
+        return self.target.pending
+
+    def step(self) -> Step:
+        spans: list[Span] = []
+        if not self.tail and not self.pre_verify:
+            self._order(self.window)
+            self._collect(0, spans)
+        known = min(len(self.tail), self.target.room - 1)
+        drafting = self.post_verify or known == 0
+        self._order(self.window if drafting else 0)
+        begin = time.perf_counter()
+        scores = self.target.score(TokenTree.chain([self.target.pending, *self.tail[:known]]))
+        scored = time.perf_counter()
+        if drafting:
+            self._collect(known, spans)
+        spans.append(Span("target", "verify", begin, scored))
+        return self._decide(scores, min(len(self.tail), known + drafting), spans)
+
+    def _decide(self, scores: Scores, judged: int, spans: list[Span]) -> Step:
+        """Verify the first `judged` tokens of the tail and keep what is left to verify."""
+        begin = time.perf_counter()
+        tree = TokenTree.chain([self.target.pending, *self.tail[:judged]], self._q_of(judged))
+        outcome = self._news = self.target.decide(tree, scores)
+        if outcome.leaf_kept:
+            del self.tail[:judged], self._tail_q[:judged]
+        else:
+            self._drop_tail()
+        spans.append(Span("target", "verify", begin, time.perf_counter()))
+        if self.sought:
+            seconds = sum(span.seconds for span in spans if span.work == "verify")
+            self.sought.verified(seconds, outcome.accepted, outcome.accepted < judged)
+        nodes = len(scores.logits_NV)
+        return Step(outcome.tokens, judged, outcome.accepted, nodes, spans, outcome.margins)
+
+    def _q_of(self, judged: int) -> Tensor | None:
+        rows = [q for q in self._tail_q[:judged] if q is not None]
+        return torch.stack(rows) if rows else None
+
+    def finish(self) -> None:
+        self._order(0, stop=True)
+        while self.free and self.link.receive("the last window").round < self._round:
+            pass  # drafted before the draft rank knew of the end
+        self.found = self.sought.answered() if self.sought else self.found
+        if self.found:
+            self.sought = None
+
+    def settled(self) -> dict[str, int]:
+        return {"gamma": self.found} if self.found else {}
+
+    def _order(self, window: int, stop: bool = False) -> None:
+        """Begin a round: tell the draft rank what was decided last, and how much to draft."""
+        self._round += 1
+        decided: list[int] = []
+        confirmed, features = False, None
+        if self._news is not None:
+            decided, confirmed, features = self._news.tokens, self._news.leaf_kept, self._news.features_AF
+            self._rooted = self._rooted if confirmed else self._round
+        if self._prompt_TF is not None:
+            features = self._prompt_TF
+        self._news = self._prompt_TF = None
+        self.link.send(Order(self._round, decided, confirmed, window, stop, features))
+
+    def _collect(self, known: int, spans: list[Span]) -> None:
+        """Put this round's draft into the tail, waiting for it. In free mode: all that has come, but wait until the
+        tail goes on behind its first `known` tokens."""
+        begin, arrived = time.perf_counter(), False
+        while not arrived:
+            window = self.link.receive(f"the window of round {self._round}", self._patience)
+            self._take(window, spans)
+            # An empty window: the drafter's context is full.
+            arrived = window.round == self._round and not (self.free and window.tokens_G)
+            arrived = arrived or (self.free and len(self.tail) > known)
+        while self.free and (window := self.link.poll()):
+            self._take(window, spans)
+        self._patience = self.link.patience
+        spans.append(Span("target", "wait", begin, time.perf_counter()))
+
+    def _take(self, window: Window, spans: list[Span]) -> None:
+        late = isinstance(window, Window) and window.round < self._round
+        if not isinstance(window, Window) or window.round > self._round or (late and not self.free):
+            raise self.link.unexpected(window, f"the window of round {self._round}")
+        spans.append(Span("draft", "draft", window.begin, window.end, len(window.tokens_G)))
+        if window.round < self._rooted:
+            return
+        self.tail += window.tokens_G
+        self._tail_q += [None] * len(window.tokens_G) if window.q_GV is None else list(window.q_GV)
+        if self.sought:
+            self.sought.drafted(len(window.tokens_G), window.end - window.begin)
+
+
+def build(models: Models, drafter: str, gamma: int | str, without: str) -> Pearl:
+    """The target's rank. `drafter`: what it calls its drafter on the draft's rank."""
+    pre_verify, post_verify = without not in ("pre-verify", "both"), without not in ("post-verify", "both")
+    if gamma == FREE and not (pre_verify and post_verify):
+        raise UserError(f"expected --gamma auto or a number beside --without {without}, got free")
+    if models.link is None:
+        raise ValueError("expected a link to a draft rank, got none")
+    return Pearl(models.target, models.link, drafter, gamma, pre_verify, post_verify)

@@ -1,0 +1,1 @@
+"""Other engines as rows of the table."""

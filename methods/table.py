@@ -1,0 +1,226 @@
+"""The table of methods: rows, data only. Importing it imports nothing heavy, so that help and error messages are
+instant.
+
+A method is a loop over a drafter. To add a drafter: one file below `drafters/` with a `build` function, one row in
+DRAFTERS, and a row in METHODS for draft-then-verify; that of PEARL comes by itself.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from methods.errors import UserError, nearest
+from methods.options import DRAFT, VARIANT, Option, Value, read_settings
+
+BASELINE = "autoregressive"
+ALL_DEVICES = "autoregressive-all"
+
+Loop = Literal["alone", "turns", "pearl", "peer"]
+Shape = Literal["chain", "tree"]
+
+
+@dataclass(frozen=True)
+class DrafterSpec:
+    """A drafter. `build`: "module:function" of (models, **options) that builds it; `about`: completes "by ...";
+    `weights`: the kind of weights that it needs, as `data/pairs.toml` names them below [NAME.drafts], if any; `shape`:
+    of what it proposes. A drafter of chains may be PEARL's."""
+
+    name: str
+    build: str
+    about: str
+    paper: str = ""
+    weights: str = ""
+    shape: Shape = "chain"
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """One row: a loop over a drafter (None: the target alone, or another library's own loop).
+
+    `weights`: the kind that it needs beside the target's, "" for none; `options`: the loop's and the drafter's;
+    `beside`: methods that are measured with it; `all_devices`: it runs on what all ranks of a replica own; `lossless`:
+    its greedy output must be the baseline's (False: another library's arithmetic); `peer`: "module:function" that
+    builds another library's loop. `fixed`: options of a variant, which the command line's do not change; `draft`: a
+    variant's own."""
+
+    name: str
+    loop: Loop
+    about: str
+    drafter: DrafterSpec | None = None
+    paper: str = ""
+    weights: str = ""
+    options: Mapping[str, Option] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+    all_devices: bool = False
+    lossless: bool = True
+    peer: str = ""
+    fixed: Mapping[str, Value] = field(default_factory=dict)
+    draft: str | None = None
+
+    @property
+    def method(self) -> str:
+        """The name without a variant's options."""
+        return self.name.partition(VARIANT)[0]
+
+    @property
+    def ranks(self) -> int:
+        """Processes that it needs: PEARL's target and draft have one each."""
+        return 2 if self.loop == "pearl" else 1
+
+    @property
+    def shape(self) -> Shape | None:
+        """Of what is drafted."""
+        return self.drafter.shape if self.drafter else None
+
+
+def _window(default: int | str, help: str = "tokens drafted per round", words: tuple[str, ...] = ()) -> Option:
+    return Option(default, help, words=words, flag=True)
+
+
+_NGRAM = Option(3, "longest n-gram looked up")
+_EXITS = {
+    "threshold": Option(0.5, "top probability above which the draft is left at an exit", least=0),
+    "exit": Option(0, "always leave the draft after this many layers (0: adaptive)", least=0),
+}
+_TREE = {
+    "branches": Option(10, "nodes expanded per level of the tree, and children of each", flag=True),
+    "depth": Option(4, "levels of the tree", flag=True),
+    "nodes": Option(60, "drafted tokens in the tree", flag=True),
+}
+_PEARL = {
+    "gamma": _window(
+        "auto",
+        "tokens drafted per round: a number; auto: as fit into a pass of the target; free: until it has decided",
+        ("auto", "free"),
+    ),
+    "without": Option(
+        "nothing",
+        "leave out pre-verify, post-verify or both",
+        least=None,
+        words=("nothing", "pre-verify", "post-verify", "both"),
+        flag=True,
+    ),
+}
+
+DRAFTERS: dict[str, DrafterSpec] = {
+    spec.name: spec
+    for spec in (
+        DrafterSpec(
+            "model",
+            "methods.drafters.language_model:build",
+            "a smaller language model",
+            "Leviathan et al. 2023; Chen et al. 2023",
+            weights="model",
+        ),
+        DrafterSpec(
+            "pld",
+            "methods.drafters.lookup:build",
+            "copying what followed the last occurrence of the current n-gram",
+            "Saxena 2023",
+            options={"max_ngram": _NGRAM},
+        ),
+        DrafterSpec(
+            "sd2",
+            "methods.drafters.sd2.chain:build",
+            "a trained draft that is left at the first of its exits that is confident",
+            "Kavehzadeh et al. 2024",
+            weights="sorted",
+            options=_EXITS,
+        ),
+        DrafterSpec(
+            "sd2-tree",
+            "methods.drafters.sd2.tree:build",
+            "the same draft, as a tree where it is confident",
+            "Kavehzadeh et al. 2024",
+            weights="sorted",
+            shape="tree",
+            options={**_TREE, **_EXITS},
+        ),
+    )
+}
+
+
+def _turns(name: str, drafter: str, gamma: int | None = None) -> MethodSpec:
+    """Draft, then verify; `gamma`: the default window of a drafter of chains."""
+    spec = DRAFTERS[drafter]
+    options = {**({} if gamma is None else {"gamma": _window(gamma)}), **spec.options}
+    return MethodSpec(name, "turns", f"drafts by {spec.about}, then verifies", spec, spec.paper, spec.weights, options)
+
+
+def _pearl(turns: MethodSpec) -> MethodSpec:
+    """PEARL over the drafter of a draft-then-verify row, which is measured beside it."""
+    spec = turns.drafter
+    assert spec is not None, "a row of turns has a drafter"
+    return MethodSpec(
+        "pearl" if spec.name == "model" else f"pearl-{spec.name}",
+        "pearl",
+        f"drafts by {spec.about} while it verifies, on two ranks",
+        spec,
+        "; ".join(filter(None, ("Liu et al. 2025", spec.paper))),
+        spec.weights,
+        {**_PEARL, **spec.options},
+        beside=(ALL_DEVICES, turns.name),
+    )
+
+
+_ALONE = (
+    MethodSpec(BASELINE, "alone", "the target alone, one token per pass"),
+    MethodSpec(
+        ALL_DEVICES,
+        "alone",
+        "the same on the devices of the target's and the draft's rank together",
+        all_devices=True,
+    ),
+)
+_TURNS = (_turns("sps", "model", 5), _turns("pld", "pld", 7), _turns("sd2", "sd2", 5), _turns("sd2-tree", "sd2-tree"))
+_PEERS = (
+    MethodSpec(
+        "hf-generate",
+        "peer",
+        "Transformers' generate, for reference",
+        lossless=False,
+        peer="methods.peers.hf:build_generate",
+    ),
+    MethodSpec(
+        "hf-assisted",
+        "peer",
+        "Transformers' assisted generation with the pair's draft, for reference",
+        weights="model",
+        options={"gamma": _window(5)},
+        lossless=False,
+        peer="methods.peers.hf:build_assisted",
+    ),
+    MethodSpec(
+        "hf-pld",
+        "peer",
+        "Transformers' prompt lookup, for reference",
+        options={"gamma": _window(7), "max_ngram": _NGRAM},
+        lossless=False,
+        peer="methods.peers.hf:build_pld",
+    ),
+)
+METHODS: dict[str, MethodSpec] = {
+    spec.name: spec for spec in (*_ALONE, *_TURNS, *(_pearl(row) for row in _TURNS if row.shape == "chain"), *_PEERS)
+}
+
+
+def add_drafter(spec: DrafterSpec, gamma: int | None = None) -> None:
+    """Give a drafter of your own its rows: draft-then-verify by its name, and PEARL where it drafts chains. `gamma`:
+    the default window of a chain."""
+    DRAFTERS[spec.name] = spec
+    turns = _turns(spec.name, spec.name, gamma)
+    for row in [turns, *([_pearl(turns)] if spec.shape == "chain" else [])]:
+        METHODS[row.name] = row
+
+
+def get_method(name: str) -> MethodSpec:
+    """The row of a method, or of a variant METHOD@OPTION=VALUE[@OPTION=VALUE...], where draft=MODEL is an option of all
+    that need weights. What is not known, or does not fit, is a UserError that suggests what would."""
+    method, *settings = name.split(VARIANT)
+    if method not in METHODS:
+        raise UserError(f"no method '{method}'{nearest(method, METHODS)}")
+    spec = METHODS[method]
+    fixed = read_settings(method, spec.options, bool(spec.weights), settings)
+    draft = fixed.pop(DRAFT, None)
+    return replace(spec, name=name, fixed=fixed, draft=None if draft is None else str(draft))
