@@ -16,9 +16,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from evaluation.headers import Header, any_path, header_differences, read_header
-from evaluation.left_out import too_long_notes
-from evaluation.records import Answer, Choice, QuestionId, read_answers
+from evaluation.answers.header import Header, any_path, header_differences, read_header
+from evaluation.answers.record import Answer, Choice, QuestionId, read_answers
+from evaluation.judge.left_out import too_long_notes
 from methods.errors import command_line
 
 # How a turn of both files compares, and a question as the worst of its turns: the later, the worse.

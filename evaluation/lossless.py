@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from evaluation.arguments import count
-from evaluation.config import RunConfig, add_conditions, configure
-from evaluation.launch import launched
+from evaluation.launch.arguments import count
+from evaluation.launch.config import RunConfig, add_conditions, configure
+from evaluation.launch.processes import launched
 from evaluation.run import check, spoken
-from evaluation.tables import terminal
+from evaluation.show.tables import terminal
 from methods import get_method
 from methods.errors import UserError, command_line
 
 if TYPE_CHECKING:
-    from evaluation.lossless_checks import Check
+    from evaluation.proof.checks import Check
 
 # What `run.py` can be told beyond this command's options.
 FIXED = {"repeats": 1, "replicas": 1, "trace": None, "alone": True, "output": None}
@@ -33,7 +33,7 @@ def main() -> int:
     args = _parser().parse_args()
     config = _config(args)
     check(config)
-    from evaluation.lossless_checks import Sizes, all_checks
+    from evaluation.proof.checks import Sizes, all_checks
 
     sizes = Sizes(args.prompts, args.shift, args.power)
     console = spoken(0)
@@ -104,7 +104,7 @@ def _config(args: argparse.Namespace) -> RunConfig:
 
 def document(config: RunConfig, checks: "list[Check]") -> dict[str, Any]:
     """The result for programs: what was checked, under which conditions, and each check."""
-    from evaluation.provenance import environment
+    from evaluation.launch.provenance import environment
 
     return {
         "method": config.methods[-1],

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from evaluation.headers import any_path
+from evaluation.answers.header import any_path
 from methods.errors import command_line
 
 if TYPE_CHECKING:
-    from evaluation.results import Group
-    from evaluation.style import Drawing
-    from evaluation.timeline import Trace
+    from evaluation.judge.groups import Group
+    from evaluation.judge.timeline import Trace
+    from evaluation.show.figures.style import Drawing
 
 FOLDER = "figures"
 
@@ -26,8 +26,8 @@ def draw(groups: "Sequence[Group]", trace: "Trace | None" = None) -> "tuple[list
     """Every figure that the runs allow, and a line on each that they do not, or on what it lacks, saying why."""
     import matplotlib as mpl
 
-    from evaluation.results import LeftOut
-    from evaluation.style import STYLE
+    from evaluation.judge.groups import LeftOut
+    from evaluation.show.figures.style import STYLE
 
     drawn: list[Drawing] = []
     missing: dict[str, list[str]] = {}  # figure and reason -> the groups without it
@@ -48,8 +48,10 @@ def _figures(groups: "Sequence[Group]", trace: "Trace | None") -> "Iterable[tupl
     """The name of each figure, the group that it is of ("": of all), and what draws it."""
     from functools import partial
 
-    from evaluation import figures, figures_rounds, figures_theory
-    from evaluation.style import looks
+    from evaluation.show.figures import rounds as figures_rounds
+    from evaluation.show.figures import speed as figures
+    from evaluation.show.figures import theory as figures_theory
+    from evaluation.show.figures.style import looks
 
     look = looks(result.method for group in groups for result in group.results)
     yield "speedup", "", partial(figures.speedup_bars, groups, look)
@@ -78,8 +80,8 @@ def main() -> int:
     parser.add_argument("--trace", metavar="FILE", type=any_path, help="trace of one of the runs, for a timeline")
     options = parser.parse_args()
 
-    from evaluation.results import read_groups  # pandas and scipy take a second, for which --help need not wait
-    from evaluation.timeline import read_trace
+    from evaluation.judge.groups import read_groups
+    from evaluation.judge.timeline import read_trace
 
     groups = read_groups(options.folders)
     drawn, left_out = draw(groups, read_trace(options.trace) if options.trace else None)

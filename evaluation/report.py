@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from evaluation.headers import any_path
+from evaluation.answers.header import any_path
 from methods.errors import UserError, command_line
 
 if TYPE_CHECKING:
-    from evaluation.report_content import Report
+    from evaluation.show.page import Report
 
 MARKDOWN, HTML, FIGURES = "REPORT.md", "report.html", "figures"
 WRITTEN_BY = "Written by evaluation/report.py"  # REPORT.md says so in its first lines
@@ -25,7 +25,7 @@ WRITTEN_BY = "Written by evaluation/report.py"  # REPORT.md says so in its first
 
 def write_report(report: "Report", output: Path) -> list[Path]:
     """REPORT.md and report.html. Raises UserError where they cannot be written."""
-    from evaluation.document import to_html, to_markdown
+    from evaluation.show.document import to_html, to_markdown
 
     blocks = list(report.blocks())
     paths = [output / MARKDOWN, output / HTML]
@@ -63,10 +63,10 @@ def main() -> int:
     parser.add_argument("--trace", metavar="FILE", type=any_path, help="trace of one of the runs, for a timeline")
     options = parser.parse_args()
 
-    from evaluation.gates import judge, parse_gate  # what takes long to import comes when it is needed
-    from evaluation.regression import pair_runs
-    from evaluation.results import read_groups
-    from evaluation.timeline import read_trace
+    from evaluation.judge.change import pair_runs
+    from evaluation.judge.gates import judge, parse_gate
+    from evaluation.judge.groups import read_groups
+    from evaluation.judge.timeline import read_trace
 
     gates = [parse_gate(text) for text in options.fail_on]
     output = options.output or options.folder
@@ -78,7 +78,7 @@ def main() -> int:
     outcomes = [judge(gate, groups, pairings) for gate in gates]
 
     from evaluation.plot import draw
-    from evaluation.report_content import Report
+    from evaluation.show.page import Report
 
     drawings, left_out = draw(groups, trace)
     for drawing in drawings:

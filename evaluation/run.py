@@ -19,23 +19,23 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from evaluation.afterwards import tell_where
-from evaluation.catalogue import answer_at_once
-from evaluation.config import RunConfig, parse
-from evaluation.headers import answers_of
-from evaluation.hub import is_hub_id, look_for_model
-from evaluation.launch import launch, launched, run_rank
-from evaluation.progress import Tally, progress
-from evaluation.tables import LEGEND, details, print_tables, table, terminal
+from evaluation.answers.header import answers_of
+from evaluation.launch.afterwards import tell_where
+from evaluation.launch.catalogue import answer_at_once
+from evaluation.launch.config import RunConfig, parse
+from evaluation.launch.hub import is_hub_id, look_for_model
+from evaluation.launch.processes import launch, launched, run_rank
+from evaluation.launch.progress import Tally, progress
+from evaluation.show.tables import LEGEND, details, print_tables, table, terminal
 from methods import BASELINE, get_method
 from methods.errors import RunError, UserError, command_line
 
 if TYPE_CHECKING:
+    from evaluation.answers.record import Choice
     from evaluation.equal import Comparison
-    from evaluation.questions import Question
-    from evaluation.records import Choice
-    from evaluation.session import Session
-    from evaluation.store import Store
+    from evaluation.launch.benchmarks import Question
+    from evaluation.launch.parts import Store
+    from evaluation.launch.worker import Session
 
 
 def main() -> int:
@@ -61,8 +61,8 @@ def start(config: RunConfig, job: Callable[[RunConfig], int]) -> int:
 
 def check(config: RunConfig) -> None:
     """Find the user's mistakes before anything is loaded or started, so that each is told at once, and once."""
-    from evaluation.questions import load_questions
-    from evaluation.ranks import choose_device, patience
+    from evaluation.launch.benchmarks import load_questions
+    from evaluation.launch.ranks import choose_device, patience
     from methods.models import Models
 
     load_questions(config.benchmark, config.questions, config.limit)
@@ -116,9 +116,9 @@ def spoken(rank: int) -> Console:
 
 def open_session(config: RunConfig) -> "Session":
     """Questions, ranks and devices of this process; models are loaded when they are first needed."""
-    from evaluation.questions import load_questions
-    from evaluation.ranks import choose_device, join_ranks, open_link, take_share
-    from evaluation.session import Session
+    from evaluation.launch.benchmarks import load_questions
+    from evaluation.launch.ranks import choose_device, join_ranks, open_link, take_share
+    from evaluation.launch.worker import Session
 
     benchmark = load_questions(config.benchmark, config.questions, config.limit)
     device = choose_device(config.device)
@@ -130,8 +130,8 @@ def open_session(config: RunConfig) -> "Session":
 
 def answer(session: "Session", console: Console) -> Counter[str]:
     """Answer by all methods what has no answer yet. Every rank must call it; rank 0 learns what failed, per method."""
-    from evaluation.store import Store
-    from evaluation.trace import Trace
+    from evaluation.answers.trace import Trace
+    from evaluation.launch.parts import Store
 
     config, ranks = session.config, session.ranks
     if config.trace is not None:

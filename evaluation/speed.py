@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from evaluation.headers import Header, any_path, header_differences, read_header, uncompressed
-from evaluation.left_out import (
+from evaluation.answers.header import Header, any_path, header_differences, read_header, uncompressed
+from evaluation.answers.packing import pack
+from evaluation.answers.record import Answer, Choice, QuestionId, read_answers
+from evaluation.judge.left_out import (
     lacking_notes,
     left_out_notes,
     nothing_to_compare,
@@ -25,10 +27,8 @@ from evaluation.left_out import (
     share_categories,
     turns_too_long,
 )
-from evaluation.packing import pack
-from evaluation.records import Answer, Choice, QuestionId, read_answers
-from evaluation.tables import LEGEND, OVERALL, SPEC_BENCH_LEGEND, Summary, details, print_tables, table, terminal
-from evaluation.wording import shares_of_machine, valued
+from evaluation.judge.wording import shares_of_machine, valued
+from evaluation.show.tables import LEGEND, OVERALL, SPEC_BENCH_LEGEND, Summary, details, print_tables, table, terminal
 from methods import VARIANT
 from methods.errors import UserError, command_line
 
@@ -133,7 +133,7 @@ def pair_files(
     method_path: str | Path, base_path: str | Path, question_ids: Collection[QuestionId] | None = None
 ) -> Comparison:
     """Read and pair two answer files. Raises UserError, one sentence, where a comparison would mean nothing."""
-    from evaluation.stats import KEYS, pair_answers  # pandas and scipy take a second, for which --help need not wait
+    from evaluation.judge.stats import KEYS, pair_answers
 
     method, base = share_categories(Run.read(method_path), Run.read(base_path))
     if not method.questions & base.questions:
@@ -200,7 +200,7 @@ def _belongs(category: str, group: str) -> bool:
 
 
 def _summary(comparison: Comparison, group: str, pairs: "pd.DataFrame", count: Count | None) -> Summary:
-    from evaluation import stats
+    from evaluation.judge import stats
 
     method, base = comparison.method, comparison.baseline
     result = stats.speedup(pairs)
@@ -324,7 +324,7 @@ def main() -> int:
     if options.file_path.is_dir() and options.base_path.is_dir():
         if options.by or options.spec_bench is not None:
             raise UserError("two folders are compared run by run; --by and --spec-bench need two answer files")
-        from evaluation.regression import compare_folders
+        from evaluation.judge.change import compare_folders
 
         return compare_folders(options.file_path, options.base_path, options.json)
     count = read_counter(options.spec_bench) if options.spec_bench else None

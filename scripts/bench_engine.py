@@ -20,11 +20,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from evaluation.config import RunConfig, parse
-from evaluation.pairs import Pair, get_pair
-from evaluation.provenance import read_bandwidth
-from evaluation.questions import load_questions
-from evaluation.session import Session
+from evaluation.launch.benchmarks import load_questions
+from evaluation.launch.config import RunConfig, parse
+from evaluation.launch.provenance import read_bandwidth
+from evaluation.launch.worker import Session
 from methods import get_method
 from methods.base import Limits, generate
 from methods.drafters.language_model import ModelDrafter
@@ -36,6 +35,7 @@ from methods.engine.tree import TokenTree
 from methods.engine.verify import verify
 from methods.errors import command_line
 from methods.models import Models
+from methods.pairs import Pair, get_pair
 from methods.target import Outcome
 
 COMPARED = {  # ours, theirs; the better, the higher the ratio
@@ -124,7 +124,7 @@ def timed(action: Callable[[], Any]) -> float:
 
 
 def measure(config: RunConfig, rounds: int, tokens: int) -> dict[str, Any]:
-    from evaluation.ranks import choose_device, join_ranks, take_share
+    from evaluation.launch.ranks import choose_device, join_ranks, take_share
 
     device = choose_device(config.device)
     ranks = join_ranks(1)

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from methods.errors import UserError, command_line
 
 if TYPE_CHECKING:
-    from evaluation.prompts import Prompter
+    from evaluation.launch.prompts import Prompter
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,8 @@ def main() -> int:
 def run(options: argparse.Namespace, todo: Sequence[tuple[Task, Conversation]]) -> None:
     from draft_target import find_target
 
-    from evaluation.pairs import find_pair
-    from evaluation.prompts import Prompter, eos_ids
+    from evaluation.launch.prompts import Prompter, eos_ids
+    from methods.pairs import find_pair
 
     checkpoint = find_target(options.target)
     template = options.template or find_pair(options.target).template

@@ -6,8 +6,8 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from evaluation.pairs import find_pair
 from methods.engine.loader import Checkpoint, find_checkpoint
+from methods.pairs import find_pair
 
 
 def find_target(name: str) -> Checkpoint:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.questions import Source, sources
+from evaluation.launch.benchmarks import Source, sources
 from methods.errors import UserError, command_line, nearest
 
 TIMEOUT = 30  # seconds without an answer

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.records import Answer, AnswerFile, Choice
+from evaluation.answers.record import Answer, AnswerFile, Choice
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation import hub
+from evaluation.launch import hub
 from methods.engine import native
 from tests import toy_head  # noqa: F401  (adds a row to the table of methods)
 from tests.tiny import save_model

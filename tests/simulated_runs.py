@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.records import Answer
-from evaluation.session import to_choice
-from evaluation.trace import Trace
+from evaluation.answers.record import Answer
+from evaluation.answers.trace import Trace
+from evaluation.launch.worker import to_choice
 from methods.base import Generation, Limits, Span, Step
 from tests.answer_files import header, write
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import catalogue
-from evaluation.afterwards import point_to, report_command
-from evaluation.catalogue import answer_at_once
+from evaluation.launch import catalogue
+from evaluation.launch.afterwards import point_to, report_command
+from evaluation.launch.catalogue import answer_at_once
 from methods.errors import UserError
 from methods.paths import ROOT
 

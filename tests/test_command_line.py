@@ -7,13 +7,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evaluation import hub
-from evaluation.config import RunConfig, all_options, parse
-from evaluation.pairs import get_pair, own_pair
-from evaluation.questions import load_questions
+from evaluation.launch import hub
+from evaluation.launch.benchmarks import load_questions
+from evaluation.launch.config import RunConfig, all_options, parse
 from evaluation.run import check
 from methods import METHODS
 from methods.errors import UserError, command_line, nearest
+from methods.pairs import get_pair, own_pair
 
 PAIR = "smollm2-135m"
 CHEAP = settings(

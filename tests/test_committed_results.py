@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.figures import ablation_bars
-from evaluation.gates import compare_all
-from evaluation.results import Group, read_groups
-from evaluation.style import looks
+from evaluation.judge.gates import compare_all
+from evaluation.judge.groups import Group, read_groups
+from evaluation.show.figures.speed import ablation_bars
+from evaluation.show.figures.style import looks
 from methods.paths import ROOT
 
 FOLDER = ROOT / "results/leaderboard"

@@ -12,10 +12,10 @@ import torch
 from distill import main, read_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evaluation.config import parse
-from evaluation.questions import load_questions
-from evaluation.ranks import join_ranks, take_share
-from evaluation.session import Session
+from evaluation.launch.benchmarks import load_questions
+from evaluation.launch.config import parse
+from evaluation.launch.ranks import join_ranks, take_share
+from evaluation.launch.worker import Session
 from methods.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation.pairs import get_pair
-from evaluation.prompts import Prompter
-from evaluation.questions import load_questions
+from evaluation.launch.benchmarks import load_questions
+from evaluation.launch.prompts import Prompter
 from methods import BASELINE, get_method
 from methods.base import Limits, generate
 from methods.build import build_method
 from methods.engine.sampling import Sampling
 from methods.models import Models
+from methods.pairs import get_pair
 from methods.paths import ROOT
 
 PAIR = get_pair("smollm2-135m")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from evaluation.answers.record import Answer
 from evaluation.equal import Comparison, compare, main
-from evaluation.records import Answer
 from methods.errors import UserError
 from tests.answer_files import answer, choice, header, run_script, write, write_spec_bench
 

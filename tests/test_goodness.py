@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from evaluation.audit import position
-from evaluation.goodness import (
+from evaluation.judge.stats import holm
+from evaluation.proof.audit import position
+from evaluation.proof.goodness import (
     IMPOSSIBLE,
     Groups,
     all_answers,
@@ -18,7 +19,6 @@ from evaluation.goodness import (
     samples_needed,
     uniformity,
 )
-from evaluation.stats import holm
 from methods.engine.sampling import Sampling, draw, probabilities
 
 V, TOKENS, EOS = 6, 3, 5

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.launch import launch
-from evaluation.outcome import Outcome, worst
+from evaluation.launch.ending import Ending, worst
+from evaluation.launch.processes import launch
 from methods.errors import PeerError, RunError, UserError
 from methods.paths import ROOT
 
@@ -194,8 +194,8 @@ def test_a_rank_whose_starter_had_ended_before_it_could_be_told_ends() -> None:
 
 
 def test_a_users_mistake_is_told_before_a_failure_and_that_before_its_echo() -> None:
-    mistake, failure, echo, well = Outcome(2, "m"), Outcome(1, "f"), Outcome(1, "e", echo=True), Outcome(0)
+    mistake, failure, echo, well = Ending(2, "m"), Ending(1, "f"), Ending(1, "e", echo=True), Ending(0)
     assert worst([well, echo, failure, mistake]) == mistake
-    assert worst([echo, well, failure, Outcome(1, "later")]) == failure
+    assert worst([echo, well, failure, Ending(1, "later")]) == failure
     assert worst([well, echo]) == echo
     assert worst([well, well]) == well

@@ -14,12 +14,12 @@ from torch import Tensor
 
 import methods.engine.verify as engine
 from evaluation import lossless
-from evaluation.audit import auditing
-from evaluation.config import parse
-from evaluation.enumeration import Choices, enumerated
-from evaluation.goodness import group, next_token, p_value, samples_needed, uniformity
-from evaluation.lossless_checks import LEAST, LEVEL, TOLERANCE, Check, audit
-from evaluation.tiny_pair import enumerate_method
+from evaluation.launch.config import parse
+from evaluation.proof.audit import auditing
+from evaluation.proof.checks import LEAST, LEVEL, TOLERANCE, Check, audit
+from evaluation.proof.enumeration import Choices, enumerated
+from evaluation.proof.goodness import group, next_token, p_value, samples_needed, uniformity
+from evaluation.proof.tiny_pair import enumerate_method
 from methods import METHODS, get_method
 from methods.base import Limits, generate
 from methods.build import build_method

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.strategies import DataObject, DrawFn, composite, data, sampled_from
 
+from evaluation.answers.header import header_path, read_header
+from evaluation.answers.record import AnswerFile, read_answers
 from evaluation.equal import main as equal
-from evaluation.headers import header_path, read_header
+from evaluation.launch.parts import _read_part
 from evaluation.plot import main as plot
-from evaluation.records import AnswerFile, read_answers
 from evaluation.report import main as report
 from evaluation.speed import main as speed
-from evaluation.store import _read_part
 from methods.errors import UserError
 from tests.answer_files import answer, choice, header, write
 

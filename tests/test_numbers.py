@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evaluation.audit import distribution
+from evaluation.proof.audit import distribution
 from methods import get_method
 from methods.base import Limits, generate
 from methods.build import build_method

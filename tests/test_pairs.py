@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.pairs import Pair, get_pair, known_pairs
-from evaluation.questions import known_benchmarks
+from evaluation.launch.benchmarks import known_benchmarks
 from methods.errors import UserError
+from methods.pairs import Pair, get_pair, known_pairs
 
 
 def test_shipped_pairs_are_complete() -> None:

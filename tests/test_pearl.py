@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
 
-from evaluation.theory import pearl_speedup, pearl_tokens
 from methods import BASELINE, METHODS, MethodSpec, get_method
 from methods.base import Generation, Limits, Span, generate
 from methods.build import build_chain_drafter, build_method
@@ -28,6 +27,7 @@ from methods.pearl.draft import serve
 from methods.pearl.messages import KINDS, Begin, Order, Ready, Window
 from methods.pearl.target import Pearl
 from methods.pearl.window import LONGEST_WINDOW, TRIED, AutoWindow, best_window, expected_passes
+from methods.theory import pearl_speedup, pearl_tokens
 from tests.tiny import VOCABULARY
 
 CPU = [torch.device("cpu")]

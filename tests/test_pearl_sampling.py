@@ -14,8 +14,8 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 import methods.engine.verify as verify_module
-from evaluation.enumeration import enumerated
-from evaluation.goodness import all_answers, next_token
+from evaluation.proof.enumeration import enumerated
+from evaluation.proof.goodness import all_answers, next_token
 from methods.base import Limits, generate
 from methods.drafters.language_model import ModelDrafter
 from methods.engine.decoder import Scores

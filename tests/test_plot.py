@@ -11,16 +11,17 @@ import matplotlib.image
 import pandas as pd
 import pytest
 
-from evaluation import stats, theory
-from evaluation.figures import file_name, speedup_bars
-from evaluation.figures_rounds import run_lengths
-from evaluation.figures_theory import advantage
-from evaluation.pace import decode_speedup, pace, predicted_speedup, window
+from evaluation.judge import stats
+from evaluation.judge.fit import decode_speedup, pace, predicted_speedup, window
+from evaluation.judge.groups import Group, LeftOut, Result, conditions, read_groups
+from evaluation.judge.timeline import read_trace
 from evaluation.plot import draw, main
-from evaluation.results import Group, LeftOut, Result, conditions, read_groups
+from evaluation.show.figures.rounds import run_lengths
+from evaluation.show.figures.speed import file_name, speedup_bars
+from evaluation.show.figures.style import Drawing, looks
+from evaluation.show.figures.theory import advantage
 from evaluation.speed import SPEC_BENCH_ORDER, pair_files, summarize, summarize_by_category
-from evaluation.style import Drawing, looks
-from evaluation.timeline import read_trace
+from methods import theory
 from methods.errors import UserError
 from tests.answer_files import choice, header, run_script, write
 from tests.simulated_runs import PEARL, SPS, Simulated, write_runs

@@ -9,8 +9,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from evaluation.prompts import COMPLETE_FUNCTION, Prompter, decode, eos_ids
-from evaluation.questions import load_questions
+from evaluation.launch.benchmarks import load_questions
+from evaluation.launch.prompts import COMPLETE_FUNCTION, Prompter, decode, eos_ids
 from methods.errors import UserError
 
 LLAMA_3_LIKE = (

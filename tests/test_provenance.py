@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation import provenance
-from evaluation.provenance import environment, git_commit, gpu_names, read_bandwidth
+from evaluation.launch import provenance
+from evaluation.launch.provenance import environment, git_commit, gpu_names, read_bandwidth
 from methods.errors import UserError
 
 

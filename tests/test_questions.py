@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from evaluation import questions
-from evaluation.questions import Hub, Source, load_questions, read_file
+from evaluation.launch import benchmarks as questions
+from evaluation.launch.benchmarks import Hub, Source, load_questions, read_file
 from methods.errors import UserError
 from methods.paths import ROOT
 from scripts.fetch import fetch

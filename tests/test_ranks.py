@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from trace_rounds import rounds
 
-from evaluation.headers import read_header
-from evaluation.records import read_answers
-from evaluation.results import read_groups
-from evaluation.timeline import read_trace, spans_of
+from evaluation.answers.header import read_header
+from evaluation.answers.record import read_answers
+from evaluation.judge.groups import read_groups
+from evaluation.judge.timeline import read_trace, spans_of
 from methods.paths import ROOT
 from tests.tiny import save_draft, save_model
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.headers import header_path, read_header
-from evaluation.records import AnswerFile, Choice, read_answers
+from evaluation.answers.header import header_path, read_header
+from evaluation.answers.record import AnswerFile, Choice, read_answers
 from methods.errors import UserError
 from tests.answer_files import ROOT, answer, choice, header, write, write_spec_bench
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from evaluation import config, run
-from evaluation.progress import EVERY, Bar, Lines, progress
-from evaluation.session import Session
+from evaluation import run
+from evaluation.launch import config
+from evaluation.launch.progress import EVERY, Bar, Lines, progress
+from evaluation.launch.worker import Session
 from methods.errors import command_line
 
 TURNS = ["hello there hello there", "abc abc abc abc"]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.config import parse
-from evaluation.headers import read_header
-from evaluation.records import read_answers
+from evaluation.answers.header import read_header
+from evaluation.answers.record import read_answers
+from evaluation.launch.config import parse
 from evaluation.run import main, open_session
 from methods.errors import command_line
 from methods.paths import ROOT

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from evaluation.headers import UNSET, Header, header_path
-from evaluation.packing import packed as numbers
-from evaluation.records import Answer, read_answers
+from evaluation.answers.header import UNSET, Header, header_path
+from evaluation.answers.packing import packed as numbers
+from evaluation.answers.record import Answer, read_answers
+from evaluation.judge.wording import changed, shares_of_machine
 from evaluation.speed import CONVERSATION, Run, summarize, summarize_by_category
-from evaluation.wording import changed, shares_of_machine
 from methods.errors import UserError
 from tests.answer_files import answer, choice, header, in_terminal, run_script, write, write_spec_bench
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation.records import Answer, Choice
-from evaluation.stats import (
+from evaluation.answers.record import Answer, Choice
+from evaluation.judge.stats import (
     Launch,
     acceptance_by_position,
     acceptance_rate,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from evaluation.theory import (
+from methods.theory import (
     Simulated,
     best_window,
     break_even_c,

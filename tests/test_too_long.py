@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.config import parse
+from evaluation.answers.header import read_header
+from evaluation.answers.record import Answer, Choice, read_answers
 from evaluation.equal import compare
-from evaluation.headers import read_header
+from evaluation.judge.change import compare_folders
+from evaluation.judge.groups import read_groups
+from evaluation.launch.config import parse
+from evaluation.launch.worker import to_choice
 from evaluation.plot import draw
-from evaluation.records import Answer, Choice, read_answers
-from evaluation.regression import compare_folders
 from evaluation.report import main as report
-from evaluation.results import read_groups
 from evaluation.run import run
-from evaluation.session import to_choice
 from evaluation.speed import summarize, summarize_by_category
 from methods.base import Generation
 from methods.errors import UserError

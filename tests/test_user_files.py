@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evaluation.pairs import get_pair, known_pairs
-from evaluation.questions import Question, read_file, read_sources
+from evaluation.launch.benchmarks import Question, read_file, read_sources
 from methods.errors import UserError
+from methods.pairs import get_pair, known_pairs
 
 CHEAP = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

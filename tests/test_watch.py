@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from torch._C._distributed_c10d import HashStore, TCPStore
 
-from evaluation.watch import Silences, Watch
+from evaluation.launch.watch import Silences, Watch
 from methods.paths import ROOT
 
 

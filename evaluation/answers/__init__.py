@@ -1,0 +1,1 @@
+"""The files: answer lines, run headers, traces. Imports none of the other rooms."""

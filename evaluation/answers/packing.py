@@ -1,0 +1,37 @@
+"""The lists of numbers in answers as arrays, a tenth of the size: many thousands of answers then fit into memory.
+
+Used by `evaluation/speed.py`, which reads of them what lists give too: their length, their items and their sum.
+"""
+
+from array import array
+from collections.abc import Sequence
+
+from evaluation.answers.record import Answer, Choice
+
+NESTED = ("token_ids", "drafted", "accepted")  # a list for each turn
+
+
+def pack(answer: Answer) -> Answer:
+    """The answer itself, its lists of tokens and passes packed. Margins, of which no speed is made, are dropped."""
+    for choice in answer.choices:
+        _replace(choice, "accept_lengths", packed(choice.accept_lengths))
+        _replace(choice, "margins", None)
+        for key in NESTED:
+            turns = getattr(choice, key)
+            _replace(choice, key, None if turns is None else [packed(turn) for turn in turns])
+    return answer
+
+
+def _replace(choice: Choice, key: str, value: object) -> None:
+    """Without checking the choice again, as `dataclasses.replace` would: it says the same as before."""
+    object.__setattr__(choice, key, value)
+
+
+def packed(numbers: Sequence[float]) -> Sequence[float]:
+    """The same numbers in the narrowest array that holds them, as they are where none does."""
+    for kind in "Biq":
+        try:
+            return array(kind, numbers)
+        except (OverflowError, TypeError):  # too large for it, or not whole
+            continue
+    return numbers

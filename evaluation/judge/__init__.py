@@ -1,0 +1,1 @@
+"""What runs say: pairing, statistics, equality, groups, changes. Judges take what answers/ reads."""

@@ -1,0 +1,102 @@
+"""What the theory asks of a run, as measured: acceptance rate, window, c. And what it then predicts.
+
+What the files of a run cannot tell is not guessed: `LeftOut` says so.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from evaluation.answers.record import Choice
+from evaluation.judge import stats
+from evaluation.judge.groups import LeftOut, Result
+from methods import theory
+
+PEARL, DRAFT_THEN_VERIFY = theory.SCHEDULES
+NOTHING, PRE_VERIFY, POST_VERIFY, BOTH = "nothing", "pre-verify", "post-verify", "both"  # what PEARL can be without
+SIMULATED_TOKENS = 20_000
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Mean times of a run's parts, and how much of the draft was accepted. `window`: None where it is free."""
+
+    alpha: float
+    window: int | None
+    draft_seconds: float  # of a drafted token
+    verify_seconds: float  # of a target pass, prefill not counted
+
+    @property
+    def c(self) -> float:
+        """A target pass's time in draft tokens."""
+        return self.verify_seconds / self.draft_seconds
+
+
+def schedule(result: Result) -> str | None:
+    """Whether the run drafts while it verifies or before; None where no model drafts a chain, or it is a reference."""
+    if not result.header.get("draft") or "gamma" not in result.options or not result.header.get("lossless", True):
+        return None
+    return PEARL if result.options.get("without", BOTH) != BOTH else DRAFT_THEN_VERIFY
+
+
+def without(result: Result) -> str | None:
+    """What the run leaves out of PEARL; None where it is another method."""
+    return result.options.get("without")
+
+
+def window(result: Result) -> int | None:
+    """Tokens drafted per round, as given or as the run has settled on; None where that is free."""
+    gamma = result.options["gamma"]
+    if gamma == "auto":
+        gamma = result.header.get("settled", {}).get("gamma", gamma)
+    if gamma == "auto":
+        raise LeftOut(f"the header of {result.method} does not say on which window it has settled")
+    return None if gamma == "free" else int(gamma)
+
+
+def rounds(choices: Sequence[Choice]) -> int:
+    """Target passes behind the prefill, which is the first of each turn."""
+    return sum(max(steps - 1, 0) for choice in choices for steps in choice.decoding_steps or [])
+
+
+def pace(results: Sequence[Result]) -> Pace:
+    """Of one run, or of several as if they were one, such as those of a sweep: `window` is the first's then."""
+    choices = [choice for result in results for choice in result.choices]
+    if any(c.draft_time is None or c.verify_time is None or c.proposed is None for c in choices):
+        raise LeftOut(f"the files of {results[0].method} do not record the time of drafting and verifying")
+    drafting, verifying = (sum(sum(getattr(c, key)) for c in choices) for key in ("draft_time", "verify_time"))
+    passes, tokens = rounds(choices), sum(sum(choice.proposed or []) for choice in choices)
+    alpha = stats.acceptance_rate(choices)
+    if alpha is None or not (passes and tokens and drafting):
+        raise LeftOut(f"{results[0].method} drafted nothing, or its files do not record what was accepted")
+    return Pace(alpha, window(results[0]), drafting / tokens, verifying / passes)
+
+
+def predicted_speedup(result: Result, measured: Pace) -> float:
+    """What the i.i.d. model gives at the measured acceptance rate, window and c: in closed form where there is one."""
+    alpha, size, c = measured.alpha, measured.window, measured.c
+    if schedule(result) == DRAFT_THEN_VERIFY and size is not None:
+        return theory.draft_then_verify_speedup(alpha, size, c)
+    left_out = without(result)
+    if left_out == NOTHING and size is not None:
+        return theory.pearl_speedup(alpha, size, c)
+    times = measured.draft_seconds, measured.verify_seconds, 0.0
+    parts = {"pre_verify": left_out != PRE_VERIFY, "post_verify": left_out != POST_VERIFY}
+    simulated = theory.simulate(PEARL, alpha, size, *times, SIMULATED_TOKENS, SEED, **parts)
+    return simulated.tokens_per_second * measured.verify_seconds
+
+
+@cache
+def decode_speedup(result: Result) -> stats.Speedup:
+    """The measured speedup with prefill left out of both sides, which the theory does not know, and its interval."""
+    from evaluation.speed import pair_files
+
+    if result.base_path is None:
+        raise LeftOut(f"{result.method} has no baseline beside it")
+    pairs = pair_files(result.run.path, result.base_path).pairs
+    if stats.decode_speedup(pairs) is None:
+        raise LeftOut(f"the files of {result.method} or of its baseline do not record the time of prefill")
+    columns = {"tokens": "decode_tokens", "time": "decode_time"}
+    columns |= {f"{name}_base": f"{column}_base" for name, column in columns.items()}
+    return stats.speedup(pairs.assign(**{name: pairs[column] for name, column in columns.items()}))

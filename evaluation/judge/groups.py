@@ -1,0 +1,264 @@
+"""Results folders: every run below them, put beside its baseline and beside the runs that it can be compared with.
+
+Used by `plot.py` and `report.py`. A run is a run header with its answer file, `<benchmark>/<pair>/<method>.jsonl`; its
+baseline lies in the same folder. Runs of several folders that did the same work on the same machine are one `Group`.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from evaluation.answers.header import Header, compressed, read_header
+from evaluation.answers.record import Choice
+from evaluation.judge.wording import counted
+from evaluation.show.tables import OVERALL, Summary
+from evaluation.speed import SAME_WORK, Run, summarize_by_category
+from methods import BASELINE, METHODS
+from methods.errors import UserError
+
+HEADER = ".run.json"
+
+
+class LeftOut(Exception):
+    """Something cannot be drawn or told from these files. Its text says what it needs, in one line."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One run, and where its baseline's answers are (None: it has none to be measured by)."""
+
+    run: Run
+    header: Header
+    base_path: Path | None
+
+    @property
+    def method(self) -> str:
+        return self.run.method
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own options, as the run had them."""
+        return self.header.get("options") or {}
+
+    @property
+    def folder(self) -> Path:
+        """The results folder, which holds <benchmark>/<pair>/<method>.jsonl."""
+        return self.run.path.absolute().parents[2]
+
+    @property
+    def work(self) -> str:
+        """Equal for runs that did the same work on the same machine."""
+        known = {key: self.header.get(key) for key in (*sorted(SAME_WORK), "pair")}
+        return json.dumps(known, sort_keys=True)
+
+    @cached_property
+    def summaries(self) -> list[Summary]:
+        """Against the baseline: one summary per category, the overall one last. Empty where there is nothing to
+        compare: it is the baseline, has none, or all its questions failed."""
+        if self.method == BASELINE or self.base_path is None or not self.run.finished:
+            return []
+        return summarize_by_category(self.run.path, self.base_path)
+
+    @property
+    def overall(self) -> Summary | None:
+        return self.summaries[-1] if self.summaries else None
+
+    @property
+    def categories(self) -> list[Summary]:
+        """The summaries of single categories, none if there is but one."""
+        parts = [summary for summary in self.summaries if summary["group"] != OVERALL]
+        return parts if len(parts) > 1 else []
+
+    @property
+    def choices(self) -> list[Choice]:
+        """All repeats of all finished questions."""
+        answers = self.run.answers.values()
+        return [choice for answer in answers for choice in answer.choices if not choice.any_failed]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Runs that did the same work on the same machine. `name`: unlike that of any other group."""
+
+    name: str
+    results: list[Result]
+    labels: dict[Result, str]  # unlike each other, but for baselines
+
+    @property
+    def measured(self) -> list[Result]:
+        """The runs that have a speedup."""
+        return [result for result in self.results if result.overall is not None]
+
+    @property
+    def typical(self) -> list[Result]:
+        """One measured run of each method and each of its ablations, for figures in which a sweep has no place: of
+        several the one with most options left at their defaults, then the latest. Not the fastest."""
+        chosen: dict[object, Result] = {}
+        for result in self.measured:
+            key = result.method, result.options.get("without")
+            chosen[key] = max(chosen.get(key, result), result, key=_typicality)
+        return list(chosen.values())
+
+
+def read_groups(folders: Iterable[str | Path]) -> list[Group]:
+    """All runs below the folders, of each pair and benchmark those with most questions first.
+
+    Raises UserError where there are none, or one of their files cannot be used."""
+    results = [result for folder in folders for result in _read_folder(Path(folder))]
+    results = list({result.run.path.absolute(): result for result in results}.values())  # a folder named twice
+    by_work: dict[str, list[Result]] = {}
+    for result in sorted(results, key=_order):
+        by_work.setdefault(result.work, []).append(result)
+    names = _labels([group[0] for group in by_work.values()], _name, GROUP_WORDS)
+    groups = [Group(name, group, _run_labels(group)) for name, group in zip(names, by_work.values(), strict=True)]
+    return sorted(groups, key=lambda group: (_name(group.results[0]), -_questions(group), group.name))
+
+
+def _questions(group: Group) -> int:
+    return max(result.header.get("questions", 0) for result in group.results)
+
+
+def _read_folder(folder: Path) -> list[Result]:
+    if not folder.is_dir():
+        raise UserError(f"expected a results folder, got {folder}, which is no folder; check the path")
+    if folder.resolve() == Path(folder.resolve().anchor):
+        raise UserError(f"expected a results folder, got {folder}, which is the whole disk; name one in it")
+    paths = sorted(path for path in folder.rglob("*" + HEADER) if path.parent.name != "parts")
+    if not paths:
+        raise UserError(
+            f"{folder} holds no runs (<benchmark>/<pair>/<method>.jsonl, each with its {HEADER}); "
+            "name the --output folder of a run"
+        )
+    return [_read_result(path.with_name(path.name.removesuffix(HEADER) + ".jsonl")) for path in paths]
+
+
+def _read_result(path: Path) -> Result:
+    header = read_header(path) or {}
+    base = path.with_name(f"{BASELINE}.jsonl")
+    return Result(
+        Run.read(path) if _answered(path) else Run(path, {}, header), header, base if _answered(base) else None
+    )
+
+
+def _answered(path: Path) -> bool:
+    """Whether an answer file is there, compressed or not, and holds something."""
+    return any(file.exists() and file.stat().st_size for file in (path, compressed(path)))
+
+
+def _typicality(result: Result) -> tuple[int, str]:
+    options = METHODS[result.method].options if result.method in METHODS else {}
+    defaults = sum(result.options.get(name) == option.default for name, option in options.items())
+    return defaults, str(result.header.get("created"))
+
+
+def _order(result: Result) -> tuple[int, str, list[tuple[float, str]]]:
+    """In the order of the table of methods, then by options, numbers by their size."""
+    place = list(METHODS).index(result.method) if result.method in METHODS else len(METHODS)
+    numbers = [(float(v) if isinstance(v, int | float) else v != "nothing", str(v)) for v in result.options.values()]
+    return place, result.method, numbers
+
+
+def _name(result: Result) -> str:
+    return f"{result.header['pair']} · {result.header['benchmark']}"
+
+
+def _labels(
+    results: Sequence[Result], name: Callable[[Result], str], words: Sequence[Callable[[Result], str]]
+) -> list[str]:
+    """Each result's name, with as many of the `words` behind it as tell it from the others of that name."""
+    labels = []
+    for result in results:
+        label, alike = name(result), [other for other in results if name(other) == name(result)]
+        for word in words:
+            if len({word(other) for other in alike}) > 1:
+                label += f", {word(result)}" if word(result) else ""
+                alike = [other for other in alike if word(other) == word(result)]
+        labels.append(label)
+    return labels
+
+
+def sampling_words(header: Header) -> str:
+    """How the target's tokens were drawn."""
+    sampling = header["sampling"]
+    off = {"top_k": 0, "top_p": 1}
+    names = [name for name in ("temperature", "top_k", "top_p") if sampling[name] != off.get(name)]
+    drawn = [f"{name.replace('_', '-')} {sampling[name]:g}" for name in names]
+    return ", ".join(drawn) if sampling["temperature"] else "greedy"
+
+
+def _machine(result: Result) -> str:
+    return str(result.header.get("gpu") or result.header.get("cpu"))
+
+
+# What may tell two groups of one pair and benchmark apart, the most telling first.
+GROUP_WORDS: tuple[Callable[[Result], str], ...] = (
+    lambda r: r.header["dtype"],
+    lambda r: sampling_words(r.header),
+    lambda r: f"at most {r.header.get('max_new_tokens')} tokens",
+    lambda r: f"{r.header.get('questions')} questions",
+    _machine,
+    lambda r: str(r.header.get("template")),
+    lambda r: r.folder.name,
+    lambda r: str(r.run.path.parent),
+)
+
+
+def _option(name: str) -> Callable[[Result], str]:
+    return lambda result: f"{name.replace('_', '-')} {result.options[name]}" if name in result.options else ""
+
+
+def _without(result: Result) -> str:
+    without = result.options.get("without", "nothing")
+    return "" if without == "nothing" else f"without {without}"
+
+
+def _run_labels(results: list[Result]) -> dict[Result, str]:
+    """The method, and what tells a run from the others by the same method."""
+    names = list(dict.fromkeys(name for result in results for name in result.options if name != "without"))
+    words: list[Callable[[Result], str]] = [_without, *map(_option, names)]
+    words += [
+        lambda r: "draft " + str((r.header.get("draft") or {}).get("source")).rpartition("/")[2],
+        lambda r: f"{r.header.get('threads')} threads",
+        lambda r: f"{r.header.get('replicas')} replicas",
+        lambda r: f"seed {r.header.get('seed')}",
+        lambda r: f"{r.header.get('questions')} questions",
+        lambda r: r.folder.name,
+        lambda r: str(r.folder),
+    ]
+    return dict(zip(results, _labels(results, lambda r: r.method, words), strict=True))
+
+
+def conditions(results: Iterable[Result]) -> str:
+    """Under which conditions the runs were made, in one line; where they differ, all that occur."""
+    columns = zip(*(_conditions(result) for result in results), strict=True)
+    words = [" / ".join(dict.fromkeys(filter(None, column))) for column in columns]
+    return " · ".join(word for word in words if word not in ("", "1 rank", "1 replica"))
+
+
+def _conditions(result: Result) -> list[str]:
+    h = result.header
+    questions = result.overall["questions"] if result.overall else len(result.run.finished)
+    devices = " + ".join(h.get("devices") or ["device unknown"]) + f" ({_machine(result)})"
+    return [
+        h["pair"],
+        h["benchmark"],
+        counted(questions, "question"),
+        h["dtype"],
+        sampling_words(h),
+        f"at most {h['max_new_tokens']} new tokens" if "max_new_tokens" in h else "",
+        devices,
+        counted(h["threads"], "thread") if h.get("threads") else "",
+        counted(h.get("ranks", 1), "rank"),
+        counted(h.get("replicas", 1), "replica"),
+        str(h.get("created", "date unknown"))[:10],
+        "commit " + short_commit(h.get("git_commit")),
+    ]
+
+
+def short_commit(commit: str | None) -> str:
+    """The first seven digits of each commit that a header names."""
+    named = commit.split(", ") if commit else ["unknown"]
+    return ", ".join(name if name == "unknown" else name[:7] + name[40:] for name in named)

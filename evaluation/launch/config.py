@@ -1,0 +1,280 @@
+"""What a run measures, from the command line: METHOD[,METHOD...] PAIR and options, with every default filled in.
+
+Nothing heavy is imported here, so that help and error messages are instant.
+"""
+
+import argparse
+import hashlib
+import json
+import shlex
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from evaluation.answers.header import answers_of, header_path
+from evaluation.launch import arguments
+from evaluation.launch.benchmarks import known_benchmarks
+from methods import BASELINE, METHODS, VARIANT, MethodSpec, get_method
+from methods.errors import UserError, nearest, shown
+from methods.pairs import DTYPE_OF, DTYPES, Pair, get_pair, known_pairs, own_pair
+from methods.paths import ROOT, name_fault, path_fault
+
+DEVICES = ("auto", "cpu", "cuda")
+PASSED_ON = ("temperature", "top_k", "top_p", "seed", "repeats", "threads", "device", "replicas", "trace", "json")
+COLDEST = 1e-6  # a temperature by which logits can be divided
+LONGEST_ENDING = ".tmp"  # of a file beside an answer file
+SHOWN = 40  # characters of a value
+LONGEST_NAME = 100  # characters of the methods in the name of a folder
+USAGE = "eval.sh METHOD[,METHOD...] PAIR [options]   (eval.sh METHOD --target MODEL [--draft MODEL] [options])"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One launch: the baseline and the chosen methods on one pair and one benchmark."""
+
+    methods: tuple[str, ...]
+    pair: Pair
+    benchmark: str
+    questions: Path | None
+    limit: int | None
+    max_new_tokens: int
+    dtype: str
+    template: str
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    repeats: int
+    threads: int | None
+    device: str
+    options: dict[str, str]  # of methods, as typed
+    replicas: int
+    trace: Path | None
+    output: Path
+    json: bool
+    command: str = ""  # as typed, for the run headers
+
+    @property
+    def specs(self) -> list[MethodSpec]:
+        return [get_method(name) for name in self.methods]
+
+    @property
+    def folder(self) -> Path:
+        """Where the answer files go."""
+        return self.output / self.benchmark / self.pair.name
+
+    def options_of(self, spec: MethodSpec) -> dict[str, Any]:
+        """A method's own options, defaults filled in, also for what other methods of the run can be told only."""
+        typed = {name: option.read(self.options.get(name, "")) for name, option in spec.options.items()}
+        told = {name: value for name, value in typed.items() if value is not None}
+        return {name: option.default for name, option in spec.options.items()} | told | dict(spec.fixed)
+
+    def draft_of(self, spec: MethodSpec) -> str | None:
+        """The draft of a method: its variant's own, else the pair's."""
+        return spec.draft or (self.pair.sorted_draft if spec.weights == "sorted" else None) or self.pair.draft
+
+    @property
+    def ranks(self) -> int:
+        """Processes of a replica."""
+        return max(spec.ranks for spec in self.specs)
+
+
+def all_options() -> dict[str, str]:
+    """Every option of methods that is a flag, with its help; one name means the same thing wherever it occurs."""
+    return {name: option.help for spec in METHODS.values() for name, option in spec.options.items() if option.flag}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="eval.sh", usage=USAGE, description="Measure decoding methods on a model pair."
+    )
+    add = parser.add_argument
+    add("methods", metavar="METHOD[,METHOD...]", help="methods to compare with the baseline, variants as sps@gamma=2")
+    add_conditions(parser)
+    add("--repeats", metavar="N", type=arguments.count, default=1, help="answer every question N times (default 1)")
+    add(
+        "--replicas",
+        metavar="N",
+        type=arguments.processes,
+        default=1,
+        help="processes (or pairs) that share the questions",
+    )
+    add(
+        "--trace",
+        metavar="FILE",
+        type=arguments.path,
+        help="write what each rank did and when, in Chrome's trace format",
+    )
+    add("--alone", action="store_true", help="leave out the methods that are measured beside the chosen ones")
+    add(
+        "--output",
+        metavar="DIR",
+        type=arguments.path,
+        help="folder for answers (default: one per configuration in results/local)",
+    )
+    add(
+        "--json",
+        action="store_true",
+        help="print one JSON document, a list with one object per method, and nothing else",
+    )
+    return parser
+
+
+def add_conditions(parser: argparse.ArgumentParser) -> None:
+    """The options that say what answers what, and how: those of every command that runs methods."""
+    add, word, count = parser.add_argument, arguments.word, arguments.count
+    add("pair", metavar="PAIR", nargs="?", help="a pair of data/pairs.toml")
+    add("--target", metavar="MODEL", type=word, help="target model: folder, .gguf file or hub id, not the pair's")
+    add(
+        "--draft",
+        metavar="MODEL",
+        type=word,
+        help="draft model of all methods, instead of the pair's; of one: sps@draft=MODEL",
+    )
+    add("--benchmark", metavar="NAME", type=word, help=f"one of {', '.join(known_benchmarks())}")
+    add("--questions", metavar="FILE", type=arguments.path, help="questions of your own, in Spec-Bench's JSONL format")
+    add("--limit", metavar="N", type=count, help="take N questions, from all categories in turn")
+    add("--max-new-tokens", metavar="N", type=count, help="longest answer of a turn, in tokens")
+    add("--dtype", metavar="TYPE", type=word, help=f"one of {', '.join(DTYPES)}")
+    add("--template", metavar="NAME", type=word, help="prompt form: chat (the tokenizer's), raw, or fschat:NAME")
+    add("--temperature", metavar="T", type=arguments.number, default=0.0, help="0 is greedy (default %(default)g)")
+    add("--top-p", metavar="P", type=arguments.number, default=1.0, help="nucleus sampling (default 1: off)")
+    add("--top-k", metavar="K", type=arguments.whole, default=0, help="sample among the K most likely (default 0: off)")
+    add("--seed", metavar="N", type=arguments.whole, default=0, help="seed of all sampling (default 0)")
+    add(
+        "--threads",
+        metavar="N",
+        type=arguments.processes,
+        help="CPU threads of each rank (default: its share of the cores)",
+    )
+    add("--device", choices=DEVICES, default="auto", help="auto takes CUDA where there is one (default)")
+    for name, text in all_options().items():
+        add(f"--{name.replace('_', '-')}", metavar="VALUE", help=text)
+
+
+def parse(typed: list[str]) -> RunConfig:
+    """The configuration of a command line, defaults filled in. Raises UserError for values that do not fit."""
+    typed = arguments.join_methods(typed)
+    return replace(configure(_parser().parse_args(typed)), command=_command(typed))
+
+
+def _command(typed: list[str]) -> str:
+    """The command line that does the same work, wherever its answers went."""
+    places = argparse.ArgumentParser(add_help=False)
+    places.add_argument("--output")
+    places.add_argument("--trace")
+    places.add_argument("--json", action="store_true")
+    _, work = places.parse_known_args(typed)
+    return shlex.join(["./eval.sh", *work])
+
+
+def configure(args: argparse.Namespace) -> RunConfig:
+    """The same of arguments that are parsed, by whatever command."""
+    _check_order(args)
+    pair = _pair(args)
+    own_benchmark = args.questions is None and args.benchmark in (None, pair.benchmark)
+    config = RunConfig(
+        methods=_with_companions(args.methods, args.alone),
+        pair=pair,
+        benchmark=_name_of(args.questions) if args.questions else args.benchmark or pair.benchmark,
+        questions=args.questions,
+        limit=args.limit or (pair.limit if own_benchmark else None),
+        max_new_tokens=args.max_new_tokens or pair.max_new_tokens,
+        dtype=DTYPE_OF.get(args.dtype, args.dtype) or pair.dtype,
+        template=args.template or pair.template,
+        options={name: value for name in all_options() if (value := getattr(args, name)) is not None},
+        output=args.output or Path(),
+        **{name: getattr(args, name) for name in PASSED_ON},
+    )
+    _check_methods(config)
+    _check_names(config)
+    _check_values(config)
+    return config if args.output else replace(config, output=default_output(config))
+
+
+def _check_order(args: argparse.Namespace) -> None:
+    """A pair in the place of the methods is told apart from an unknown method."""
+    if args.methods in METHODS or args.methods not in known_pairs():
+        return
+    other = args.pair if args.pair and args.pair.partition(VARIANT)[0].split(",")[0] in METHODS else "METHOD"
+    raise UserError(f"expected methods before the pair, got the pair '{args.methods}': write {other} {args.methods}")
+
+
+def _name_of(questions: Path) -> str:
+    """What the questions of a file are called: the file's name without what follows a dot."""
+    return questions.name.lstrip(".").split(".")[0] or "questions"
+
+
+def _with_companions(chosen: str, alone: bool) -> tuple[str, ...]:
+    """The baseline, what is measured beside the chosen methods, and these."""
+    names = [name for text in chosen.split(",") if (name := text.strip())]
+    if not names:
+        raise UserError(f"expected a method, or several with commas between, got {shown(chosen)}")
+    specs = [get_method(name) for name in names]
+    there = {spec.method for spec in specs}
+    beside = [] if alone else [other for spec in specs for other in spec.beside if other not in there]
+    return tuple(dict.fromkeys([BASELINE, *beside, *names]))
+
+
+def _pair(args: argparse.Namespace) -> Pair:
+    """The named pair, with --target and --draft put in; a target alone makes a pair of its own name."""
+    if args.pair is None and args.target is None:
+        raise UserError(f"expected a pair after the methods, got none; known: {', '.join(known_pairs())}")
+    if args.pair is None:
+        return own_pair(args.target, args.draft)
+    if args.pair.partition(VARIANT)[0] in METHODS:
+        raise UserError(f"expected a pair, got the method '{args.pair}': several methods have commas between")
+    pair = get_pair(args.pair)
+    given = {key: value for key in ("target", "draft") if (value := getattr(args, key)) is not None}
+    return replace(pair, **given, sorted_draft=None if args.draft else pair.sorted_draft)
+
+
+def _check_methods(config: RunConfig) -> None:
+    for name in config.options:
+        if not any(name in spec.options for spec in config.specs):
+            flag = name.replace("_", "-")
+            raise UserError(f"none of {', '.join(config.methods)} has an option --{flag}; leave it out")
+    for spec in config.specs:
+        if spec.weights and config.draft_of(spec) is None:
+            raise UserError(f"'{spec.name}' needs a draft model and {config.pair.name} has none; pass --draft MODEL")
+
+
+def _check_names(config: RunConfig) -> None:
+    """What is to name files can do so."""
+    drafts = [config.draft_of(spec) for spec in config.specs if spec.weights]
+    for text in filter(None, (config.pair.target, *drafts)):
+        if fault := path_fault(text):
+            raise UserError(f"expected a model folder, a .gguf file or a hub id, but {shown(text)} {fault}")
+    for name in config.methods:
+        if name_fault(header_path(answers_of(Path(), name)).name + LONGEST_ENDING):
+            raise UserError(f"the variant {shown(name)} has too long a name for a file; give its draft by --draft")
+
+
+def _check_values(config: RunConfig) -> None:
+    if config.questions is None and config.benchmark not in known_benchmarks():
+        raise UserError(f"no benchmark '{config.benchmark}'{nearest(config.benchmark, known_benchmarks())}")
+    if config.dtype not in DTYPES:
+        raise UserError(f"no dtype '{config.dtype}'{nearest(config.dtype, DTYPES)}")
+    if config.template not in ("chat", "raw") and not config.template.startswith("fschat:"):
+        raise UserError(f"unknown template '{config.template}': expected chat, raw or fschat:NAME")
+    if not (config.temperature == 0 or config.temperature >= COLDEST) or not 0 < config.top_p <= 1 or config.top_k < 0:
+        given = f"{config.temperature}, {config.top_p}, {config.top_k}"
+        raise UserError(
+            f"expected temperature >= 0 (0, or at least {COLDEST}), 0 < top-p <= 1 and top-k >= 0, got {given}"
+        )
+    for name, text in config.options.items():
+        takers = [spec.options[name] for spec in config.specs if name in spec.options]
+        if all(option.read(text) is None for option in takers):
+            expected = max((option.expected for option in takers), key=len)
+            raise UserError(f"expected --{name.replace('_', '-')} to be {expected}, got {text[:SHOWN] or 'nothing'}")
+
+
+def default_output(config: RunConfig) -> Path:
+    """One folder per configuration: the same command continues an interrupted run, another one starts its own."""
+    known = {
+        name: value for name, value in asdict(config).items() if name not in ("output", "trace", "json", "command")
+    }
+    del known["pair"]["download_gb"]
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
+    methods = "+".join(name for name in config.methods if name != BASELINE) or BASELINE
+    return ROOT / "results" / "local" / f"{methods[:LONGEST_NAME]}-{digest[:8]}"

@@ -1,0 +1,242 @@
+"""A launch's models, prompts and methods, loaded once: answers one question by one method."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from evaluation.answers.header import SCHEMA_VERSION
+from evaluation.answers.record import Answer, Choice
+from evaluation.answers.trace import Trace
+from evaluation.launch.benchmarks import Benchmark, Question
+from evaluation.launch.config import RunConfig
+from evaluation.launch.prompts import Prompter, decode, eos_ids
+from evaluation.launch.provenance import environment, read_bandwidth
+from evaluation.launch.ranks import Ranks, Share, all_devices
+from methods import BASELINE, MethodSpec, get_method
+from methods.base import Generation, Limits, Method, Reference, generate
+from methods.build import build_chain_drafter, build_method
+from methods.engine.link import Link
+from methods.engine.sampling import Sampling, seed_of
+from methods.models import Models
+from methods.pearl.draft import serve
+from methods.pearl.target import Pearl
+
+WARM_UP_TOKENS = 32
+WARM_UP = (
+    "Write a Python function that returns the sum of the squares of a list of numbers.",
+    "Explain in a few sentences why the sky is blue, then repeat your first sentence word for word.",
+)
+MARGIN = 256  # rows beyond the longest conversation: answers read back as text may take a few more tokens
+
+
+@dataclass
+class Session:
+    """On every rank. `link`: to the other rank of a pair. The target's rank decodes; the draft's rank serves it."""
+
+    config: RunConfig
+    benchmark: Benchmark
+    ranks: Ranks
+    share: Share
+    link: Link | None = None
+    trace: Trace | None = None
+    _with_drafts: dict[str | None, Models] = field(default_factory=dict)
+
+    @cached_property
+    def models(self) -> Models:
+        c = self.config
+        models = Models(c.pair.target, None, c.dtype, self.share.devices)
+        models.link, models.drafts_only = self.link, not self.ranks.leads
+        models.max_length = self._longest(models.target_checkpoint.tokenizer) + MARGIN
+        return models
+
+    def models_of(self, spec: MethodSpec) -> Models:
+        """With the method's draft, which is loaded once for all methods that have the same.
+
+        Raises UserError for one without exits, where the method needs them."""
+        source = self.config.draft_of(spec) if spec.weights else None
+        if source not in self._with_drafts:
+            self._with_drafts[source] = self.models.with_draft(source)
+        models = self._with_drafts[source]
+        _ = models.draft_exits if spec.weights == "sorted" else None
+        return models
+
+    def _longest(self, tokenizer: Any) -> int:
+        """Most tokens that a conversation can take: its turns, and an answer of the longest kind to each."""
+        prompter = Prompter(tokenizer, self.config.template, self.benchmark.name)
+        texts = [question.turns for question in self.benchmark.questions]
+        return max(len(prompter.encode(t, [""] * (len(t) - 1))) + len(t) * self.config.max_new_tokens for t in texts)
+
+    @cached_property
+    def prompter(self) -> Prompter:
+        return Prompter(self.models.target_checkpoint.tokenizer, self.config.template, self.benchmark.name)
+
+    @cached_property
+    def limits(self) -> Limits:
+        checkpoint = self.models.target_checkpoint
+        ids = eos_ids(checkpoint.tokenizer, checkpoint.eos_token_ids, self.config.template)
+        return Limits(frozenset(ids), self.config.max_new_tokens)
+
+    @cached_property
+    def methods(self) -> dict[str, Method | Reference]:
+        c = self.config
+        return {spec.name: build_method(spec, self.models_of(spec), c.options_of(spec)) for spec in c.specs}
+
+    def serve(self) -> None:
+        """The draft's rank: draft for the target's rank until it has no more questions."""
+        c = self.config
+        if self.link is None:
+            raise ValueError("expected a link to the target's rank, got none")
+        serve(
+            self.link,
+            {
+                spec.name: build_chain_drafter(spec, self.models_of(spec), c.options_of(spec))
+                for spec in c.specs
+                if spec.loop == "pearl"
+            },
+        )
+
+    def meet(self) -> None:
+        """The target's rank: load the methods, and wait until the draft's rank has loaded its drafters too."""
+        for method in self.methods.values():
+            if isinstance(method, Pearl):
+                method.meet(method.link.receive("its drafter", None))
+
+    def close(self) -> None:
+        """Part from the other rank of the pair. Both must call it, also where they had nothing to answer."""
+        if self.link is not None:
+            self.link.close()
+
+    def _place(self, name: str) -> AbstractContextManager[None]:
+        """The devices on which a method runs: this rank's, or those of the whole replica."""
+        return all_devices(self.share) if get_method(name).all_devices else nullcontext()
+
+    def warm_up(self) -> None:
+        """Let every method answer questions that are not measured: kernels, caches and allocators settle."""
+        limits = Limits(self.limits.eos_ids, min(WARM_UP_TOKENS, self.limits.max_new_tokens))
+        for text in WARM_UP:
+            prompt = self.prompter.encode([text], [])
+            for name, method in self.methods.items():
+                with self._place(name):
+                    generate(method, prompt, self._sampling("warm-up", 0, 0), limits)
+
+    def settled(self) -> dict[str, dict[str, int]]:
+        """What methods have chosen by themselves in the warm-up."""
+        ours = {name: method.settled() for name, method in self.methods.items() if not isinstance(method, Reference)}
+        return {name: settled for name, settled in ours.items() if settled}
+
+    def _sampling(self, question_id: object, turn: int, repeat: int) -> Sampling:
+        c = self.config
+        return Sampling(c.temperature, c.top_k, c.top_p, seed_of(c.seed, question_id, turn, repeat))
+
+    def choice(self, name: str, question: Question, repeat: int) -> Choice:
+        """All turns of a question by one method; each turn sees the method's own earlier answers."""
+        turns: list[Generation] = []
+        texts: list[str] = []
+        for turn in range(len(question.turns)):
+            prompt = self.prompter.encode(question.turns[: turn + 1], texts)
+            sampling = self._sampling(question.question_id, turn, repeat)
+            with self._place(name):
+                turns.append(generate(self.methods[name], prompt, sampling, self.limits))
+            if self.trace is not None:
+                self.trace.add(name, question.question_id, turn, turns[-1])
+            texts.append(decode(self.models.target_checkpoint.tokenizer, turns[-1].token_ids))
+        return to_choice(turns, texts, repeat)
+
+    def answer(self, name: str, question: Question, choices: list[Choice]) -> Answer:
+        return Answer(question.question_id, question.category, f"{self.config.pair.name}-{name}", choices)
+
+    def header(self, spec: MethodSpec) -> dict[str, Any]:
+        """The run header of a method: every condition that a reader or a later run must know."""
+        c, checkpoint = self.config, self.models.target_checkpoint
+        model = self.models.target.model
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "method": spec.method,
+            "options": c.options_of(spec),
+            "ranks": spec.ranks,
+            "lossless": spec.lossless,
+            "methods": list(c.methods),
+            "command": c.command,
+            "pair": c.pair.name,
+            "target": {
+                "source": checkpoint.source,
+                "revision": checkpoint.revision,
+                "weight_bytes": model.weight_bytes,
+            },
+            "draft": self._draft_header(spec) if spec.weights else None,
+            "dtype": c.dtype,
+            "devices": self.share.all_names if spec.all_devices or spec.ranks > 1 else self.share.names,
+            "threads": self.share.all_threads if spec.all_devices else self.share.threads,
+            "replicas": self.ranks.replicas,
+            "sampling": {"temperature": c.temperature, "top_k": c.top_k, "top_p": c.top_p},
+            "seed": c.seed,
+            "max_new_tokens": c.max_new_tokens,
+            "context_length": checkpoint.config.max_length,
+            "eos_token_ids": sorted(self.limits.eos_ids),
+            "template": c.template,
+            "prompt": self.prompter.description,
+            "benchmark": self.benchmark.name,
+            "benchmark_sha256": self.benchmark.sha256,
+            "questions": len(self.benchmark.questions),
+            "repeats": c.repeats,
+            "warm_up": len(WARM_UP),
+            "operators": "torch" if model.native is None else "native",  # bits and speed depend on it
+            "row_invariant": self.models.target.row_invariant,
+            **self.floor,
+            **self.environment,
+            "failures": [],
+        }
+
+    def _draft_header(self, spec: MethodSpec) -> dict[str, Any]:
+        models = self.models_of(spec)
+        return {"source": models.draft_source, "revision": models.draft_checkpoint.revision}
+
+    @cached_property
+    def floor(self) -> dict[str, float]:
+        """What reading the target's weights once costs on this machine now: no pass can be faster."""
+        bandwidth = read_bandwidth(self.share.threads, self.share.devices[0])
+        return {
+            "read_bandwidth": bandwidth,
+            "floor_seconds_per_token": self.models.target.model.weight_bytes / bandwidth,
+        }
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """The same for all methods of the launch: by it `speed.py` knows that they were interleaved."""
+        return environment()
+
+    @property
+    def lossless(self) -> list[str]:
+        """Methods whose output must equal the baseline's: where sampling, none."""
+        if self.config.temperature > 0:
+            return []
+        return [name for name in self.config.methods if name != BASELINE and get_method(name).lossless]
+
+
+def to_choice(turns: list[Generation], texts: list[str], repeat: int) -> Choice:
+    """One line's choice from the generations of its turns."""
+    margins = [turn.margins or [] for turn in turns]
+    return Choice(
+        turns=texts,
+        new_tokens=[len(turn.token_ids) for turn in turns],
+        wall_time=[turn.wall_time for turn in turns],
+        accept_lengths=[length for turn in turns for length in turn.accept_lengths],
+        index=repeat,
+        decoding_steps=[len(turn.accept_lengths) for turn in turns],
+        token_ids=[turn.token_ids for turn in turns],
+        finish=[turn.finish for turn in turns],
+        prefill_time=[turn.prefill_time for turn in turns],
+        draft_time=_seconds(turns, "draft"),
+        verify_time=_seconds(turns, "verify"),
+        wait_time=_seconds(turns, "wait"),
+        drafted=[turn.drafted for turn in turns],
+        accepted=[turn.accepted for turn in turns],
+        proposed=[turn.proposed for turn in turns],
+        margins=margins if any(margins) else None,
+    )
+
+
+def _seconds(turns: list[Generation], work: str) -> list[float] | None:
+    """Seconds of each turn on one kind of work; None where the method does not tell what it does when."""
+    return [turn.seconds(work) for turn in turns] if any(turn.spans for turn in turns) else None

@@ -1,0 +1,1 @@
+"""What lossless.py checks with."""

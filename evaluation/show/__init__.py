@@ -1,0 +1,1 @@
+"""Terminal, Markdown, HTML, figures. No statistic is computed here."""

@@ -1,0 +1,276 @@
+"""Figures of speed: bars with intervals over pairs and benchmarks, over categories, of PEARL's ablation; the radar.
+
+Each function draws one figure, or raises `LeftOut` where the data do not allow it.
+"""
+
+import textwrap
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from evaluation.judge.fit import BOTH, NOTHING, POST_VERIFY, PRE_VERIFY, without
+from evaluation.judge.groups import Group, LeftOut, Result, conditions
+from evaluation.show.figures.style import (
+    BLACK,
+    PLATE,
+    Drawing,
+    Look,
+    add_legend,
+    new_figure,
+    number,
+    one_line,
+    slug,
+    whiskers,
+)
+from evaluation.show.tables import OVERALL, Summary
+from evaluation.speed import SPEC_BENCH_ORDER
+
+Looks = Mapping[str, Look]
+INTERVALS = "Bars: tokens per second over the baseline's. Whiskers: 95% interval over questions."
+FIGURES = (
+    "speedup",
+    "low",
+    "high",
+    "significant",
+    "questions",
+    "tokens_per_second",
+    "baseline_tokens_per_second",
+    "mat",
+)
+LEGEND_COLUMNS = 5
+MOST_BARS = 12  # of a group in one figure
+MOST_LABELLED = 28  # bars: with more, their numbers would overlap
+ABLATION = {
+    BOTH: "without both:\ndraft, then verify",
+    POST_VERIFY: "without\npost-verify",
+    PRE_VERIFY: "without\npre-verify",
+    NOTHING: "PEARL",
+}
+
+
+def file_name(kind: str, group: Group, groups: Sequence[Group]) -> str:
+    """Of a figure of one group: says which, where there are several."""
+    return kind if len(groups) == 1 else f"{kind}-{slug(group.name)}"
+
+
+def _row(group: Group, result: Result, summary: Summary) -> dict[str, Any]:
+    return {"group": group.name, "run": group.labels[result], "method": result.method} | {
+        key: summary[key] for key in FIGURES
+    }
+
+
+def _errors(summaries: Sequence[Summary]) -> np.ndarray[Any, Any]:
+    """Whiskers below and above; none where there is no interval."""
+    below = [s["speedup"] - s["low"] if s["low"] is not None else np.nan for s in summaries]
+    above = [s["high"] - s["speedup"] if s["high"] is not None else np.nan for s in summaries]
+    return np.array([below, above])
+
+
+def _said(summary: Summary) -> str:
+    """A bar's numbers."""
+    text = f"{number(summary['speedup'])}x"
+    if summary["low"] is None:
+        return text
+    text += f"  ({number(summary['low'])} to {number(summary['high'])})"
+    return text if summary["significant"] else text + "  not significant"
+
+
+def speedup_bars(groups: Sequence[Group], looks: Looks) -> Drawing:
+    """Overall speedups, a panel for each pair and benchmark."""
+    shown = {group: _few(group) for group in groups if group.measured}
+    if not shown:
+        raise LeftOut("needs a run with its baseline beside it")
+    counts = [len(results) for results in shown.values()]
+    results = [result for few in shown.values() for result in few]
+    figure = new_figure(
+        "Speedup over autoregressive decoding",
+        f"{INTERVALS}\n{conditions(results)}",
+        0.95 + 0.5 * len(shown) + 0.27 * sum(counts),
+    )
+    panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False, height_ratios=[n + 0.6 for n in counts])[:, 0]
+    for axes, (group, few) in zip(panels, shown.items(), strict=True):
+        _bars_across(axes, group, few, looks)
+    longest = max(float(result.overall["high"] or result.overall["speedup"]) for result in results if result.overall)
+    panels[-1].set(xlim=(0, max(longest, 1.0) * 1.42), xlabel="speedup")  # with room for the numbers
+    rows = [_row(group, r, r.overall) for group, few in shown.items() for r in few if r.overall]
+    about = (
+        "Tokens per second over the baseline's on the same questions, prefill included, with 95% intervals. Of more "
+        f"than {MOST_BARS} runs, such as a sweep, one of each method and ablation: the one nearest to the defaults."
+    )
+    return Drawing("speedup", figure, pd.DataFrame(rows), about)
+
+
+def _few(group: Group) -> list[Result]:
+    return group.measured if len(group.measured) <= MOST_BARS else group.typical
+
+
+def _bars_across(axes: Axes, group: Group, results: Sequence[Result], looks: Looks) -> None:
+    summaries = [result.overall for result in results if result.overall]
+    values, rows = [s["speedup"] for s in summaries], np.arange(len(results))
+    for row, result, value in zip(rows, results, values, strict=True):
+        axes.barh(row, value, height=0.68, **looks[result.method].bar)
+    whiskers(axes, values, rows, xerr=_errors(summaries))
+    for row, summary in zip(rows, summaries, strict=True):
+        end = max(summary["high"] or 0, summary["speedup"])
+        style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 7.5}
+        axes.annotate(_said(summary), (end, row), (5, 0), bbox=PLATE, zorder=5, **style)
+    one_line(axes, vertical=True)
+    labels = ["\n".join(textwrap.wrap(group.labels[result], 34)) for result in results]
+    axes.set_yticks(rows, labels)
+    axes.set(title=group.name, ylim=(len(results) - 0.4, -0.6))
+    axes.grid(axis="y", visible=False)
+
+
+def category_bars(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
+    """Spec-Bench's chart: speedups by category, then overall."""
+    results = [result for result in whole(group) if result.categories]
+    if not results:
+        raise LeftOut("needs questions of two categories")
+    names = category_names(results)
+    bars = len(names) * len(results)
+    figure = new_figure(
+        f"Speedup by category, {group.name}",
+        f"{INTERVALS}\n{conditions(results)}",
+        3.9,
+        min(max(7.2, 0.9 + 0.16 * bars + 0.25 * len(names)), 16),
+        legend_rows=_rows_of(len(results) + 1),
+    )
+    axes = figure.subplots()
+    width = 0.84 / len(results)
+    rows = []
+    for place, result in enumerate(results):
+        found = {summary["group"]: summary for summary in result.summaries}
+        summaries = [found[name] for name in names if name in found]
+        spots = np.array([_spot(names, s["group"]) for s in summaries]) + (place - (len(results) - 1) / 2) * width
+        values = [s["speedup"] for s in summaries]
+        axes.bar(spots, values, width * 0.96, label=group.labels[result], **looks[result.method].bar)
+        whiskers(axes, spots, values, yerr=_errors(summaries), capsize=min(2.5, 12 * width))
+        rows += [_row(group, result, s) | {"category": s["group"]} for s in summaries]
+        if bars <= MOST_LABELLED:
+            _label_bars(axes, spots, summaries)
+    one_line(axes)
+    axes.set_xticks([_spot(names, name) for name in names], [_wrapped(name) for name in names])
+    axes.set(ylabel="speedup", ylim=(0, None))
+    axes.margins(x=0.02)
+    axes.grid(axis="x", visible=False)
+    add_legend(figure, axes.get_legend_handles_labels()[0], LEGEND_COLUMNS)
+    about = "Speedup in each category and overall, with 95% intervals over the category's questions."
+    return Drawing(file_name("speedup-by-category", group, groups), figure, pd.DataFrame(rows), about, group.name)
+
+
+def whole(group: Group) -> list[Result]:
+    """A run of each method with all its parts: what ablations show has a figure of its own."""
+    return [result for result in group.typical if without(result) in (None, NOTHING)] or group.typical
+
+
+def _rows_of(entries: int) -> int:
+    return -(-entries // LEGEND_COLUMNS)
+
+
+def category_names(results: Sequence[Result]) -> list[str]:
+    """In Spec-Bench's order, others behind it, the overall one last."""
+    present = dict.fromkeys(s["group"] for result in results for s in result.categories)
+    known = [name for name in SPEC_BENCH_ORDER if name in present]
+    return [*known, *sorted(set(present) - set(known)), OVERALL]
+
+
+def _spot(names: Sequence[str], name: str) -> float:
+    """Where a category's bars stand; the overall ones a little apart."""
+    return names.index(name) + (0.25 if name == OVERALL else 0)
+
+
+def _label_bars(axes: Axes, spots: np.ndarray[Any, Any], summaries: Sequence[Summary]) -> None:
+    for spot, summary in zip(spots, summaries, strict=True):
+        top = max(summary["high"] or 0, summary["speedup"])
+        style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "bottom", "fontsize": 6.5}
+        axes.annotate(number(summary["speedup"]), (spot, top), (0, 2), bbox=PLATE, zorder=5, **style)
+
+
+def _wrapped(name: str, width: int = 13) -> str:
+    words = {"qa": "QA", "rag": "RAG", OVERALL: "Overall"}.get(name, name.replace("_", " "))
+    return "\n".join(textwrap.wrap(words, width))
+
+
+def radar(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
+    """The six categories of Spec-Bench around a circle."""
+    results = [r for r in whole(group) if set(SPEC_BENCH_ORDER) <= {s["group"] for s in r.categories}]
+    if not results:
+        raise LeftOut("needs the six categories of Spec-Bench")
+    figure = new_figure(
+        f"Speedup around Spec-Bench, {group.name}", conditions(results), 5.4, 6.4, _rows_of(len(results))
+    )
+    axes: Any = figure.subplots(subplot_kw={"projection": "polar"})
+    angles = np.linspace(0, 2 * np.pi, len(SPEC_BENCH_ORDER), endpoint=False)
+    rows = []
+    for result in results:
+        found = {summary["group"]: summary for summary in result.summaries}
+        values, look = [found[name]["speedup"] for name in SPEC_BENCH_ORDER], looks[result.method]
+        ring = [*angles, angles[0]], [*values, values[0]]
+        axes.plot(*ring, look.line, marker=look.marker, color=look.color, label=group.labels[result])
+        axes.fill(*ring, color=look.color, alpha=0.04)
+        rows += [_row(group, result, found[name]) | {"category": name} for name in SPEC_BENCH_ORDER]
+    axes.plot(np.linspace(0, 2 * np.pi, 200), np.ones(200), color=BLACK, linewidth=1, linestyle=(0, (4, 2)))
+    axes.set_theta_offset(np.pi / 2)
+    axes.set_theta_direction(-1)
+    axes.set_xticks(angles, [_wrapped(name, 24) for name in SPEC_BENCH_ORDER])
+    for label, angle in zip(axes.get_xticklabels(), angles, strict=True):
+        label.set_horizontalalignment({1: "left", -1: "right"}.get(int(np.sign(np.round(np.sin(angle), 6))), "center"))
+    axes.set_rlim(0, None)
+    axes.set_rlabel_position(30)
+    axes.spines["polar"].set_visible(False)
+    axes.yaxis.set_tick_params(labelsize=7)
+    add_legend(figure, axes.get_legend_handles_labels()[0], LEGEND_COLUMNS)
+    about = "Speedup in each of the six categories of Spec-Bench; the dashed circle is the baseline."
+    return Drawing(file_name("radar", group, groups), figure, pd.DataFrame(rows), about, group.name)
+
+
+def ablation_bars(groups: Sequence[Group], looks: Looks) -> Drawing:
+    """PEARL without its parts, from the folders of its ablations."""
+    sets = [found for group in groups for found in _ablations(group)]
+    if not sets:
+        raise LeftOut("needs runs of PEARL that differ in --without, on the same questions")
+    results = [result for _, _, members in sets for result in members]
+    figure = new_figure(
+        "What the parts of PEARL bring", f"{INTERVALS}\n{conditions(results)}", 3.3, max(7.2, 0.8 + 0.85 * len(results))
+    )
+    ratios = [len(members) + 0.5 for _, _, members in sets]
+    panels = figure.subplots(1, len(sets), sharey=True, squeeze=False, width_ratios=ratios)[0]
+    rows = []
+    for axes, (group, title, members) in zip(panels, sets, strict=True):
+        summaries = [result.overall for result in members if result.overall]
+        spots, values = np.arange(len(members)), [s["speedup"] for s in summaries]
+        for spot, result, value in zip(spots, members, values, strict=True):
+            whole = without(result) == NOTHING
+            axes.bar(spot, value, 0.62, **looks[result.method].bar | {"alpha": 1 if whole else 0.55})
+        whiskers(axes, spots, values, yerr=_errors(summaries))
+        _label_bars(axes, spots, summaries)
+        one_line(axes)
+        axes.set_xticks(spots, [ABLATION[str(without(result))] for result in members])
+        axes.set(title="\n".join(textwrap.wrap(title, 12 * len(members))), xlim=(-0.6, len(members) - 0.4))
+        axes.grid(axis="x", visible=False)
+        rows += [_row(group, r, s) | {"without": without(r)} for r, s in zip(members, summaries, strict=True)]
+    panels[0].set(ylabel="speedup", ylim=(0, None))
+    about = "PEARL, and PEARL without pre-verify, post-verify or both, each over the baseline of its own launch."
+    return Drawing("ablation", figure, pd.DataFrame(rows), about)
+
+
+def _ablations(group: Group) -> list[tuple[Group, str, list[Result]]]:
+    """Runs that differ in what they leave out only: at least two of them, the full method last. Of several that are
+    alike in this too, as where a sweep has the full method as well, the one with most of the others in its folder."""
+    alike: dict[str, list[Result]] = {}
+    for result in group.measured:
+        if without(result) in ABLATION:
+            others = [f"{name} {value}" for name, value in result.options.items() if name != "without"]
+            alike.setdefault(", ".join([result.method, *others]), []).append(result)
+    found = [(f"{group.name}: {title}", _one_of_each(members)) for title, members in alike.items()]
+    return [(group, title, members) for title, members in found if len(members) > 1]
+
+
+def _one_of_each(results: Sequence[Result]) -> list[Result]:
+    together = Counter(result.folder for result in results)
+    chosen = {without(result): result for result in sorted(results, key=lambda r: together[r.folder])}
+    return [chosen[part] for part in ABLATION if part in chosen]
