@@ -167,7 +167,7 @@ def test_timeline(drawings: dict[str, Drawing], groups: list[Group]) -> None:
     assert set(data["run"]) == {"sps, gamma 5", "pearl, gamma auto"}
     for label, its_rows in data.groupby("run"):
         lengths = result_of(groups, str(label)).run.answers[0].choices[0].accept_lengths
-        assert list(its_rows.query("work == 'decided'")["tokens"]) == lengths[1:9]
+        assert list(its_rows.query("work == 'decided'")["tokens"]) == list(lengths[1:9])
         assert its_rows["begin_ms"].min() == 0 and its_rows["round"].max() == 8
     sps, pearl = (data.query(f"run == '{run}'") for run in ("sps, gamma 5", "pearl, gamma auto"))
     assert sps.query("work == 'verify'")["begin_ms"].iloc[0] == pytest.approx(5 * DRAFT * 1e3)

@@ -1,4 +1,4 @@
-"""The lists of numbers in answers as arrays, a tenth of the size: many thousands of answers then fit into memory.
+"""The lists of numbers in answers as arrays, a fraction of the size: many thousands of answers then fit into memory.
 
 Used by `evaluation/speed.py`, which reads of them what lists give too: their length, their items and their sum.
 """
@@ -29,7 +29,7 @@ def _replace(choice: Choice, key: str, value: object) -> None:
 
 def packed(numbers: Sequence[float]) -> Sequence[float]:
     """The same numbers in the narrowest array that holds them, as they are where none does."""
-    for kind in "Biq":
+    for kind in "iq":  # none so narrow that a sum of two of its numbers would overflow in numpy
         try:
             return array(kind, numbers)
         except (OverflowError, TypeError):  # too large for it, or not whole
