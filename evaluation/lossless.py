@@ -16,8 +16,8 @@ from rich.text import Text
 
 from evaluation.launch.arguments import count
 from evaluation.launch.config import RunConfig, add_conditions, configure
+from evaluation.launch.measure import check, spoken
 from evaluation.launch.processes import launched
-from evaluation.run import check, spoken
 from evaluation.show.tables import terminal
 from methods import get_method
 from methods.errors import UserError, command_line

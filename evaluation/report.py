@@ -7,41 +7,17 @@ status is 1 if a condition of --fail-on holds.
 """
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
 from evaluation.answers.header import any_path
-from methods.errors import UserError, command_line
+from evaluation.show.write import FIGURES, WRITTEN_BY, check_output, write_report
+from methods.errors import command_line
 
 if TYPE_CHECKING:
-    from evaluation.show.page import Report
-
-MARKDOWN, HTML, FIGURES = "REPORT.md", "report.html", "figures"
-WRITTEN_BY = "Written by evaluation/report.py"  # REPORT.md says so in its first lines
-
-
-def write_report(report: "Report", output: Path) -> list[Path]:
-    """REPORT.md and report.html. Raises UserError where they cannot be written."""
-    from evaluation.show.document import to_html, to_markdown
-
-    blocks = list(report.blocks())
-    paths = [output / MARKDOWN, output / HTML]
-    try:
-        paths[0].write_text(to_markdown(blocks, output), encoding="utf-8")
-        paths[1].write_text(to_html(f"Results: {report.folder.resolve().name}", blocks), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}; choose another --output") from None
-    return paths
-
-
-def check_output(output: Path) -> None:
-    """Nobody's own REPORT.md is written over."""
-    path = output / MARKDOWN
-    if path.is_file() and WRITTEN_BY not in path.read_text(encoding="utf-8", errors="replace"):
-        raise UserError(f"{path} was not written by this command; move it, or choose another --output")
+    pass
 
 
 def main() -> int:
@@ -63,10 +39,10 @@ def main() -> int:
     parser.add_argument("--trace", metavar="FILE", type=any_path, help="trace of one of the runs, for a timeline")
     options = parser.parse_args()
 
+    from evaluation.answers.trace import read_trace
     from evaluation.judge.change import pair_runs
     from evaluation.judge.gates import judge, parse_gate
     from evaluation.judge.groups import read_groups
-    from evaluation.judge.timeline import read_trace
 
     gates = [parse_gate(text) for text in options.fail_on]
     output = options.output or options.folder
@@ -77,7 +53,7 @@ def main() -> int:
     pairings = pair_runs(groups, earlier) if options.compare else []
     outcomes = [judge(gate, groups, pairings) for gate in gates]
 
-    from evaluation.plot import draw
+    from evaluation.show.figures.draw import draw
     from evaluation.show.page import Report
 
     drawings, left_out = draw(groups, trace)

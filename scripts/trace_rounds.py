@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 from rich.table import Table
 
-from evaluation.judge.timeline import TracedSpan, read_trace
+from evaluation.answers.trace import TracedSpan, read_trace
 from methods.errors import command_line
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.answers.record import Answer
-from evaluation.answers.trace import Trace
+from evaluation.answers.trace import TraceWriter
 from evaluation.launch.worker import to_choice
 from methods.base import Generation, Limits, Span, Step
 from tests.answer_files import header, write
@@ -102,7 +102,7 @@ def write_runs(
     """A results folder with the runs and a baseline, one launch. `changes` go into all headers."""
     names = ["autoregressive", *(run.method for run in runs)]
     about = {"methods": names, "git_commit": "0123456789" * 4, "questions": questions} | changes
-    traced = Trace(trace) if trace else None
+    traced = TraceWriter(trace) if trace else None
     place = folder / str(about.get("benchmark", "mini_bench")) / str(about.get("pair", "tiny"))
     for run in (Simulated("autoregressive", {}, verify=runs[0].verify if runs else 0.02), *runs):
         answers = []

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from evaluation.launch import hub
 from evaluation.launch.benchmarks import load_questions
 from evaluation.launch.config import RunConfig, all_options, parse
-from evaluation.run import check
+from evaluation.launch.measure import check
 from methods import METHODS
 from methods.errors import UserError, command_line, nearest
 from methods.pairs import get_pair, own_pair

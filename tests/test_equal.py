@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from evaluation.answers.record import Answer
-from evaluation.equal import Comparison, compare, main
+from evaluation.equal import main
+from evaluation.judge.equality import Comparison, compare
 from methods.errors import UserError
 from tests.answer_files import answer, choice, header, run_script, write, write_spec_bench
 

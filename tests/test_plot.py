@@ -11,16 +11,19 @@ import matplotlib.image
 import pandas as pd
 import pytest
 
+from evaluation.answers.trace import read_trace
 from evaluation.judge import stats
+from evaluation.judge.categories import SPEC_BENCH_ORDER
+from evaluation.judge.compare import pair_files
 from evaluation.judge.fit import decode_speedup, pace, predicted_speedup, window
 from evaluation.judge.groups import Group, LeftOut, Result, conditions, read_groups
-from evaluation.judge.timeline import read_trace
-from evaluation.plot import draw, main
+from evaluation.judge.summary import summarize, summarize_by_category
+from evaluation.plot import main
+from evaluation.show.figures.draw import draw
 from evaluation.show.figures.rounds import run_lengths
 from evaluation.show.figures.speed import file_name, speedup_bars
 from evaluation.show.figures.style import Drawing, looks
 from evaluation.show.figures.theory import advantage
-from evaluation.speed import SPEC_BENCH_ORDER, pair_files, summarize, summarize_by_category
 from methods import theory
 from methods.errors import UserError
 from tests.answer_files import choice, header, run_script, write

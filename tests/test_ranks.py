@@ -16,8 +16,9 @@ from trace_rounds import rounds
 
 from evaluation.answers.header import read_header
 from evaluation.answers.record import read_answers
+from evaluation.answers.trace import read_trace
 from evaluation.judge.groups import read_groups
-from evaluation.judge.timeline import read_trace, spans_of
+from evaluation.judge.timeline import spans_of
 from methods.paths import ROOT
 from tests.tiny import save_draft, save_model
 

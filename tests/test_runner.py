@@ -14,7 +14,8 @@ import pytest
 from evaluation.answers.header import read_header
 from evaluation.answers.record import read_answers
 from evaluation.launch.config import parse
-from evaluation.run import main, open_session
+from evaluation.launch.measure import open_session
+from evaluation.run import main
 from methods.errors import command_line
 from methods.paths import ROOT
 from tests.tiny import save_model

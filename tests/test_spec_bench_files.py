@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from evaluation.equal import compare
-from evaluation.speed import show, summarize, summarize_by_category
+from evaluation.judge.equality import compare
+from evaluation.judge.summary import summarize, summarize_by_category
+from evaluation.speed import show
 from tests.answer_files import answer, choice, header, run_script, write
 from tests.tiny import save_tokenizer
 

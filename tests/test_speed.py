@@ -12,8 +12,10 @@ import pytest
 from evaluation.answers.header import UNSET, Header, header_path
 from evaluation.answers.packing import packed as numbers
 from evaluation.answers.record import Answer, read_answers
+from evaluation.answers.run import Run
+from evaluation.judge.categories import CONVERSATION
+from evaluation.judge.summary import summarize, summarize_by_category
 from evaluation.judge.wording import changed, shares_of_machine
-from evaluation.speed import CONVERSATION, Run, summarize, summarize_by_category
 from methods.errors import UserError
 from tests.answer_files import answer, choice, header, in_terminal, run_script, write, write_spec_bench
 

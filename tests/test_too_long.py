@@ -8,15 +8,15 @@ import pytest
 
 from evaluation.answers.header import read_header
 from evaluation.answers.record import Answer, Choice, read_answers
-from evaluation.equal import compare
-from evaluation.judge.change import compare_folders
+from evaluation.judge.equality import compare
 from evaluation.judge.groups import read_groups
+from evaluation.judge.summary import summarize, summarize_by_category
 from evaluation.launch.config import parse
 from evaluation.launch.worker import to_choice
-from evaluation.plot import draw
 from evaluation.report import main as report
 from evaluation.run import run
-from evaluation.speed import summarize, summarize_by_category
+from evaluation.show.change import compare_folders
+from evaluation.show.figures.draw import draw
 from methods.base import Generation
 from methods.errors import UserError
 from tests.answer_files import answer, choice, header, write

@@ -3,7 +3,7 @@
 import pytest
 from trace_rounds import Round, rounds
 
-from evaluation.judge.timeline import TracedSpan
+from evaluation.answers.trace import TracedSpan
 
 
 def test_a_round_is_what_one_rank_or_the_other_does_and_what_nobody_does() -> None:

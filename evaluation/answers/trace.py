@@ -1,18 +1,22 @@
-"""What each rank did and when, in Chrome's trace event format, for chrome://tracing or ui.perfetto.dev."""
+"""Trace files: what each rank did and when, in Chrome's trace event format, for chrome://tracing or ui.perfetto.dev."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.answers.header import read_file, uncompressed
 from evaluation.answers.record import QuestionId
-from evaluation.launch.ranks import Ranks, gather
 from methods.base import Generation
 from methods.errors import UserError
 
-ROLES = ("target", "draft")
+RANKS = ("target", "draft")
+MICRO = 1e-6
+Turn = tuple[Any, int]  # question, turn
 
 
-class Trace:
+class TraceWriter:
     """The spans of all answers of a launch, one process per rank, one thread per method; times in microseconds of the
     monotonic clock of their rank's node."""
 
@@ -32,17 +36,17 @@ class Trace:
     def _place(self, role: str, method: str) -> dict[str, int]:
         """Its process and thread, which are named when they are first used."""
         thread = self._threads.setdefault(method, len(self._threads))
-        place = {"pid": self.replica * len(ROLES) + ROLES.index(role), "tid": thread}
+        place = {"pid": self.replica * len(RANKS) + RANKS.index(role), "tid": thread}
         if (role, method) not in self._named:
             self._named.add((role, method))
             names = {"process_name": f"replica {self.replica}, {role}", "thread_name": method}
             self.events += [{"name": key, "ph": "M", **place, "args": {"name": name}} for key, name in names.items()]
         return place
 
-    def collect(self, ranks: Ranks) -> None:
-        """Gather the spans of all replicas and write them. All ranks must call it."""
-        self.events = gather(ranks, self.events)
-        if ranks.rank == 0:
+    def collect(self, gather: Callable[[list[Any]], list[Any]], writes: bool) -> None:
+        """Gather the spans of all replicas; the rank that `writes` puts them down. All ranks must call it."""
+        self.events = gather(self.events)
+        if writes:
             self.write()
 
     def write(self) -> None:
@@ -52,3 +56,59 @@ class Trace:
             self.path.write_text(json.dumps({"traceEvents": self.events, "displayTimeUnit": "ms"}))
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}; choose another --trace") from None
+
+
+@dataclass(frozen=True)
+class TracedSpan:
+    """What a rank did from `begin` to `end`, in seconds."""
+
+    rank: str  # one of RANKS
+    work: str  # "draft", "verify" or "wait"
+    begin: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.begin
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A trace file: the spans of each method's answers, in the order in which they were entered."""
+
+    path: Path
+    answers: dict[str, dict[Turn, list[TracedSpan]]]
+
+
+def read_trace(path: str | Path) -> Trace:
+    """Raises UserError where it cannot be read, or is no trace of a run."""
+    from evaluation.answers.schema import parse_trace
+
+    path = Path(path)
+    try:
+        answers = _answers(parse_trace(read_file(uncompressed(path))))
+    except ValueError as error:
+        raise UserError(f"{path} is not a trace as a run with --trace writes it ({error}); name such a file") from None
+    if not answers:
+        raise UserError(f"{path} holds no spans; name the trace of a run that answered a question")
+    return Trace(path, answers)
+
+
+def _answers(events: list[dict[str, Any]]) -> dict[str, dict[Turn, list[TracedSpan]]]:
+    """The spans by method and turn. Raises ValueError for one of a rank or method that has no name."""
+    ranks = {e["pid"]: e["args"]["name"].rpartition(" ")[2] for e in events if e["name"] == "process_name"}
+    methods = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    answers: dict[str, dict[Turn, list[TracedSpan]]] = {}
+    for number, event in enumerate(events):
+        if event["ph"] != "X":
+            continue
+        rank, method = ranks.get(event["pid"]), methods.get((event["pid"], event["tid"]))
+        if rank not in RANKS or method is None:
+            raise ValueError(f"traceEvents[{number}] is of a rank or a method that the file does not name")
+        if rank == "draft" and event["name"] != "draft":
+            raise ValueError(f"traceEvents[{number}] has the draft's rank {event['name']}, which is the target's work")
+        begin, seconds = event["ts"] * MICRO, event["dur"] * MICRO
+        turn = event["args"]["question"], event["args"]["turn"]
+        spans = answers.setdefault(method, {}).setdefault(turn, [])
+        spans.append(TracedSpan(rank, event["name"], begin, begin + seconds))
+    return answers

@@ -90,7 +90,7 @@ def predicted_speedup(result: Result, measured: Pace) -> float:
 @cache
 def decode_speedup(result: Result) -> stats.Speedup:
     """The measured speedup with prefill left out of both sides, which the theory does not know, and its interval."""
-    from evaluation.speed import pair_files
+    from evaluation.judge.compare import pair_files
 
     if result.base_path is None:
         raise LeftOut(f"{result.method} has no baseline beside it")

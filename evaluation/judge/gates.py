@@ -5,8 +5,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evaluation.equal import Comparison, compare
 from evaluation.judge.change import Pairing
+from evaluation.judge.equality import Comparison, compare
 from evaluation.judge.groups import Group, Result
 from methods import BASELINE
 from methods.errors import UserError, nearest

@@ -13,9 +13,11 @@ from typing import Any
 
 from evaluation.answers.header import Header, compressed, read_header
 from evaluation.answers.record import Choice
+from evaluation.answers.run import Run
+from evaluation.judge.categories import OVERALL
+from evaluation.judge.compare import SAME_WORK
+from evaluation.judge.summary import Summary, summarize_by_category
 from evaluation.judge.wording import counted
-from evaluation.show.tables import OVERALL, Summary
-from evaluation.speed import SAME_WORK, Run, summarize_by_category
 from methods import BASELINE, METHODS
 from methods.errors import UserError
 

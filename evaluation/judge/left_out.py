@@ -12,7 +12,7 @@ from methods.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from evaluation.speed import Run
+    from evaluation.answers.run import Run
 
 SHORTEST = 1e-9  # seconds: no clock tells shorter ones
 Turn = tuple[QuestionId, int, int]  # question, turn, repeat

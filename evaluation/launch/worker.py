@@ -7,7 +7,7 @@ from typing import Any
 
 from evaluation.answers.header import SCHEMA_VERSION
 from evaluation.answers.record import Answer, Choice
-from evaluation.answers.trace import Trace
+from evaluation.answers.trace import TraceWriter
 from evaluation.launch.benchmarks import Benchmark, Question
 from evaluation.launch.config import RunConfig
 from evaluation.launch.prompts import Prompter, decode, eos_ids
@@ -39,7 +39,7 @@ class Session:
     ranks: Ranks
     share: Share
     link: Link | None = None
-    trace: Trace | None = None
+    trace: TraceWriter | None = None
     _with_drafts: dict[str | None, Models] = field(default_factory=dict)
 
     @cached_property

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 
 from evaluation.answers.record import Answer, read_answers
-from evaluation.equal import compare, report
+from evaluation.judge.equality import compare
 from evaluation.judge.stats import holm
 from evaluation.launch.benchmarks import Question
 from evaluation.launch.config import RunConfig
+from evaluation.launch.measure import answer, answer_path, open_session, spoken, start
 from evaluation.proof.audit import auditing
 from evaluation.proof.goodness import Groups, group, next_token, p_value, samples_needed, uniformity
 from evaluation.proof.tiny_pair import TOKENS as TINY_TOKENS
 from evaluation.proof.tiny_pair import enumerate_method
-from evaluation.run import answer, answer_path, open_session, spoken, start
+from evaluation.show.equality import report
 from methods import BASELINE, get_method
 from methods.engine.sampling import Sampling
 from methods.errors import RunError, UserError

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from evaluation.equal import Comparison
 from evaluation.judge.change import Pairing, headline, interval_words
+from evaluation.judge.equality import Comparison
 from evaluation.judge.gates import Outcome, compare_all
 from evaluation.judge.groups import Group, Result, conditions
+from evaluation.judge.summary import Summary
 from evaluation.judge.wording import counted
 from evaluation.show.document import Block, Bullets, Cell, Figure, Heading, Table, Text
 from evaluation.show.figures.speed import category_names
 from evaluation.show.figures.style import Drawing
-from evaluation.show.tables import Summary
 from methods import BASELINE
 
 SHOWN_FAILURES = 50

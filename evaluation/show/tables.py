@@ -2,17 +2,17 @@
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-Summary = dict[str, Any]
+from evaluation.judge.categories import OVERALL
+from evaluation.judge.summary import Summary
+
 Column = tuple[str, Callable[[Summary], str | Text | None]]  # its name, and its cell of a row: None where unknown
 
-OVERALL = "overall"
 POSITIONS_SHOWN = 4
 WIDER_THAN_ANY = 10_000  # columns of a terminal
 

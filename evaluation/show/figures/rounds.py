@@ -11,10 +11,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from evaluation.answers.record import Choice
+from evaluation.answers.trace import Trace, TracedSpan, Turn
 from evaluation.judge import stats
 from evaluation.judge.fit import rounds, schedule
 from evaluation.judge.groups import Group, LeftOut, Result, conditions
-from evaluation.judge.timeline import Trace, TracedSpan, Turn, spans_of
+from evaluation.judge.timeline import spans_of
 from evaluation.show.figures.speed import Looks, file_name, whole
 from evaluation.show.figures.style import BLUE, FAINT, GREY, ORANGE, SMALL, Drawing, Look, add_legend, new_figure
 from methods.theory import SCHEDULES

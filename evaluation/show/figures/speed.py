@@ -12,8 +12,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from evaluation.judge.categories import OVERALL, SPEC_BENCH_ORDER
 from evaluation.judge.fit import BOTH, NOTHING, POST_VERIFY, PRE_VERIFY, without
 from evaluation.judge.groups import Group, LeftOut, Result, conditions
+from evaluation.judge.summary import Summary
 from evaluation.show.figures.style import (
     BLACK,
     PLATE,
@@ -26,8 +28,6 @@ from evaluation.show.figures.style import (
     slug,
     whiskers,
 )
-from evaluation.show.tables import OVERALL, Summary
-from evaluation.speed import SPEC_BENCH_ORDER
 
 Looks = Mapping[str, Look]
 INTERVALS = "Bars: tokens per second over the baseline's. Whiskers: 95% interval over questions."

@@ -131,7 +131,7 @@ def _closed_form(result: Result) -> Callable[[float, float, float], float] | Non
 
 def _baseline_rate(result: Result) -> float:
     """Tokens per second of the baseline, prefill left out."""
-    from evaluation.speed import pair_files
+    from evaluation.judge.compare import pair_files
 
     pairs = pair_files(result.run.path, result.base_path or "").pairs
     return float(pairs["decode_tokens_base"].sum() / pairs["decode_time_base"].sum())

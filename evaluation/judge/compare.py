@@ -1,0 +1,118 @@
+"""Two runs side by side: whether they may be compared, and their pairs of measurements."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evaluation.answers.header import header_differences
+from evaluation.answers.record import Answer, Choice, QuestionId
+from evaluation.answers.run import Run
+from evaluation.judge.categories import _belongs, _groups
+from evaluation.judge.left_out import (
+    lacking_notes,
+    left_out_notes,
+    nothing_to_compare,
+    refuse_zeros,
+    share_categories,
+    turns_too_long,
+)
+from evaluation.judge.wording import shares_of_machine, valued
+from methods.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+# Runs that differ in one of these did other work, or did it elsewhere: the ratio of their times would mean nothing.
+SAME_WORK = {"benchmark", "benchmark_sha256", "target", "dtype", "sampling", "max_new_tokens", "eos_token_ids"}
+
+
+SAME_WORK |= {"template", "cpu", "gpu"}
+
+
+SAME_LAUNCH = ("methods", "created")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method's run beside the baseline's, and what a reader must know about the two."""
+
+    method: Run
+    baseline: Run
+    pairs: "pd.DataFrame"  # as `stats.pair_answers` gives it, with a column "group"
+    questions: set[QuestionId]  # that were to be compared, whether or not they could be
+    too_long: int  # of these questions: how many do not fit the context
+    interleaved: bool
+    notes: list[str]
+
+    def lines(self, group: str) -> tuple[list[Answer], list[Answer]]:
+        """What both files hold of the questions in a group, failed answers and those without a partner included."""
+        runs = [run.answers.items() for run in (self.method, self.baseline)]
+        ours, theirs = ([a for q, a in run if q in self.questions and _belongs(a.category, group)] for run in runs)
+        return ours, theirs
+
+
+def pair_files(
+    method_path: str | Path, base_path: str | Path, question_ids: Collection[QuestionId] | None = None
+) -> Comparison:
+    """Read and pair two answer files. Raises UserError, one sentence, where a comparison would mean nothing."""
+    from evaluation.judge.stats import KEYS, pair_answers
+
+    method, base = share_categories(Run.read(method_path), Run.read(base_path))
+    if not method.questions & base.questions:
+        example = " and ".join(repr(next(iter(run.answers))) for run in (method, base))
+        raise UserError(
+            f"{method.path} and {base.path} have no question in common (they begin with {example}); "
+            "name two answer files of the same benchmark"
+        )
+    notes = _compare_headers(method, base)
+    wanted = method.questions | base.questions if question_ids is None else set(question_ids)
+    common = method.finished & base.finished & wanted
+    pairs = pair_answers(*([run.answers[q] for q in run.answers if q in common] for run in (method, base)))
+    too_long = turns_too_long(method, base, wanted)
+    pairs = pairs[[not too_long[turn] for turn in zip(*(pairs[key] for key in KEYS), strict=True)]]
+    if pairs.empty:
+        raise UserError(nothing_to_compare(method, base, wanted))
+    refuse_zeros(method, base, pairs)
+    pairs["group"] = _groups(pairs["category"])
+    notes += left_out_notes(method, base, wanted, too_long, len(pairs))
+    notes += lacking_notes(method, base, paired_choices(method, pairs))
+    unfit = len((method.too_long | base.too_long) & wanted)
+    return Comparison(method, base, pairs, wanted, unfit, _interleaved(method, base), notes)
+
+
+def _compare_headers(method: Run, base: Run) -> list[str]:
+    """Notes on conditions that differ or are unknown. UserError where the work or the machine was another."""
+    notes = []
+    if method.header is None or base.header is None:
+        missing = " and ".join(str(run.path) for run in (method, base) if run.header is None)
+        notes.append(
+            f"conditions not checked: no run header beside {missing}, so whether times include prefill is unknown"
+        )
+    else:
+        differences = header_differences(method.header, base.header)
+        named = {
+            key: f"{key} is {valued(ours)} in one, {valued(theirs)} in the other"
+            for key, (ours, theirs) in differences.items()
+        }
+        if fatal := [text for key, text in named.items() if key.split(".")[0] in SAME_WORK]:
+            raise UserError(
+                f"{method.path} and {base.path} cannot be compared: {', '.join(fatal)}; measure both the same way"
+            )
+        shares = shares_of_machine(method.header, base.header)  # may differ on purpose: told, not refused
+        notes += [f"not the same share of the machine: {share}" for share in shares]
+    if not _interleaved(method, base):
+        notes.append("not interleaved: the files are not of one launch, so drift of the machine is not in the interval")
+    return notes
+
+
+def _interleaved(method: Run, base: Run) -> bool:
+    """Whether one launch measured both, taking turns: then the machine was the same for both, question by question."""
+    ours, theirs = method.header, base.header
+    return ours is not None and theirs is not None and all(ours.get(k) == theirs.get(k) for k in SAME_LAUNCH)
+
+
+def paired_choices(run: Run, pairs: "pd.DataFrame") -> list[Choice]:
+    paired = set(zip(pairs["question"], pairs["repeat"], strict=True))
+    return [c for q, answer in run.answers.items() for c in answer.choices if (q, c.index) in paired]

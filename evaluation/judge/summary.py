@@ -1,0 +1,115 @@
+"""The figures of a method against its baseline, overall and by category."""
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evaluation.answers.header import Header
+from evaluation.answers.record import QuestionId
+from evaluation.answers.run import Run
+from evaluation.judge.categories import OVERALL, SPEC_BENCH_ORDER
+from evaluation.judge.compare import (
+    Comparison,
+    pair_files,
+    paired_choices,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+Summary = dict[str, Any]
+
+
+Count = Callable[[str], int]  # the tokens of a text, as Spec-Bench's script counts them
+
+
+def summarize(
+    method_path: str | Path,
+    base_path: str | Path,
+    question_ids: Collection[QuestionId] | None = None,
+    count: Count | None = None,
+) -> Summary:
+    """The overall figures of a method against its baseline, on their common questions or on `question_ids` alone.
+
+    Rates are tokens per second, prefill included; a figure the files do not record is None. `count`: of the baseline's
+    tokens, for Spec-Bench's own figure. Raises UserError where the two files cannot be compared.
+    """
+    comparison = pair_files(method_path, base_path, question_ids)
+    return _summary(comparison, OVERALL, comparison.pairs, count)
+
+
+def summarize_by_category(method_path: str | Path, base_path: str | Path, count: Count | None = None) -> list[Summary]:
+    """One summary for each category, those of MT-bench taken as one as Spec-Bench does, then the overall one."""
+    comparison = pair_files(method_path, base_path)
+    groups = dict(list(comparison.pairs.groupby("group")))
+    known = [group for group in SPEC_BENCH_ORDER if group in groups]
+    order = known + sorted(set(groups) - set(known))
+    parts = [(group, groups[group]) for group in order]
+    return [_summary(comparison, group, pairs, count) for group, pairs in [*parts, (OVERALL, comparison.pairs)]]
+
+
+def _summary(comparison: Comparison, group: str, pairs: "pd.DataFrame", count: Count | None) -> Summary:
+    from evaluation.judge import stats
+
+    method, base = comparison.method, comparison.baseline
+    result = stats.speedup(pairs)
+    choices = paired_choices(method, pairs)
+    drafted = stats.drafted_tokens(choices)
+    header = method.header or {}
+    return {
+        "method": method.label,
+        "baseline": base.label,
+        "pair": header.get("pair"),
+        "benchmark": header.get("benchmark"),
+        "group": group,
+        "conditions": _conditions(base.header or header),
+        "questions": result.questions,
+        "tokens_per_second": float(pairs["tokens"].sum() / pairs["time"].sum()),
+        "baseline_tokens_per_second": float(pairs["tokens_base"].sum() / pairs["time_base"].sum()),
+        "floor_tokens_per_second": _floor(method, base),
+        "speedup": result.ratio,
+        "low": result.low,
+        "high": result.high,
+        "significant": result.significant,
+        "geometric_mean": result.geometric_mean,
+        "decode_speedup": stats.decode_speedup(pairs),
+        "spec_bench_speedup": stats.spec_bench_speedup(*comparison.lines(group), count),
+        "mat": stats.mean_accept_length(choices),
+        "passes": sum(len(choice.accept_lengths) for choice in choices) or None,
+        "draft_seconds_per_pass": stats.seconds_per_pass(choices, "draft_time"),
+        "verify_seconds_per_pass": stats.seconds_per_pass(choices, "verify_time"),
+        "wait_seconds_per_pass": stats.seconds_per_pass(choices, "wait_time"),
+        "run_length": stats.run_length(choices),
+        "acceptance_rate": stats.acceptance_rate(choices),
+        "drafted": drafted,
+        "drafted_per_token": None if drafted is None else float(drafted / pairs["tokens"].sum()),
+        "acceptance_by_position": stats.acceptance_by_position(choices),
+        "repetition": stats.repetition_share(choices),
+        "too_long": comparison.too_long,
+        "interleaved": comparison.interleaved,
+        "notes": comparison.notes,
+    }
+
+
+def _conditions(header: Header) -> str:
+    """What was run, in words for a title, threads as the baseline had them; says so where it is not known."""
+    if not header:
+        return "conditions unknown: no run header"
+    sampling = header["sampling"]
+    drawn = [f"{name} {sampling[name]:g}" for name in ("temperature", "top_k", "top_p") if sampling.get(name)]
+    words = [
+        header["pair"],
+        header["benchmark"],
+        header["dtype"],
+        " ".join(drawn) if sampling["temperature"] else "greedy",
+    ]
+    words.append(f"at most {header['max_new_tokens']} new tokens")
+    threads = header.get("threads")
+    return ", ".join(words + ([f"{threads} thread{'s' * (threads > 1)}"] if threads else []))
+
+
+def _floor(*runs: Run) -> float | None:
+    """Tokens per second if each token cost one reading of the target's weights, where a header has measured it."""
+    seconds = [run.header.get("floor_seconds_per_token") for run in runs if run.header]
+    return next((1 / s for s in seconds if s), None)

@@ -1,0 +1,183 @@
+"""One launch: from its configuration to answer files, by all methods in turn."""
+
+import os
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from evaluation.answers.header import answers_of
+from evaluation.launch.config import RunConfig
+from evaluation.launch.hub import is_hub_id, look_for_model
+from evaluation.launch.processes import launch, launched, run_rank
+from evaluation.launch.progress import Tally, progress
+from methods import get_method
+from methods.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from evaluation.answers.record import Choice
+    from evaluation.launch.benchmarks import Question
+    from evaluation.launch.parts import Store
+    from evaluation.launch.worker import Session
+
+
+def start(config: RunConfig, job: Callable[[RunConfig], int]) -> int:
+    """Do `job` in as many processes as the methods need, this one where it is enough, and return the exit status.
+    A process of an outer launcher does its part and ends here."""
+    processes = config.ranks * config.replicas
+    if launched():
+        run_rank(partial(job, config))
+    if processes == 1:
+        return job(config)
+    return launch(partial(job, config), processes)
+
+
+def check(config: RunConfig) -> None:
+    """Find the user's mistakes before anything is loaded or started, so that each is told at once, and once."""
+    from evaluation.launch.benchmarks import load_questions
+    from evaluation.launch.ranks import choose_device, patience
+    from methods.models import Models
+
+    load_questions(config.benchmark, config.questions, config.limit)
+    check_dtype(config.dtype, choose_device(config.device))
+    check_writable(config.folder)
+    patience()
+    drafts = {(config.draft_of(spec), spec.weights == "sorted") for spec in config.specs if spec.weights}
+    for source in dict.fromkeys([config.pair.target, *(draft for draft, _ in drafts if draft)]):
+        if is_hub_id(source):
+            look_for_model(source)
+    _ = Models(config.pair.target, None, config.dtype, []).target_checkpoint.config
+    for draft, exits in drafts:
+        models = Models(config.pair.target, draft, config.dtype, [])
+        _ = models.draft_exits if exits else models.draft_checkpoint
+
+
+def check_dtype(dtype: str, device: str) -> None:
+    if dtype == "float16" and device == "cpu":
+        raise UserError("float16 runs on CUDA only; on CPU choose --dtype bfloat16 or float32")
+
+
+def check_writable(folder: Path) -> None:
+    """Nothing is made before there is something to write."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"cannot write answers into {folder}: {there} is no folder that can be written; choose --output"
+        )
+
+
+def spoken(rank: int) -> Console:
+    """Where a run says how it goes: one voice for all ranks. Names are printed as they are, brackets included."""
+    return Console(stderr=True, highlight=False, markup=False, quiet=rank != 0)
+
+
+def open_session(config: RunConfig) -> "Session":
+    """Questions, ranks and devices of this process; models are loaded when they are first needed."""
+    from evaluation.launch.benchmarks import load_questions
+    from evaluation.launch.ranks import choose_device, join_ranks, open_link, take_share
+    from evaluation.launch.worker import Session
+
+    benchmark = load_questions(config.benchmark, config.questions, config.limit)
+    device = choose_device(config.device)
+    ranks = join_ranks(config.ranks)
+    if config.replicas not in (1, ranks.replicas):
+        raise UserError(f"expected {config.replicas} replicas, got the processes of {ranks.replicas} from the launcher")
+    return Session(config, benchmark, ranks, take_share(ranks, device, config.threads), open_link(ranks))
+
+
+def answer(session: "Session", console: Console) -> Counter[str]:
+    """Answer by all methods what has no answer yet. Every rank must call it; rank 0 learns what failed, per method."""
+    from evaluation.answers.trace import TraceWriter
+    from evaluation.launch.parts import Store
+    from evaluation.launch.ranks import gather
+
+    config, ranks = session.config, session.ranks
+    if config.trace is not None:
+        session.trace = TraceWriter(config.trace, ranks.replica)
+        session.trace.collect(
+            partial(gather, ranks), ranks.rank == 0
+        )  # where it cannot be written, the user learns so before the run
+    headers = {spec.name: session.header(spec) for spec in config.specs} if ranks.leads else {}
+    with Store(config.folder, headers, ranks) as store:
+        open_questions = [q for q in session.benchmark.questions if store.missing(q.question_id)]
+        share = open_questions[ranks.replica :: ranks.replicas]
+        if share and ranks.leads:
+            measure(session, store, share, console)
+        elif share:
+            session.serve()
+        session.close()
+        store.collect()
+        if session.trace is not None:
+            session.trace.collect(partial(gather, ranks), ranks.rank == 0)
+        return store.failures()
+
+
+def describe(config: RunConfig, questions: int) -> str:
+    """One paragraph on what will be measured, defaults included."""
+    c = config
+    chosen = f"temperature {c.temperature:g}, top-k {c.top_k}, top-p {c.top_p:g}" if c.temperature else "greedy"
+    options = [
+        f"{spec.name} {name} {value}"
+        for spec in c.specs
+        for name, value in c.options_of(spec).items()
+        if name not in spec.fixed  # which its name tells
+    ]
+    drafters: dict[str | None, list[str]] = {}
+    for spec in c.specs:
+        if spec.weights:
+            drafters.setdefault(c.draft_of(spec), []).append(spec.name)
+    lines = [
+        f"{', '.join(c.methods)} on {c.pair.name}",
+        f"target {c.pair.target}" + "".join(f", draft {d} for {', '.join(by)}" for d, by in drafters.items()),
+        f"{c.benchmark}: {questions} questions, at most {c.max_new_tokens} new tokens, prompt form {c.template}",
+        f"{c.dtype}, {chosen}, seed {c.seed}" + "".join(f", {option}" for option in options),
+        f"answers in {c.folder}",
+    ]
+    return "\n".join(lines)
+
+
+def measure(session: "Session", store: "Store", questions: "list[Question]", console: Console) -> None:
+    """Answer the questions by all methods, in turn, and write each answer as soon as its question is through."""
+    tally = Tally()
+    session.meet()
+    with progress(console, len(questions)) as shown:
+        session.warm_up()
+        for name, settled in session.settled().items():
+            store.files[name].note("settled", settled)
+            console.print(f"{name} has chosen {', '.join(f'{key} {value}' for key, value in settled.items())}")
+        for index, question in enumerate(questions):
+            for name, choices in answer_question(session, store, question, index, shown.tick).items():
+                store.files[name].append(session.answer(name, question, choices))
+                tally.add(name, choices)
+            shown.advance(tally.text())
+
+
+def answer_question(
+    session: "Session", store: "Store", question: "Question", index: int, tick: Callable[[], None]
+) -> "dict[str, list[Choice]]":
+    """All repeats of one question by each method, interleaved, `tick` after each. A method that raises has its failure
+    recorded and no answer; the others go on, unless it has another rank that has lost step with it."""
+    choices: dict[str, list[Choice]] = {name: [] for name in store.missing(question.question_id)}
+    for repeat in range(session.config.repeats):
+        order = list(choices) if (index + repeat) % 2 == 0 else list(reversed(choices))
+        for name in order:
+            try:
+                choices[name].append(session.choice(name, question, repeat))
+                tick()
+            except (UserError, RunError):
+                raise
+            except Exception as error:
+                traceback.print_exc()
+                store.files[name].fail(question.question_id, f"{type(error).__name__}: {error}")
+                del choices[name]
+                if get_method(name).ranks > 1:  # the other rank is in the middle of that answer
+                    raise RunError(f"{name} failed on question {question.question_id}; start again to go on") from None
+    return choices
+
+
+def answer_path(config: RunConfig, method: str) -> Any:
+    return answers_of(config.folder, method)

@@ -1,0 +1,34 @@
+"""Writes a report: REPORT.md, report.html, figures."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from methods.errors import UserError
+
+if TYPE_CHECKING:
+    from evaluation.show.page import Report
+
+
+MARKDOWN, HTML, FIGURES = "REPORT.md", "report.html", "figures"
+WRITTEN_BY = "Written by evaluation/report.py"  # REPORT.md says so in its first lines
+
+
+def write_report(report: "Report", output: Path) -> list[Path]:
+    """REPORT.md and report.html. Raises UserError where they cannot be written."""
+    from evaluation.show.document import to_html, to_markdown
+
+    blocks = list(report.blocks())
+    paths = [output / MARKDOWN, output / HTML]
+    try:
+        paths[0].write_text(to_markdown(blocks, output), encoding="utf-8")
+        paths[1].write_text(to_html(f"Results: {report.folder.resolve().name}", blocks), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}; choose another --output") from None
+    return paths
+
+
+def check_output(output: Path) -> None:
+    """Nobody's own REPORT.md is written over."""
+    path = output / MARKDOWN
+    if path.is_file() and WRITTEN_BY not in path.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"{path} was not written by this command; move it, or choose another --output")
