@@ -9,6 +9,7 @@ numbers are defined in `evaluation/stats.py`, and shown by `evaluation/tables.py
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -64,7 +65,7 @@ def main() -> int:
     else:
         summaries = [summarize(options.file_path, options.base_path, count=count)]
     if options.json:
-        print(json.dumps(summaries, indent=2))
+        print(json.dumps([asdict(summary) for summary in summaries], indent=2))
     else:
         show(summaries, options.spec_bench is not None, count is None)
     return 0
@@ -75,7 +76,7 @@ def show(summaries: Sequence[Summary], spec_bench: bool, recorded: bool) -> None
     console = terminal()
     print_tables(console, table(summaries, spec_bench), details(summaries))
     console.print(LEGEND + SPEC_BENCH_LEGEND * spec_bench, style="dim", soft_wrap=True)
-    notes = summaries[-1]["notes"] + (spec_bench_notes(summaries, recorded) if spec_bench else [])
+    notes = summaries[-1].notes + (spec_bench_notes(summaries, recorded) if spec_bench else [])
     for note in notes:
         console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
 

@@ -36,9 +36,9 @@ def test_readmes_table_is_what_the_answers_give(groups: list[Group]) -> None:
     for row in rows:
         for benchmark, told in zip(BENCHMARKS, (row[2:5], row[5:8]), strict=True):
             s = found[row[0].split("`")[1], benchmark]
-            assert s is not None and told[0] == f"{s['speedup']:.2f}x" and told[2] == f"{s['mat']:.2f}"
-            assert told[1].startswith(f"{s['low']:.2f} to {s['high']:.2f}")
-            assert ("not significant" in told[1]) == (not s["significant"])
+            assert s is not None and told[0] == f"{s.speedup:.2f}x" and told[2] == f"{s.mat:.2f}"
+            assert told[1].startswith(f"{s.low:.2f} to {s.high:.2f}")
+            assert ("not significant" in told[1]) == (not s.significant)
 
 
 def test_every_lossless_answer_is_the_baselines(groups: list[Group]) -> None:

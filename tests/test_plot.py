@@ -99,11 +99,11 @@ def test_speedups_are_those_of_speed(drawings: dict[str, Drawing], groups: list[
     for label, row in shown.items():
         result = result_of(groups, label)
         expected = summarize(result.run.path, result.run.path.with_name("autoregressive.jsonl"))
-        assert [row[k] for k in ("speedup", "low", "high")] == [expected[k] for k in ("speedup", "low", "high")]
+        assert [row[k] for k in ("speedup", "low", "high")] == [expected.speedup, expected.low, expected.high]
     place = root / "main/mini_bench/tiny"
     summaries = summarize_by_category(place / "pearl.jsonl", place / "autoregressive.jsonl")
     by_category = drawings["speedup-by-category"].data.query("method == 'pearl'").set_index("category")["speedup"]
-    assert by_category.to_dict() == {s["group"]: s["speedup"] for s in summaries}
+    assert by_category.to_dict() == {s.group: s.speedup for s in summaries}
     around = drawings["radar"].data.query("method == 'pearl'")
     assert tuple(around["category"]) == SPEC_BENCH_ORDER
     assert list(around["speedup"]) == [by_category[name] for name in SPEC_BENCH_ORDER]
@@ -113,7 +113,7 @@ def test_ablation_is_found_by_the_headers(drawings: dict[str, Drawing], groups: 
     shown = drawings["ablation"].data
     assert list(shown["without"]) == ["both", "post-verify", "pre-verify", "nothing"]
     for row in shown.to_dict("records"):
-        assert row["speedup"] == (result_of(groups, row["run"]).overall or {})["speedup"]
+        assert row["speedup"] == result_of(groups, row["run"]).summary.speedup
 
 
 def test_window_sweep(drawings: dict[str, Drawing], groups: list[Group]) -> None:

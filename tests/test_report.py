@@ -91,9 +91,7 @@ def test_markdown_says_what_was_measured(reported: Path) -> None:
     text = (reported / "REPORT.md").read_text()
     for method in ("sps", "pearl"):
         s = summarize(reported / PLACE / f"{method}.jsonl", reported / PLACE / "autoregressive.jsonl")
-        row = (
-            f"| {method} | {s['speedup']:.2f}x | {s['low']:.2f} to {s['high']:.2f} | 14/14 identical | {s['mat']:.2f} |"
-        )
+        row = f"| {method} | {s.speedup:.2f}x | {s.low:.2f} to {s.high:.2f} | 14/14 identical | {s.mat:.2f} |"
         assert row in text
     assert "output: 2 of 2 runs of lossless methods are identical to the baseline" in text
     assert "tiny · mini_bench · 14 questions · float32 · greedy" in text and "commit 0123456" in text
@@ -156,7 +154,7 @@ def test_conditions_are_judged_by_the_worst_run(tmp_path: Path) -> None:
     write_runs(tmp_path / "a", [SPS], questions=6)
     write_runs(tmp_path / "b", [Simulated("sps", {"gamma": 12}, alpha=0.1)], questions=6)
     groups = read_groups([tmp_path])
-    speedups = [(result.overall or {})["speedup"] for result in groups[0].measured]
+    speedups = [result.summary.speedup for result in groups[0].measured]
     outcome = judge(parse_gate("sps<1"), groups)
     assert outcome.holds and outcome.value == min(speedups) < 1 < max(speedups)
     assert not judge(parse_gate("identical<1"), groups).holds
@@ -182,10 +180,10 @@ def test_comparison_with_an_earlier_folder(tmp_path: Path) -> None:
     before = read_groups([write_runs(tmp_path / "before", [SPS, slower], questions=6, cpu="another CPU")])
     sps, pearl = pair_runs(now, before)
     assert (sps.inside, pearl.inside) == (True, False)
-    assert sps.now["speedup"] == pytest.approx(sps.before["speedup"])
+    assert sps.now.speedup == pytest.approx(sps.before.speedup)
     assert "the CPU was another CPU, is now some CPU" in sps.differences
     assert sps.change and sps.change.ratio == pytest.approx(1) and not sps.change.significant
-    ratio = pearl.now["speedup"] / pearl.before["speedup"]
+    ratio = pearl.now.speedup / pearl.before.speedup
     assert pearl.change and pearl.change.ratio == pytest.approx(ratio) and pearl.change.significant and ratio > 1
     assert not judge(parse_gate("change<0.95"), now, [sps, pearl]).holds
     assert judge(parse_gate("change<0.95"), before, pair_runs(before, now)).holds

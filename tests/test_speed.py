@@ -50,19 +50,20 @@ def error_of(method: Path, base: Path) -> str:
 
 def test_figures_by_hand(ten: Paths) -> None:
     s = summarize(*ten)
-    assert (s["method"], s["baseline"], s["pair"], s["benchmark"]) == ("pld", "autoregressive", "tiny", "mini_bench")
-    assert s["questions"] == 10 and s["tokens_per_second"] == pytest.approx(110 / 10.9)
-    assert s["baseline_tokens_per_second"] == pytest.approx(110 / 20)
-    assert s["speedup"] == pytest.approx(20 / 10.9)
-    assert 1.6 < s["low"] < s["speedup"] < s["high"] < 2.1 and s["significant"]
-    assert s["decode_speedup"] == pytest.approx(19 / 9.9)  # 0.1 s of prefill in each answer
-    assert s["floor_tokens_per_second"] == pytest.approx(50)
-    assert s["passes"] == 60 and s["mat"] == pytest.approx(11 / 6)
-    assert s["drafted"] == 60 and s["drafted_per_token"] == pytest.approx(60 / 110)
-    assert s["acceptance_by_position"] == pytest.approx([5 / 6]) and s["repetition"] == 0
-    assert (s["draft_seconds_per_pass"], s["verify_seconds_per_pass"]) == pytest.approx((0.01, 0.05))
-    assert s["interleaved"] and s["notes"] == []
-    assert s["conditions"] == "tiny, mini_bench, float32, greedy, at most 64 new tokens, 2 threads"
+    assert (s.method, s.baseline, s.pair, s.benchmark) == ("pld", "autoregressive", "tiny", "mini_bench")
+    assert s.questions == 10 and s.tokens_per_second == pytest.approx(110 / 10.9)
+    assert s.baseline_tokens_per_second == pytest.approx(110 / 20)
+    assert s.speedup == pytest.approx(20 / 10.9)
+    assert s.low is not None and s.high is not None
+    assert 1.6 < s.low < s.speedup < s.high < 2.1 and s.significant
+    assert s.decode_speedup == pytest.approx(19 / 9.9)  # 0.1 s of prefill in each answer
+    assert s.floor_tokens_per_second == pytest.approx(50)
+    assert s.passes == 60 and s.mat == pytest.approx(11 / 6)
+    assert s.drafted == 60 and s.drafted_per_token == pytest.approx(60 / 110)
+    assert s.acceptance_by_position == pytest.approx([5 / 6]) and s.repetition == 0
+    assert (s.draft_seconds_per_pass, s.verify_seconds_per_pass) == pytest.approx((0.01, 0.05))
+    assert s.interleaved and s.notes == []
+    assert s.conditions == "tiny, mini_bench, float32, greedy, at most 64 new tokens, 2 threads"
 
 
 def test_swapping_the_files_gives_the_reciprocal(tmp_path: Path) -> None:
@@ -72,8 +73,8 @@ def test_swapping_the_files_gives_the_reciprocal(tmp_path: Path) -> None:
     base = write_spec_bench(tmp_path / "vanilla.jsonl", base_rows[::-1])
     there, back = summarize(method, base), summarize(base, method)
     for key, other in (("speedup", "speedup"), ("low", "high"), ("geometric_mean",) * 2, ("spec_bench_speedup",) * 2):
-        assert there[key] * back[other] == pytest.approx(1, rel=1e-12)
-    assert there["tokens_per_second"] == back["baseline_tokens_per_second"] == pytest.approx(188 / 6.8)
+        assert getattr(there, key) * getattr(back, other) == pytest.approx(1, rel=1e-12)
+    assert there.tokens_per_second == back.baseline_tokens_per_second == pytest.approx(188 / 6.8)
 
 
 def test_spec_bench_files_are_compared_with_what_they_record(tmp_path: Path) -> None:
@@ -82,27 +83,27 @@ def test_spec_bench_files_are_compared_with_what_they_record(tmp_path: Path) -> 
     method = write_spec_bench(tmp_path / "eagle.jsonl", [*rows, (83, "qa", ["ERROR"], [30], [1.0])])
     base = write_spec_bench(tmp_path / "vanilla.jsonl", [*base_rows, (83, "qa", ["d"], [5], [1.0])])
     s = summarize(method, base)
-    assert s["method"] == "vicuna-7b-v1.3-eagle" and s["questions"] == 2 and s["mat"] == 2
-    assert s["speedup"] == pytest.approx(7 / 3)
-    assert s["spec_bench_speedup"] == pytest.approx(((15 + 30 + 30) / 3) / ((10 + 7.5 + 5) / 3))
+    assert s.method == "vicuna-7b-v1.3-eagle" and s.questions == 2 and s.mat == 2
+    assert s.speedup == pytest.approx(7 / 3)
+    assert s.spec_bench_speedup == pytest.approx(((15 + 30 + 30) / 3) / ((10 + 7.5 + 5) / 3))
     unknown = ("low", "decode_speedup", "floor_tokens_per_second", "acceptance_by_position", "repetition", "drafted")
-    assert [s[key] for key in unknown] == [None] * 6 and not s["significant"]
-    assert [note.split(":")[0] for note in s["notes"]] == ["conditions not checked", "not interleaved", "left out"]
-    assert s["notes"][2] == f"left out: 1 of 3 questions, 1 failed in {method}"
+    assert [getattr(s, key) for key in unknown] == [None] * 6 and not s.significant
+    assert [note.split(":")[0] for note in s.notes] == ["conditions not checked", "not interleaved", "left out"]
+    assert s.notes[2] == f"left out: 1 of 3 questions, 1 failed in {method}"
 
 
 def test_only_common_questions_count_and_the_rest_is_told(tmp_path: Path) -> None:
     method, base = timed({1: 1.0, 2: 1.0, 3: 50.0}), timed({1: 2.0, 2: 2.0, 4: 50.0, 5: 50.0})
     paths = files(tmp_path, method, base, failures=[{"question_id": 4, "error": "out of memory"}])
     s = summarize(*paths)
-    assert s["questions"] == 2 and s["speedup"] == pytest.approx(2)
-    assert s["notes"] == [
+    assert s.questions == 2 and s.speedup == pytest.approx(2)
+    assert s.notes == [
         f"left out: 2 of 5 questions, 1 missing and 1 failed in {paths[0]}",
         f"left out: 1 of 5 questions, 1 missing in {paths[1]}",
     ]
     one = summarize(*paths, question_ids=[2])
-    assert one["questions"] == 1 and one["notes"] == []
-    assert summarize(*paths, question_ids=[2, 4])["notes"] == [f"left out: 1 of 2 questions, 1 failed in {paths[0]}"]
+    assert one.questions == 1 and one.notes == []
+    assert summarize(*paths, question_ids=[2, 4]).notes == [f"left out: 1 of 2 questions, 1 failed in {paths[0]}"]
 
 
 def test_categories_are_grouped_as_spec_bench_does_with_overall_last(tmp_path: Path) -> None:
@@ -110,20 +111,20 @@ def test_categories_are_grouped_as_spec_bench_does_with_overall_last(tmp_path: P
     method = [a for q, kind in kinds.items() for a in timed({q: 1.0}, category=kind)]
     base = [a for q, kind in kinds.items() for a in timed({q: q + 1.0}, category=kind)]
     rows = summarize_by_category(*files(tmp_path, method, base))
-    assert [row["group"] for row in rows] == [CONVERSATION, "translation", "summarization", "own kind", "overall"]
-    assert [row["questions"] for row in rows] == [2, 1, 1, 1, 5]
-    assert [row["speedup"] for row in rows] == pytest.approx([3.5, 5, 2, 6, 4])
-    assert [row["passes"] for row in rows] == [12, 6, 6, 6, 30]
+    assert [row.group for row in rows] == [CONVERSATION, "translation", "summarization", "own kind", "overall"]
+    assert [row.questions for row in rows] == [2, 1, 1, 1, 5]
+    assert [row.speedup for row in rows] == pytest.approx([3.5, 5, 2, 6, 4])
+    assert [row.passes for row in rows] == [12, 6, 6, 6, 30]
 
 
 def test_one_category_of_mt_bench_alone_keeps_its_name(tmp_path: Path) -> None:
     rows = timed({1: 1.0, 2: 1.0}, category="coding")  # HumanEval is no conversation
-    assert [row["group"] for row in summarize_by_category(*files(tmp_path, rows, rows))] == ["coding", "overall"]
+    assert [row.group for row in summarize_by_category(*files(tmp_path, rows, rows))] == ["coding", "overall"]
 
 
 def test_loops_are_reported(tmp_path: Path) -> None:
     loop = answer(1, choices=[choice([[*range(8), *[8, 9] * 6]], [1.0])])
-    assert summarize(*files(tmp_path, [loop], [loop]))["repetition"] == pytest.approx(12 / 20)
+    assert summarize(*files(tmp_path, [loop], [loop])).repetition == pytest.approx(12 / 20)
 
 
 @pytest.mark.parametrize(
@@ -146,13 +147,13 @@ def test_another_launch_is_told_but_not_refused(tmp_path: Path) -> None:
     changes = {"created": "2025-02-02", "threads": 1, "draft": {"source": "d"}, "git_commit": "f00", "seed": 3}
     method, base = files(tmp_path, timed({1: 1.0}), timed({1: 2.0}), **changes)
     s = summarize(method, base)
-    assert not s["interleaved"] and [note.split(":")[0] for note in s["notes"]] == [
+    assert not s.interleaved and [note.split(":")[0] for note in s.notes] == [
         "not the same share of the machine",
         "not interleaved",
     ]
-    assert s["notes"][0].endswith(": the method ran with 1 thread, the baseline with 2 threads")
+    assert s.notes[0].endswith(": the method ran with 1 thread, the baseline with 2 threads")
     more = files(tmp_path / "more", timed({1: 1.0}), timed({1: 2.0}), methods=["autoregressive", "pld", "sps"])
-    assert not summarize(*more)["interleaved"]
+    assert not summarize(*more).interleaved
 
 
 @pytest.mark.parametrize(
@@ -235,10 +236,10 @@ def test_command_line_prints_every_figure(tmp_path: Path, ten: Paths) -> None:
     done = run_script("speed.py", "--file-path", "pld.jsonl", "--base-path", ten[1], "--spec-bench", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     s = summarize(*ten)
-    interval = f"{s['low']:.2f} to {s['high']:.2f}"
+    interval = f"{s.low:.2f} to {s.high:.2f}"
     for text in (
         "pld against autoregressive",
-        s["conditions"],
+        s.conditions,
         "1.83x",
         interval,
         "50.0",

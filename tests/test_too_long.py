@@ -114,8 +114,8 @@ def test_speed_leaves_out_what_does_not_fit_in_one_of_the_files(tmp_path: Path) 
     method = write(tmp_path / "pld.jsonl", fast, header("pld", context_length=2048))
     base = write(tmp_path / "autoregressive.jsonl", slow, header("autoregressive"))
     s = summarize(method, base)
-    assert s["questions"] == 2 and s["speedup"] == pytest.approx(4 / 2) and s["mat"] == 1 and s["too_long"] == 1
-    assert s["notes"] == [
+    assert s.questions == 2 and s.speedup == pytest.approx(4 / 2) and s.mat == 1 and s.too_long == 1
+    assert s.notes == [
         "left out: 1 of 3 questions does not fit the context of 2,048 tokens",
         "left out: 1 of 4 turns does not fit the context of 2,048 tokens",
     ]
@@ -134,7 +134,7 @@ def test_figures_and_comparisons_of_folders_tell_it(tmp_path: Path, capsys: pyte
     assert drawn and int(drawn[0].data["questions"].iloc[0]) == 7
     place = folder / "mini_bench/tiny"
     by_category = summarize_by_category(place / "sps.jsonl", place / "autoregressive.jsonl")
-    assert by_category[-1]["questions"] == 7 and by_category[-1]["too_long"] == 1
+    assert by_category[-1].questions == 7 and by_category[-1].too_long == 1
     assert compare_folders(folder, folder, True) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert "left out: 1 of 8 questions does not fit the context" in row["notes"]["now"]

@@ -37,9 +37,9 @@ class Pairing:
     @property
     def inside(self) -> bool | None:
         """Whether the speedup of now lies in the interval of before; None if that has none."""
-        if self.before["low"] is None:
+        if self.before.low is None or self.before.high is None:
             return None
-        return self.before["low"] <= self.now["speedup"] <= self.before["high"]
+        return self.before.low <= self.now.speedup <= self.before.high
 
 
 def pair_runs(now: Sequence[Group], before: Sequence[Group]) -> list[Pairing]:
@@ -68,8 +68,7 @@ def _pairing(group: Group, now: Result, before: Result) -> Pairing:
     differences = header_differences(before.header, now.header)
     told = [changed(key, was, become) for key, (was, become) in differences.items() if key != "methods"]
     pairs = [pair_files(run.run.path, run.base_path).pairs for run in (now, before) if run.base_path]
-    summaries = now.overall or {}, before.overall or {}
-    return Pairing(group.labels[now], group.name, *summaries, stats.change(*pairs), told)
+    return Pairing(group.labels[now], group.name, now.summary, before.summary, stats.change(*pairs), told)
 
 
 def headline(pairings: Sequence[Pairing]) -> str:

@@ -65,7 +65,7 @@ def judge(gate: Gate, groups: Sequence[Group], pairings: Sequence[Pairing] = ())
     if not runs or gate.name == BASELINE:
         names = {result.method for group in groups for result in group.results} - {BASELINE} | {IDENTICAL, CHANGE}
         raise UserError(f"'{gate.text}' names no method measured in the folder{nearest(gate.name, names)}")
-    speedups = [result.overall["speedup"] if result.overall else None for result in runs]
+    speedups = [result.overall.speedup if result.overall else None for result in runs]
     known = [speedup for speedup in speedups if speedup is not None]
     return Outcome(gate, min(known) if len(known) == len(runs) else None)
 

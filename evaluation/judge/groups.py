@@ -71,8 +71,14 @@ class Result:
     @property
     def categories(self) -> list[Summary]:
         """The summaries of single categories, none if there is but one."""
-        parts = [summary for summary in self.summaries if summary["group"] != OVERALL]
+        parts = [summary for summary in self.summaries if summary.group != OVERALL]
         return parts if len(parts) > 1 else []
+
+    @property
+    def summary(self) -> Summary:
+        """The overall figures of a run that has them."""
+        assert self.overall is not None, f"{self.run.path} has no speedup"
+        return self.overall
 
     @property
     def choices(self) -> list[Choice]:
@@ -242,7 +248,7 @@ def conditions(results: Iterable[Result]) -> str:
 
 def _conditions(result: Result) -> list[str]:
     h = result.header
-    questions = result.overall["questions"] if result.overall else len(result.run.finished)
+    questions = result.overall.questions if result.overall else len(result.run.finished)
     devices = " + ".join(h.get("devices") or ["device unknown"]) + f" ({_machine(result)})"
     return [
         h["pair"],

@@ -28,5 +28,5 @@ def spec_bench_notes(summaries: Sequence[Summary], recorded: bool) -> list[str]:
         "Spec-Bench's figure counts the baseline's tokens as recorded; --spec-bench TOKENIZER counts as its script does"
     )
     undefined = "Spec-Bench's figure is undefined where a line has no time, by which its script divides"
-    unknown = any(summary["spec_bench_speedup"] is None for summary in summaries)
+    unknown = any(summary.spec_bench_speedup is None for summary in summaries)
     return [anew] * recorded + [undefined] * unknown

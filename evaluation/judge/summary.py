@@ -1,8 +1,9 @@
 """The figures of a method against its baseline, overall and by category."""
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from evaluation.answers.header import Header
 from evaluation.answers.record import QuestionId
@@ -18,7 +19,42 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-Summary = dict[str, Any]
+@dataclass(frozen=True)
+class Summary:
+    """The figures of one method, overall or of a group of categories. Rates are in tokens per second, prefill included;
+    times in seconds; None where the files do not record what a figure is made of."""
+
+    method: str
+    baseline: str
+    pair: str | None
+    benchmark: str | None
+    group: str
+    conditions: str
+    questions: int
+    tokens_per_second: float
+    baseline_tokens_per_second: float
+    floor_tokens_per_second: float | None
+    speedup: float
+    low: float | None
+    high: float | None
+    significant: bool
+    geometric_mean: float
+    decode_speedup: float | None
+    spec_bench_speedup: float | None
+    mat: float | None
+    passes: int | None
+    draft_seconds_per_pass: float | None
+    verify_seconds_per_pass: float | None
+    wait_seconds_per_pass: float | None
+    run_length: float | None
+    acceptance_rate: float | None
+    drafted: int | None
+    drafted_per_token: float | None
+    acceptance_by_position: list[float] | None
+    repetition: float | None
+    too_long: int  # questions that do not fit the context
+    interleaved: bool
+    notes: list[str]
 
 
 Count = Callable[[str], int]  # the tokens of a text, as Spec-Bench's script counts them
@@ -57,39 +93,39 @@ def _summary(comparison: Comparison, group: str, pairs: "pd.DataFrame", count: C
     choices = paired_choices(method, pairs)
     drafted = stats.drafted_tokens(choices)
     header = method.header or {}
-    return {
-        "method": method.label,
-        "baseline": base.label,
-        "pair": header.get("pair"),
-        "benchmark": header.get("benchmark"),
-        "group": group,
-        "conditions": _conditions(base.header or header),
-        "questions": result.questions,
-        "tokens_per_second": float(pairs["tokens"].sum() / pairs["time"].sum()),
-        "baseline_tokens_per_second": float(pairs["tokens_base"].sum() / pairs["time_base"].sum()),
-        "floor_tokens_per_second": _floor(method, base),
-        "speedup": result.ratio,
-        "low": result.low,
-        "high": result.high,
-        "significant": result.significant,
-        "geometric_mean": result.geometric_mean,
-        "decode_speedup": stats.decode_speedup(pairs),
-        "spec_bench_speedup": stats.spec_bench_speedup(*comparison.lines(group), count),
-        "mat": stats.mean_accept_length(choices),
-        "passes": sum(len(choice.accept_lengths) for choice in choices) or None,
-        "draft_seconds_per_pass": stats.seconds_per_pass(choices, "draft_time"),
-        "verify_seconds_per_pass": stats.seconds_per_pass(choices, "verify_time"),
-        "wait_seconds_per_pass": stats.seconds_per_pass(choices, "wait_time"),
-        "run_length": stats.run_length(choices),
-        "acceptance_rate": stats.acceptance_rate(choices),
-        "drafted": drafted,
-        "drafted_per_token": None if drafted is None else float(drafted / pairs["tokens"].sum()),
-        "acceptance_by_position": stats.acceptance_by_position(choices),
-        "repetition": stats.repetition_share(choices),
-        "too_long": comparison.too_long,
-        "interleaved": comparison.interleaved,
-        "notes": comparison.notes,
-    }
+    return Summary(
+        method=method.label,
+        baseline=base.label,
+        pair=header.get("pair"),
+        benchmark=header.get("benchmark"),
+        group=group,
+        conditions=_conditions(base.header or header),
+        questions=result.questions,
+        tokens_per_second=float(pairs["tokens"].sum() / pairs["time"].sum()),
+        baseline_tokens_per_second=float(pairs["tokens_base"].sum() / pairs["time_base"].sum()),
+        floor_tokens_per_second=_floor(method, base),
+        speedup=result.ratio,
+        low=result.low,
+        high=result.high,
+        significant=result.significant,
+        geometric_mean=result.geometric_mean,
+        decode_speedup=stats.decode_speedup(pairs),
+        spec_bench_speedup=stats.spec_bench_speedup(*comparison.lines(group), count),
+        mat=stats.mean_accept_length(choices),
+        passes=sum(len(choice.accept_lengths) for choice in choices) or None,
+        draft_seconds_per_pass=stats.seconds_per_pass(choices, "draft_time"),
+        verify_seconds_per_pass=stats.seconds_per_pass(choices, "verify_time"),
+        wait_seconds_per_pass=stats.seconds_per_pass(choices, "wait_time"),
+        run_length=stats.run_length(choices),
+        acceptance_rate=stats.acceptance_rate(choices),
+        drafted=drafted,
+        drafted_per_token=None if drafted is None else float(drafted / pairs["tokens"].sum()),
+        acceptance_by_position=stats.acceptance_by_position(choices),
+        repetition=stats.repetition_share(choices),
+        too_long=comparison.too_long,
+        interleaved=comparison.interleaved,
+        notes=comparison.notes,
+    )
 
 
 def _conditions(header: Header) -> str:

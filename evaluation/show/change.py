@@ -28,8 +28,8 @@ def _table(pairings: Sequence[Pairing]) -> Table:
         result.add_column(name, justify="right", no_wrap=True)
     words = {True: Text("yes"), False: Text("no", style="yellow"), None: Text("-", style="dim")}
     for p in pairings:
-        before, now = (f"{summary['speedup']:.2f}x" for summary in (p.before, p.now))
-        interval = interval_words(p.before["low"], p.before["high"])
+        before, now = (f"{summary.speedup:.2f}x" for summary in (p.before, p.now))
+        interval = interval_words(p.before.low, p.before.high)
         result.add_row(p.name, before, interval, now, words[p.inside], *_change_cells(p.change))
     return result
 
@@ -54,7 +54,7 @@ def compare_folders(now: Path, before: Path, as_json: bool) -> int:
     for told in dict.fromkeys(told for pairing in pairings for told in pairing.differences):
         console.print(Text(f"note: other conditions: {told}", style="yellow"), soft_wrap=True)
     summaries = [summary for pairing in pairings for summary in (pairing.now, pairing.before)]
-    for told in dict.fromkeys(note for summary in summaries for note in summary["notes"]):
+    for told in dict.fromkeys(note for summary in summaries for note in summary.notes):
         console.print(Text(f"note: {told}", style="yellow"), soft_wrap=True)
     return 0
 
@@ -65,12 +65,12 @@ def _rows(pairings: Sequence[Pairing]) -> list[dict[str, Any]]:
     return [
         {
             "run": p.name,
-            "before": {key: p.before[key] for key in figures},
-            "now": {key: p.now[key] for key in figures},
+            "before": {key: getattr(p.before, key) for key in figures},
+            "now": {key: getattr(p.now, key) for key in figures},
             "inside": p.inside,
             "change": p.change and {"ratio": p.change.ratio, "low": p.change.low, "high": p.change.high},
             "differences": p.differences,
-            "notes": {"before": p.before["notes"], "now": p.now["notes"]},
+            "notes": {"before": p.before.notes, "now": p.now.notes},
         }
         for p in pairings
     ]

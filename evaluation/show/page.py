@@ -83,8 +83,8 @@ class Report:
         items = []
         for group in self.groups:
             lossless = [r for r in group.measured if r.header.get("lossless", True) and r.overall]
-            for best in sorted(lossless, key=lambda r: -(r.overall or {})["speedup"])[:1]:
-                items.append(f"{group.name}: {group.labels[best]} is fastest, {_speedup_words(best.overall or {})}")
+            for best in sorted(lossless, key=lambda r: -r.summary.speedup)[:1]:
+                items.append(f"{group.name}: {group.labels[best]} is fastest, {_speedup_words(best.summary)}")
         exact = {r: c for r, c in self.equality.items() if r.header.get("lossless", True)}
         wrong = [result for result, comparison in exact.items() if not comparison.equal]
         if exact:
@@ -129,7 +129,7 @@ class Report:
             yield _category_table(group)
         missing = [group.labels[r] for r in group.results if r.method != BASELINE and not r.overall]
         notes = [f"{name}: no speedup, for want of a baseline or of finished questions" for name in missing]
-        notes += dict.fromkeys(note for result in group.measured for note in (result.overall or {})["notes"])
+        notes += dict.fromkeys(note for result in group.measured for note in result.summary.notes)
         if notes:
             yield Bullets([f"note: {note}" for note in notes])
         if not group.measured and not missing:
@@ -169,19 +169,19 @@ def _speed_table(group: Group, equality: dict[Result, Comparison]) -> Block:
             "floor", "in loops"]  # fmt: skip
     rows: list[list[str | Cell]] = []
     for result in group.measured:
-        s = result.overall or {}
+        s = result.summary
         rows.append([
             group.labels[result],
             _toned_speedup(s),
             _interval(s),
             _identical(result, equality.get(result)),
-            _number(s["mat"], ".2f"),
-            _number(s["acceptance_rate"], ".0%"),
-            _number(s["decode_speedup"], ".2f", "x"),
-            _number(s["tokens_per_second"], ".1f"),
-            _number(s["baseline_tokens_per_second"], ".1f"),
-            _number(s["floor_tokens_per_second"], ".1f"),
-            _number(s["repetition"], ".1%"),
+            _number(s.mat, ".2f"),
+            _number(s.acceptance_rate, ".0%"),
+            _number(s.decode_speedup, ".2f", "x"),
+            _number(s.tokens_per_second, ".1f"),
+            _number(s.baseline_tokens_per_second, ".1f"),
+            _number(s.floor_tokens_per_second, ".1f"),
+            _number(s.repetition, ".1%"),
         ])  # fmt: skip
     return Table(head, rows)
 
@@ -200,30 +200,30 @@ def _category_table(group: Group) -> Block:
     names = category_names(results)
     rows: list[list[str | Cell]] = []
     for result in results:
-        found = {summary["group"]: summary for summary in result.summaries}
+        found = {summary.group: summary for summary in result.summaries}
         cells = [_toned_speedup(found[name], True) if name in found else Cell("-", "faint") for name in names]
         rows.append([group.labels[result], *cells])
     return Table(["method", *(name.replace("_", " ") for name in names)], rows)
 
 
 def _toned_speedup(summary: Summary, with_interval: bool = False) -> Cell:
-    tone = "faint" if not summary["significant"] else "good" if summary["speedup"] > 1 else "bad"
-    interval = f"\n{summary['low']:.2f} to {summary['high']:.2f}" if with_interval and summary["low"] else ""
-    return Cell(f"{summary['speedup']:.2f}x{interval}", tone)
+    tone = "faint" if not summary.significant else "good" if summary.speedup > 1 else "bad"
+    interval = f"\n{summary.low:.2f} to {summary.high:.2f}" if with_interval and summary.low else ""
+    return Cell(f"{summary.speedup:.2f}x{interval}", tone)
 
 
 def _interval(summary: Summary) -> Cell:
-    if summary["low"] is None:
+    if summary.low is None:
         return Cell("too few questions", "faint")
-    text = f"{summary['low']:.2f} to {summary['high']:.2f}"
-    return Cell(text) if summary["significant"] else Cell(f"{text}\nnot significant", "faint")
+    text = f"{summary.low:.2f} to {summary.high:.2f}"
+    return Cell(text) if summary.significant else Cell(f"{text}\nnot significant", "faint")
 
 
 def _comparison_table(pairings: Sequence[Pairing]) -> Block:
     words = {True: Cell("yes", "good"), False: Cell("no", "bad"), None: Cell("-", "faint")}
     rows: list[list[str | Cell]] = [
-        [p.label, f"{p.before['speedup']:.2f}x", interval_words(p.before["low"], p.before["high"]),
-         f"{p.now['speedup']:.2f}x", words[p.inside], *_change(p)]
+        [p.label, f"{p.before.speedup:.2f}x", interval_words(p.before.low, p.before.high),
+         f"{p.now.speedup:.2f}x", words[p.inside], *_change(p)]
         for p in pairings
     ]  # fmt: skip
     return Table(["run", "before", "95% interval", "now", "in the old interval", "change", "95% interval"], rows)
@@ -238,7 +238,7 @@ def _change(pairing: Pairing) -> tuple[Cell, Cell]:
 
 
 def _speedup_words(summary: Summary) -> str:
-    return f"{summary['speedup']:.2f}x ({_interval(summary).text.replace(NEW_LINE, ', ')})"
+    return f"{summary.speedup:.2f}x ({_interval(summary).text.replace(NEW_LINE, ', ')})"
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str:

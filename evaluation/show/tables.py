@@ -52,35 +52,35 @@ def _width(console: Console, table: Table) -> int:
 def table(summaries: Sequence[Summary], spec_bench: bool = False) -> Table:
     """The headline figures, one row for each summary."""
     columns: list[Column] = [
-        ("ques-\ntions", lambda s: str(s["questions"])),
-        ("tokens\nper s", lambda s: f"{s['tokens_per_second']:.1f}"),
-        ("base-\nline", lambda s: f"{s['baseline_tokens_per_second']:.1f}"),
-        ("floor", lambda s: _number(s["floor_tokens_per_second"], ".1f")),
-        ("speedup", lambda s: Text(f"{s['speedup']:.2f}x", style=_style(s))),
+        ("ques-\ntions", lambda s: str(s.questions)),
+        ("tokens\nper s", lambda s: f"{s.tokens_per_second:.1f}"),
+        ("base-\nline", lambda s: f"{s.baseline_tokens_per_second:.1f}"),
+        ("floor", lambda s: _number(s.floor_tokens_per_second, ".1f")),
+        ("speedup", lambda s: Text(f"{s.speedup:.2f}x", style=_style(s))),
         ("95% interval", _interval),
-        ("MAT", lambda s: _number(s["mat"], ".2f")),
+        ("MAT", lambda s: _number(s.mat, ".2f")),
     ]
     if spec_bench:
         columns.append(("Spec-Bench speedup\n(mean of rates)", _spec_bench))
     first = summaries[0]
-    title = f"{first['method']} against {first['baseline']}"
-    if len({s["method"] for s in summaries}) > 1:
-        title = f"speed against {first['baseline']}"
-    return _table(summaries, columns, Text(f"{title}\n{first['conditions']}", style="bold", justify="left"))
+    title = f"{first.method} against {first.baseline}"
+    if len({s.method for s in summaries}) > 1:
+        title = f"speed against {first.baseline}"
+    return _table(summaries, columns, Text(f"{title}\n{first.conditions}", style="bold", justify="left"))
 
 
 def details(summaries: Sequence[Summary]) -> Table:
     """How the headline figures come about, one row for each summary."""
     columns: list[Column] = [
-        ("geom.\nmean", lambda s: f"{s['geometric_mean']:.2f}x"),
-        ("decode\nonly", lambda s: _number(s["decode_speedup"], ".2f", "x")),
-        ("passes", lambda s: _number(s["passes"], "d")),
+        ("geom.\nmean", lambda s: f"{s.geometric_mean:.2f}x"),
+        ("decode\nonly", lambda s: _number(s.decode_speedup, ".2f", "x")),
+        ("passes", lambda s: _number(s.passes, "d")),
         ("draft+\nverify ms", _milliseconds),
         ("wait\nms", _waited),
-        ("run\nlength", lambda s: _number(s["run_length"], ".2f")),
-        ("drafted\n/token", lambda s: _number(s["drafted_per_token"], ".2f")),
+        ("run\nlength", lambda s: _number(s.run_length, ".2f")),
+        ("drafted\n/token", lambda s: _number(s.drafted_per_token, ".2f")),
         ("accepted at\nposition, %", _positions),
-        ("in\nloops", lambda s: _number(s["repetition"], ".1%")),
+        ("in\nloops", lambda s: _number(s.repetition, ".1%")),
     ]
     return _table(summaries, columns, None)
 
@@ -88,13 +88,13 @@ def details(summaries: Sequence[Summary]) -> Table:
 def _table(summaries: Sequence[Summary], columns: Iterable[Column], title: Text | None) -> Table:
     """Columns that are unknown in every row are left out."""
     result = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    by_category = any(s["group"] != OVERALL for s in summaries)
+    by_category = any(s.group != OVERALL for s in summaries)
     result.add_column("category" if by_category else "method", no_wrap=True)
     shown = [(name, cells) for name, cell in columns if any(cells := [cell(s) for s in summaries])]
     for name, _ in shown:
         result.add_column(name, justify="right", no_wrap=True)
     for row, summary in enumerate(summaries):
-        label = Text(summary["group"] if by_category else summary["method"])
+        label = Text(summary.group if by_category else summary.method)
         before_overall = by_category and row == len(summaries) - 2
         result.add_row(label, *(cells[row] or "-" for _, cells in shown), end_section=before_overall)
     return result
@@ -105,37 +105,37 @@ def _number(value: float | None, form: str, unit: str = "") -> str | None:
 
 
 def _interval(summary: Summary) -> Text:
-    if summary["low"] is None:
+    if summary.low is None:
         return Text("too few questions", style="dim")
-    text = Text(f"{summary['low']:.2f} to {summary['high']:.2f}")
-    return text if summary["significant"] else text.append("\nnot significant", style="yellow")
+    text = Text(f"{summary.low:.2f} to {summary.high:.2f}")
+    return text if summary.significant else text.append("\nnot significant", style="yellow")
 
 
 def _style(summary: Summary) -> str:
-    if not summary["significant"]:
+    if not summary.significant:
         return "yellow"
-    return "bold green" if summary["speedup"] > 1 else "bold red"
+    return "bold green" if summary.speedup > 1 else "bold red"
 
 
 def _spec_bench(summary: Summary) -> str | None:
     """Spec-Bench's own figure, and how far it is from ours."""
-    theirs = summary["spec_bench_speedup"]
-    return None if theirs is None else f"{theirs:.2f}x ({theirs / summary['speedup'] - 1:+.1%})"
+    theirs = summary.spec_bench_speedup
+    return None if theirs is None else f"{theirs:.2f}x ({theirs / summary.speedup - 1:+.1%})"
 
 
 def _milliseconds(summary: Summary) -> str | None:
-    draft, verify = summary["draft_seconds_per_pass"], summary["verify_seconds_per_pass"]
+    draft, verify = summary.draft_seconds_per_pass, summary.verify_seconds_per_pass
     return None if draft is None or verify is None else f"{draft * 1e3:.1f}+{verify * 1e3:.1f}"
 
 
 def _waited(summary: Summary) -> str | None:
     """What the target waited for its draft, where the two have a rank each."""
-    wait = summary["wait_seconds_per_pass"]
+    wait = summary.wait_seconds_per_pass
     return f"{wait * 1e3:.1f}" if wait else None
 
 
 def _positions(summary: Summary) -> str | None:
-    rates = summary["acceptance_by_position"]
+    rates = summary.acceptance_by_position
     return " ".join(f"{rate:.0%}"[:-1] for rate in rates[:POSITIONS_SHOWN]) if rates else None
 
 

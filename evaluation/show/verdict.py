@@ -13,6 +13,7 @@ from methods import BASELINE
 
 if TYPE_CHECKING:
     from evaluation.judge.equality import Comparison
+    from evaluation.judge.summary import Summary
     from evaluation.launch.worker import Session
 
 
@@ -67,7 +68,7 @@ def print_equality(session: "Session", judged: list[str], output: Console) -> "d
     return found
 
 
-def print_speed(session: "Session", judged: list[str], output: Console) -> list[dict[str, Any]]:
+def print_speed(session: "Session", judged: list[str], output: Console) -> "list[Summary]":
     from evaluation.judge.summary import summarize
 
     config = session.config
@@ -75,12 +76,12 @@ def print_speed(session: "Session", judged: list[str], output: Console) -> list[
     rows = [summarize(answer_path(config, name), answer_path(config, BASELINE), ids) for name in judged[1:] or judged]
     print_tables(output, table(rows), details(rows))
     output.print(LEGEND)
-    for note in dict.fromkeys(note for row in rows for note in row["notes"]):
+    for note in dict.fromkeys(note for row in rows for note in row.notes):
         output.print(f"note: {note}", style="yellow", soft_wrap=True)
     return rows
 
 
-def json_row(config: RunConfig, name: str, row: dict[str, Any], equality: "Comparison | None") -> dict[str, Any]:
+def json_row(config: RunConfig, name: str, row: "Summary", equality: "Comparison | None") -> dict[str, Any]:
     """One method's entry of the --json list; `identical` counts questions, null where sampling."""
     figures = ("questions", "speedup", "low", "high", "mat", "tokens_per_second", "baseline_tokens_per_second")
     return {
@@ -88,5 +89,5 @@ def json_row(config: RunConfig, name: str, row: dict[str, Any], equality: "Compa
         "pair": config.pair.name,
         "benchmark": config.benchmark,
         "identical": None if equality is None else equality.identical,
-        **{key: row[key] for key in (*figures, "floor_tokens_per_second", "too_long", "notes")},
+        **{key: getattr(row, key) for key in (*figures, "floor_tokens_per_second", "too_long", "notes")},
     }

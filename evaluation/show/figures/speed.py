@@ -59,24 +59,24 @@ def file_name(kind: str, group: Group, groups: Sequence[Group]) -> str:
 
 def _row(group: Group, result: Result, summary: Summary) -> dict[str, Any]:
     return {"group": group.name, "run": group.labels[result], "method": result.method} | {
-        key: summary[key] for key in FIGURES
+        key: getattr(summary, key) for key in FIGURES
     }
 
 
 def _errors(summaries: Sequence[Summary]) -> np.ndarray[Any, Any]:
     """Whiskers below and above; none where there is no interval."""
-    below = [s["speedup"] - s["low"] if s["low"] is not None else np.nan for s in summaries]
-    above = [s["high"] - s["speedup"] if s["high"] is not None else np.nan for s in summaries]
+    below = [s.speedup - s.low if s.low is not None else np.nan for s in summaries]
+    above = [s.high - s.speedup if s.high is not None else np.nan for s in summaries]
     return np.array([below, above])
 
 
 def _said(summary: Summary) -> str:
     """A bar's numbers."""
-    text = f"{number(summary['speedup'])}x"
-    if summary["low"] is None:
+    text = f"{number(summary.speedup)}x"
+    if summary.low is None or summary.high is None:
         return text
-    text += f"  ({number(summary['low'])} to {number(summary['high'])})"
-    return text if summary["significant"] else text + "  not significant"
+    text += f"  ({number(summary.low)} to {number(summary.high)})"
+    return text if summary.significant else text + "  not significant"
 
 
 def speedup_bars(groups: Sequence[Group], looks: Looks) -> Drawing:
@@ -94,7 +94,7 @@ def speedup_bars(groups: Sequence[Group], looks: Looks) -> Drawing:
     panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False, height_ratios=[n + 0.6 for n in counts])[:, 0]
     for axes, (group, few) in zip(panels, shown.items(), strict=True):
         _bars_across(axes, group, few, looks)
-    longest = max(float(result.overall["high"] or result.overall["speedup"]) for result in results if result.overall)
+    longest = max(float(result.overall.high or result.overall.speedup) for result in results if result.overall)
     panels[-1].set(xlim=(0, max(longest, 1.0) * 1.42), xlabel="speedup")  # with room for the numbers
     rows = [_row(group, r, r.overall) for group, few in shown.items() for r in few if r.overall]
     about = (
@@ -110,12 +110,12 @@ def _few(group: Group) -> list[Result]:
 
 def _bars_across(axes: Axes, group: Group, results: Sequence[Result], looks: Looks) -> None:
     summaries = [result.overall for result in results if result.overall]
-    values, rows = [s["speedup"] for s in summaries], np.arange(len(results))
+    values, rows = [s.speedup for s in summaries], np.arange(len(results))
     for row, result, value in zip(rows, results, values, strict=True):
         axes.barh(row, value, height=0.68, **looks[result.method].bar)
     whiskers(axes, values, rows, xerr=_errors(summaries))
     for row, summary in zip(rows, summaries, strict=True):
-        end = max(summary["high"] or 0, summary["speedup"])
+        end = max(summary.high or 0, summary.speedup)
         style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 7.5}
         axes.annotate(_said(summary), (end, row), (5, 0), bbox=PLATE, zorder=5, **style)
     one_line(axes, vertical=True)
@@ -143,13 +143,13 @@ def category_bars(group: Group, groups: Sequence[Group], looks: Looks) -> Drawin
     width = 0.84 / len(results)
     rows = []
     for place, result in enumerate(results):
-        found = {summary["group"]: summary for summary in result.summaries}
+        found = {summary.group: summary for summary in result.summaries}
         summaries = [found[name] for name in names if name in found]
-        spots = np.array([_spot(names, s["group"]) for s in summaries]) + (place - (len(results) - 1) / 2) * width
-        values = [s["speedup"] for s in summaries]
+        spots = np.array([_spot(names, s.group) for s in summaries]) + (place - (len(results) - 1) / 2) * width
+        values = [s.speedup for s in summaries]
         axes.bar(spots, values, width * 0.96, label=group.labels[result], **looks[result.method].bar)
         whiskers(axes, spots, values, yerr=_errors(summaries), capsize=min(2.5, 12 * width))
-        rows += [_row(group, result, s) | {"category": s["group"]} for s in summaries]
+        rows += [_row(group, result, s) | {"category": s.group} for s in summaries]
         if bars <= MOST_LABELLED:
             _label_bars(axes, spots, summaries)
     one_line(axes)
@@ -173,7 +173,7 @@ def _rows_of(entries: int) -> int:
 
 def category_names(results: Sequence[Result]) -> list[str]:
     """In Spec-Bench's order, others behind it, the overall one last."""
-    present = dict.fromkeys(s["group"] for result in results for s in result.categories)
+    present = dict.fromkeys(s.group for result in results for s in result.categories)
     known = [name for name in SPEC_BENCH_ORDER if name in present]
     return [*known, *sorted(set(present) - set(known)), OVERALL]
 
@@ -185,9 +185,9 @@ def _spot(names: Sequence[str], name: str) -> float:
 
 def _label_bars(axes: Axes, spots: np.ndarray[Any, Any], summaries: Sequence[Summary]) -> None:
     for spot, summary in zip(spots, summaries, strict=True):
-        top = max(summary["high"] or 0, summary["speedup"])
+        top = max(summary.high or 0, summary.speedup)
         style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "bottom", "fontsize": 6.5}
-        axes.annotate(number(summary["speedup"]), (spot, top), (0, 2), bbox=PLATE, zorder=5, **style)
+        axes.annotate(number(summary.speedup), (spot, top), (0, 2), bbox=PLATE, zorder=5, **style)
 
 
 def _wrapped(name: str, width: int = 13) -> str:
@@ -197,7 +197,7 @@ def _wrapped(name: str, width: int = 13) -> str:
 
 def radar(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
     """The six categories of Spec-Bench around a circle."""
-    results = [r for r in whole(group) if set(SPEC_BENCH_ORDER) <= {s["group"] for s in r.categories}]
+    results = [r for r in whole(group) if set(SPEC_BENCH_ORDER) <= {s.group for s in r.categories}]
     if not results:
         raise LeftOut("needs the six categories of Spec-Bench")
     figure = new_figure(
@@ -207,8 +207,8 @@ def radar(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
     angles = np.linspace(0, 2 * np.pi, len(SPEC_BENCH_ORDER), endpoint=False)
     rows = []
     for result in results:
-        found = {summary["group"]: summary for summary in result.summaries}
-        values, look = [found[name]["speedup"] for name in SPEC_BENCH_ORDER], looks[result.method]
+        found = {summary.group: summary for summary in result.summaries}
+        values, look = [found[name].speedup for name in SPEC_BENCH_ORDER], looks[result.method]
         ring = [*angles, angles[0]], [*values, values[0]]
         axes.plot(*ring, look.line, marker=look.marker, color=look.color, label=group.labels[result])
         axes.fill(*ring, color=look.color, alpha=0.04)
@@ -242,7 +242,7 @@ def ablation_bars(groups: Sequence[Group], looks: Looks) -> Drawing:
     rows = []
     for axes, (group, title, members) in zip(panels, sets, strict=True):
         summaries = [result.overall for result in members if result.overall]
-        spots, values = np.arange(len(members)), [s["speedup"] for s in summaries]
+        spots, values = np.arange(len(members)), [s.speedup for s in summaries]
         for spot, result, value in zip(spots, members, values, strict=True):
             whole = without(result) == NOTHING
             axes.bar(spot, value, 0.62, **looks[result.method].bar | {"alpha": 1 if whole else 0.55})
