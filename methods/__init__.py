@@ -1,7 +1,7 @@
 """Decoding methods. Importing this imports nothing heavy, so that help and error messages are instant."""
 
 from methods.options import MOST, VARIANT, Option
-from methods.table import ALL_DEVICES, BASELINE, DRAFTERS, METHODS, DrafterSpec, MethodSpec, get_method
+from methods.table import ALL_DEVICES, BASELINE, DRAFTERS, METHODS, DrafterSpec, MethodSpec, get_method, weight_kinds
 
 __all__ = [
     "ALL_DEVICES",
@@ -14,4 +14,5 @@ __all__ = [
     "MethodSpec",
     "Option",
     "get_method",
+    "weight_kinds",
 ]

@@ -1,34 +1,35 @@
-"""Model pairs: data/pairs.toml -> Pair. Used by evaluation/config.py. Imports nothing heavy: help is instant."""
+"""Model pairs: data/pairs.toml -> Pair. Imports nothing heavy: help is instant."""
 
 import os
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from methods import MOST
+from methods import MOST, weight_kinds
 from methods.errors import UserError, nearest, shown
 from methods.paths import ROOT, path_fault
 from methods.toml_files import read_sections
 
 PAIRS = ROOT / "data/pairs.toml"
+DRAFTS = "drafts"
 DTYPES = ("float32", "bfloat16", "float16")
 DTYPE_OF = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # what they are called as well
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A target and its draft as `find_checkpoint` takes them, and the defaults of a run with them. `sorted_draft`: one
-    with exits, for the methods that need them (None: the draft). `download_gb`: what it is to download, about."""
+    """A target and its drafts as `find_checkpoint` takes them, and the defaults of a run with them. `drafts`: by the
+    kind of weights that a drafter needs. `download_gb`: what it is to download, about."""
 
     name: str
     target: str
-    draft: str | None = None
+    drafts: Mapping[str, str] = field(default_factory=dict)
     template: str = "chat"
     dtype: str = "bfloat16"
     benchmark: str = "spec_bench"
     limit: int | None = None
     max_new_tokens: int = 1024
-    sorted_draft: str | None = None
     download_gb: int | None = None
 
 
@@ -37,7 +38,12 @@ def own_pair(target: str, draft: str | None = None) -> Pair:
     if fault := path_fault(target):
         raise UserError(f"expected a model folder, a .gguf file or a hub id as target, but {shown(target)} {fault}")
     name = Path(os.path.abspath(Path(target).expanduser())).name.lower()
-    return Pair(name or "model", target, draft, benchmark="humaneval", limit=20, max_new_tokens=128)
+    return Pair(name or "model", target, every_kind(draft), benchmark="humaneval", limit=20, max_new_tokens=128)
+
+
+def every_kind(draft: str | None) -> dict[str, str]:
+    """The same draft for whatever asks for one."""
+    return dict.fromkeys(weight_kinds(), draft) if draft else {}
 
 
 def known_pairs(path: Path = PAIRS) -> list[str]:
@@ -59,11 +65,14 @@ def find_pair(name: str) -> Pair:
 
 
 def _pair(name: str, table: dict[str, Any], path: Path) -> Pair:
-    inner = next((key for key, value in table.items() if isinstance(value, dict)), None)
+    inner = next((key for key, value in table.items() if isinstance(value, dict) and key != DRAFTS), None)
     if inner is not None:
         raise UserError(f'{path}: a name with a dot in it needs quotes: ["{name}.{inner}"]')
-    types = {field.name: field.type for field in fields(Pair) if field.name != "name"}
+    drafts = _drafts(name, table.get(DRAFTS, {}), path)
+    types = {field.name: field.type for field in fields(Pair) if field.name not in ("name", DRAFTS)}
     for key, value in table.items():
+        if key == DRAFTS:
+            continue
         if key not in types:
             raise UserError(f"{path}: [{name}] has an unknown key {shown(key)}{nearest(key, types)}")
         if wish := _wish(get_args(types[key]) or (types[key],), value):
@@ -73,7 +82,20 @@ def _pair(name: str, table: dict[str, Any], path: Path) -> Pair:
     dtype = DTYPE_OF.get(table.get("dtype", Pair.dtype), table.get("dtype", Pair.dtype))
     if dtype not in DTYPES:
         raise UserError(f"{path}: [{name}] has an unknown dtype {shown(dtype)}{nearest(dtype, DTYPES)}")
-    return Pair(name=name, **table | {"dtype": dtype})
+    return Pair(name=name, **table | {"dtype": dtype, DRAFTS: drafts})
+
+
+def _drafts(name: str, table: object, path: Path) -> dict[str, str]:
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: [{name}] drafts should be KIND = MODEL for each kind of draft, got {shown(table)}")
+    for kind, source in table.items():
+        if kind not in weight_kinds():
+            raise UserError(
+                f"{path}: [{name}] names an unknown kind of draft {shown(kind)}{nearest(kind, weight_kinds())}"
+            )
+        if wish := _wish((str,), source):
+            raise UserError(f"{path}: [{name}] drafts.{kind} should be {wish}, got {shown(source)}")
+    return table
 
 
 def _wish(kinds: tuple[type, ...], value: object) -> str | None:

@@ -214,6 +214,11 @@ def add_drafter(spec: DrafterSpec, gamma: int | None = None) -> None:
         METHODS[row.name] = row
 
 
+def weight_kinds() -> list[str]:
+    """The kinds of weights that drafters need beside the target's, as pairs name them."""
+    return list(dict.fromkeys(spec.weights for spec in DRAFTERS.values() if spec.weights))
+
+
 def get_method(name: str) -> MethodSpec:
     """The row of a method, or of a variant METHOD@OPTION=VALUE[@OPTION=VALUE...], where draft=MODEL is an option of all
     that need weights. What is not known, or does not fit, is a UserError that suggests what would."""

@@ -204,7 +204,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     pair = get_pair(args.pair)
-    draft = args.draft or pair.sorted_draft or pair.draft
+    draft = args.draft or pair.drafts.get("sorted") or pair.drafts.get("model")
     arguments = [
         ",".join(dict.fromkeys(name for both in compared(pair, draft).values() for name in both)),
         args.pair,

@@ -42,7 +42,7 @@ def test_the_list_says_what_is_here(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     lines = {line.split()[0]: line for line in (answer_at_once(["list"]) or "").splitlines() if line.startswith("  ")}
     assert "  here  " in lines[PAIR] and "about 14 GB from the hub" in lines["vicuna-7b-68m"]
     assert lines["humaneval"].endswith("here") and "scripts/fetch.py spec_bench" in lines["spec_bench"]
-    assert "a draft with exits, two ranks" in lines["pearl-sd2"]
+    assert "a sorted draft, two ranks" in lines["pearl-sd2"]
     assert lines["pld-1"].endswith("pld 2/20, sps unreadable") and "latest" not in lines
 
 

@@ -21,13 +21,13 @@ MOST_BYTES = 60_000_000
 
 @pytest.fixture(scope="module")
 def models() -> Models:
-    models = Models(PAIR.target, PAIR.sorted_draft, "bfloat16", [torch.device("cpu")])
+    models = Models(PAIR.target, PAIR.drafts["sorted"], "bfloat16", [torch.device("cpu")])
     models.max_length = 512
     return models
 
 
 def test_the_draft_is_small_and_says_where_it_comes_from() -> None:
-    folder = ROOT / str(PAIR.sorted_draft)
+    folder = ROOT / str(PAIR.drafts["sorted"])
     assert sum(path.stat().st_size for path in folder.iterdir()) < MOST_BYTES
     card = (folder / "README.md").read_text()
     assert all(f"## {part}" in card for part in ("Agreement", "Data", "Recipe", "Licence"))
@@ -35,7 +35,7 @@ def test_the_draft_is_small_and_says_where_it_comes_from() -> None:
 
 def test_the_draft_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert Models(PAIR.target, PAIR.sorted_draft, "bfloat16", []).draft_exits == (4, 8, 12)
+    assert Models(PAIR.target, PAIR.drafts["sorted"], "bfloat16", []).draft_exits == (4, 8, 12)
 
 
 @pytest.mark.parametrize(

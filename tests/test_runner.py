@@ -225,7 +225,7 @@ def test_drafts_are_compared_in_one_run(folder: Path, tmp_path: Path) -> None:
         (["pld", "smollm2-135m", "--dtype", "float61"], "did you mean 'float16'?"),
         (["pld", "smollm2-135m", "--dtype", "float16"], "float16 runs on CUDA only"),
         (["pld", "smollm2-135m", "--questions", "/nowhere.jsonl"], "/nowhere.jsonl"),
-        (["sps", "--target", "/nowhere"], "needs a draft model"),
+        (["sps", "--target", "/nowhere"], "needs a draft of the kind 'model'"),
         (["pld", "--target", "/nowhere"], "expected a model folder"),
         (["pld", "smollm2-135m", "--temperature", "-1"], "temperature >= 0"),
         (["sps", "smollm2-135m", "--max-ngram", "2"], "none of autoregressive, sps has an option --max-ngram"),

@@ -84,7 +84,7 @@ def _about(spec: MethodSpec, name: str, option: Option) -> str:
 
 
 def _needs(spec: MethodSpec) -> str:
-    draft = "a draft with exits" if spec.weights == "sorted" else "a draft" if spec.weights else "no draft"
+    draft = f"a {spec.weights} draft" if spec.weights else "no draft"
     return f"{draft}, two ranks" if spec.ranks > 1 else draft
 
 
@@ -106,14 +106,15 @@ def _whence(benchmark: str) -> str:
 
 
 def _pair_row(pair: Pair) -> list[str]:
-    missing = [source for source in dict.fromkeys((pair.target, pair.draft)) if source and not _model_is_here(source)]
-    models = f"target {pair.target}" + (f", draft {pair.draft}" if pair.draft else ", no draft")
+    missing = [source for source in dict.fromkeys((pair.target, *pair.drafts.values())) if not _model_is_here(source)]
+    drafts = [f", {kind} draft {source}" for kind, source in pair.drafts.items()]
+    models = f"target {pair.target}" + "".join(drafts or [", no draft"])
     if not missing:
         return ["here", models]
     if not all(is_hub_id(source) for source in missing):
         return [f"missing: {', '.join(missing)}", models]
     size = f"about {pair.download_gb} GB " if pair.download_gb and len(missing) > 1 else ""
-    part = "" if len(missing) > 1 or not pair.draft else f"{missing[0]} "
+    part = "" if len(missing) > 1 or not pair.drafts else f"{missing[0]} "
     return [f"{size}{part}from the hub", models]
 
 

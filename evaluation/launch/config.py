@@ -16,7 +16,7 @@ from evaluation.launch import arguments
 from evaluation.launch.benchmarks import known_benchmarks
 from methods import BASELINE, METHODS, VARIANT, MethodSpec, get_method
 from methods.errors import UserError, nearest, shown
-from methods.pairs import DTYPE_OF, DTYPES, Pair, get_pair, known_pairs, own_pair
+from methods.pairs import DTYPE_OF, DTYPES, Pair, every_kind, get_pair, known_pairs, own_pair
 from methods.paths import ROOT, name_fault, path_fault
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -71,7 +71,7 @@ class RunConfig:
 
     def draft_of(self, spec: MethodSpec) -> str | None:
         """The draft of a method: its variant's own, else the pair's."""
-        return spec.draft or (self.pair.sorted_draft if spec.weights == "sorted" else None) or self.pair.draft
+        return spec.draft or self.pair.drafts.get(spec.weights)
 
     @property
     def ranks(self) -> int:
@@ -225,8 +225,7 @@ def _pair(args: argparse.Namespace) -> Pair:
     if args.pair.partition(VARIANT)[0] in METHODS:
         raise UserError(f"expected a pair, got the method '{args.pair}': several methods have commas between")
     pair = get_pair(args.pair)
-    given = {key: value for key in ("target", "draft") if (value := getattr(args, key)) is not None}
-    return replace(pair, **given, sorted_draft=None if args.draft else pair.sorted_draft)
+    return replace(pair, target=args.target or pair.target, drafts=every_kind(args.draft) or pair.drafts)
 
 
 def _check_methods(config: RunConfig) -> None:
@@ -236,7 +235,10 @@ def _check_methods(config: RunConfig) -> None:
             raise UserError(f"none of {', '.join(config.methods)} has an option --{flag}; leave it out")
     for spec in config.specs:
         if spec.weights and config.draft_of(spec) is None:
-            raise UserError(f"'{spec.name}' needs a draft model and {config.pair.name} has none; pass --draft MODEL")
+            raise UserError(
+                f"'{spec.name}' needs a draft of the kind '{spec.weights}', and {config.pair.name} has none; pass "
+                "--draft MODEL"
+            )
 
 
 def _check_names(config: RunConfig) -> None:
