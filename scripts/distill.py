@@ -124,7 +124,8 @@ class Generator:
 
     def __init__(self, target: str, ends: list[int], max_new_tokens: int, seed: int) -> None:
         import torch
-        from draft_target import load_target
+
+        from methods.training.target_model import load_target
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_target(target).to(self.device).eval()
@@ -209,10 +210,9 @@ def main() -> int:
 
 
 def run(options: argparse.Namespace, todo: Sequence[tuple[Task, Conversation]]) -> None:
-    from draft_target import find_target
-
     from evaluation.launch.prompts import Prompter, eos_ids
     from methods.pairs import find_pair
+    from methods.training.target_model import find_target
 
     checkpoint = find_target(options.target)
     template = options.template or find_pair(options.target).template

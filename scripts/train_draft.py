@@ -16,9 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from draft_recipe import CHOICES, HELP, Recipe, read_recipe
-
 from methods.errors import UserError, command_line
+from methods.training.recipe import CHOICES, HELP, Recipe, read_recipe
 
 
 def parse() -> argparse.Namespace:
@@ -46,15 +45,15 @@ def main() -> int:
     given = vars(parse())
     out, export, pair, config = (given.pop(name) for name in ("out", "export", "pair", "config"))
     if export:
-        from draft_export import export_run
+        from methods.training.export import export_run
 
         export_run(out, export, given.get("target"), pair)
         return 0
     recipe = read_recipe(config, given)
     if not recipe.answers:
         raise UserError("expected --answers FILE...: the target's own answers; write them with scripts/distill.py")
-    from draft_target import load_target
-    from draft_trainer import Trainer
+    from methods.training.target_model import load_target
+    from methods.training.trainer import Trainer
 
     out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(recipe, load_target(recipe.target), out)

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from draft_model import SortedDraft
 from safetensors.torch import load_file, save_file
 from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM
@@ -33,6 +32,7 @@ from methods.engine.tree import TokenTree
 from methods.errors import UserError
 from methods.models import Models
 from methods.target import Outcome
+from methods.training.sorted import SortedDraft
 from tests.tiny import VOCABULARY, save_draft, save_model
 
 DOWN, K = "model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.k_proj.weight"
@@ -64,7 +64,8 @@ def test_every_exit_is_the_trained_models(pair: Models, tiny: Path, tiny_sorted:
     """int8 rows, the reduced head and the target's embedding, against the module that train_draft.py trains."""
     stored = load_file(tiny_sorted / "model.safetensors")
     tokens_R = stored.pop("lm_head.tokens").long()
-    trained = SortedDraft(AutoModelForCausalLM.from_pretrained(tiny), [0, 1, 2], list(EXITS), tokens_R)
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny)
+    trained = SortedDraft(model, [0, 1, 2], list(EXITS), tokens_R)
     for name, value in trained.named_parameters():
         public = "lm_head.weight" if name == "head" else f"model.{name}"
         scale = stored.get(f"{public}.scale")

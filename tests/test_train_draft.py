@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 import torch
-from draft_data import Document, frequent_tokens, length_batches, read_answers, split
-from draft_model import SortedDraft, chosen_layers, soft_cross_entropy
-from draft_recipe import Recipe, learning_rate, read_recipe
-from draft_report import best_speedup, read_log
-from draft_teacher import Teacher
-from draft_trainer import Trainer
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.engine.int8 import Int8
 from methods.errors import UserError
+from methods.training.data import Document, frequent_tokens, length_batches, read_answers, split
+from methods.training.recipe import Recipe, learning_rate, read_recipe
+from methods.training.report import best_speedup, read_log
+from methods.training.sorted import SortedDraft, chosen_layers, soft_cross_entropy
+from methods.training.teacher import Teacher
+from methods.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = 96

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from draft_export import draft_config, write_draft
-from draft_model import SortedDraft
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from methods.training.export import draft_config, write_draft
+from methods.training.sorted import SortedDraft
 
 VOCABULARY = 96  # characters 32 .. 126, and <eos> as id 0
 TEMPLATE = (
@@ -31,8 +32,8 @@ def save_draft(folder: Path, target: Path, tokens: Sequence[int] = range(VOCABUL
     """What train_draft.py would export of a draft of three layers of `target` with an exit after each, untrained.
 
     `tokens`: the vocabulary of its head; `changes` of its configuration."""
-    model = AutoModelForCausalLM.from_pretrained(target)
-    recipe = {"layers": "first-3", "exits": [1, 2, 3]}
+    model: Any = AutoModelForCausalLM.from_pretrained(target)
+    recipe: dict[str, Any] = {"layers": "first-3", "exits": [1, 2, 3]}
     draft = SortedDraft(model, [0, 1, 2], recipe["exits"], torch.tensor(tokens))
     write_draft(folder, draft.state_dict(), draft_config(model.config, recipe, target.name) | changes)
     return folder

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from draft_data import Document, length_batches, pad
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
+
+from methods.training.data import Document, length_batches, pad
 
 
 @dataclass(frozen=True)

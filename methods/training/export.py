@@ -36,7 +36,7 @@ def draft_tensors(state: dict[str, Tensor], vocabulary: int) -> dict[str, Tensor
 
 def export_run(run: Path, folder: Path, target: str | None, pair: str | None) -> None:
     """Write the last checkpoint of `run`; `target` where it lies elsewhere than while training."""
-    from draft_target import load_target
+    from methods.training.target_model import load_target
 
     path = run / "checkpoint.pt"
     if not path.is_file():
@@ -50,7 +50,7 @@ def export_run(run: Path, folder: Path, target: str | None, pair: str | None) ->
 
 def draft_config(target_config: Any, recipe: dict[str, Any], name: str) -> dict[str, Any]:
     """The target's configuration with the draft's depth and its own head."""
-    from draft_model import chosen_layers
+    from methods.training.sorted import chosen_layers
 
     layers = chosen_layers(recipe["layers"], target_config.num_hidden_layers)
     config = {key: value for key, value in target_config.to_dict().items() if not key.startswith("_")}

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from draft_data import Document, frequent_tokens, length_batches, pad, read_answers, split
-from draft_model import SortedDraft, chosen_layers
-from draft_recipe import CHANGEABLE, Recipe, learning_rate
-from draft_report import write_report
-from draft_teacher import Targets, Teacher
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from methods.errors import UserError
+from methods.training.data import Document, frequent_tokens, length_batches, pad, read_answers, split
+from methods.training.recipe import CHANGEABLE, Recipe, learning_rate
+from methods.training.report import write_report
+from methods.training.sorted import SortedDraft, chosen_layers
+from methods.training.teacher import Targets, Teacher
 
 
 @dataclass
