@@ -78,7 +78,9 @@ def difference(got: Tensor, expected: Tensor) -> float:
 def test_logits_and_hidden_states_are_transformers(operators: str, reference: tuple[Path, Any]) -> None:
     folder, model = reference
     decoder = load(folder)
-    assert (decoder.model.native is not None) == (operators == "native" and decoder.model.config.head_dim != 24)
+    assert (decoder.model.stack.operators == "native") == (
+        operators == "native" and decoder.model.config.head_dim != 24
+    )
     with torch.no_grad():
         expected = model(torch.tensor([PROMPT]), output_hidden_states=True)
     scores = decoder.prefill(PROMPT[:30])

@@ -14,13 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.engine import compiler, native
-from methods.engine.compiler import FLAGS
+from methods.engine.backends import build as compiler
+from methods.engine.backends import cpu as native
+from methods.engine.backends import linear
+from methods.engine.backends.build import FLAGS
+from methods.engine.backends.cpu import NativeLinear
+from methods.engine.backends.pytorch import TorchLinear, packs_bf16
 from methods.engine.decoder import Decoder
 from methods.engine.int8 import Int8
-from methods.engine.linear import Linear
 from methods.engine.loader import find_checkpoint
-from methods.engine.native import NativeLinear
 from methods.engine.private import danger_in
 from methods.engine.tree import TokenTree
 from methods.paths import ROOT
@@ -107,8 +109,8 @@ def test_int8_weights_are_multiplied_as_they_are(
 def test_int8_weights_are_widened_where_no_operator_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, x = random_int8(33, 148, torch.bfloat16), random(4, 148, dtype=torch.bfloat16, seed=1)
     monkeypatch.setattr(native, "library", lambda: None)
-    layer = Linear(weight, out_dtype=torch.float32)
-    assert (layer.native, layer.weight_size) == (None, 2)
+    layer = linear(weight, out_dtype=torch.float32)
+    assert isinstance(layer, TorchLinear) and layer.weight_size == (2 if packs_bf16() else 4)
     assert torch.allclose(layer(x), x.float() @ weight.widened().float().T, rtol=2**-7, atol=1e-2)
 
 
@@ -161,7 +163,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def native_decoder(folder: Path, dtype: str) -> Decoder:
     model = find_checkpoint(str(folder)).transformer(dtype, [CPU])
-    assert model.native is not None
+    assert model.stack.operators == "native"
     return Decoder(model)
 
 
@@ -231,7 +233,7 @@ def python(code: str, cache: Path, **environment: str) -> subprocess.Popen[str]:
 
 
 def test_racing_processes_build_one_library(tmp_path: Path) -> None:
-    code = "from methods.engine.native import library; print(library().tile())"
+    code = "from methods.engine.backends.cpu import library; print(library().tile())"
     racers = [python(code, tmp_path) for _ in range(3)]
     for racer in racers:
         out, err = racer.communicate(timeout=120)
@@ -315,7 +317,7 @@ def test_what_others_may_have_written_is_not_loaded(native_cache: Path, shared: 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_pytorchs_openmp_is_the_only_one(tmp_path: Path) -> None:
     code = (
-        "from methods.engine.native import library; library()\n"
+        "from methods.engine.backends.cpu import library; library()\n"
         "print(len({line.split()[-1] for line in open('/proc/self/maps') if 'omp' in line.split('/')[-1]}))"
     )
     out, err = python(code, tmp_path).communicate(timeout=120)
@@ -327,7 +329,7 @@ import sys, torch
 from methods.engine.loader import find_checkpoint
 from methods.models import Models
 decoder = Models(sys.argv[1], None, "bfloat16", [torch.device("cpu")]).target
-print(decoder.model.native is None, decoder.row_invariant)
+print(decoder.model.stack.operators, decoder.row_invariant)
 """
 
 
@@ -346,7 +348,7 @@ def test_without_the_operators_pytorchs_take_over(tmp_path: Path, tiny: Path, ca
             (tmp_path / "bin/gcc").chmod(0o755)
     process = python(code, tmp_path, **environment)
     out, err = process.communicate(timeout=120)
-    assert out.split() == ["True", "True"], err
+    assert out.split() == ["torch", "True"], err
     reason = {"no compiler": "no C compiler found", "broken compiler": "cannot do that", "read-only cache": "/proc"}
     assert ("not available" in err) == (cause != "switched off")
     assert reason.get(cause, "") in err
@@ -354,6 +356,6 @@ def test_without_the_operators_pytorchs_take_over(tmp_path: Path, tiny: Path, ca
 
 def test_linear_falls_back_where_inputs_are_odd() -> None:
     weight, x = random(5, 7), random(4, 7, seed=1)
-    layer = Linear(weight)
-    assert layer.native is None
+    layer = linear(weight)
+    assert isinstance(layer, TorchLinear)
     assert torch.allclose(layer(x), x @ weight.T, atol=1e-5)

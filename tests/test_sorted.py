@@ -22,9 +22,9 @@ from methods.drafters.language_model import ModelDrafter
 from methods.drafters.sd2.chain import SortedDrafter
 from methods.drafters.sd2.exits import StagedDecoder
 from methods.drafters.sd2.tree import SortedTreeDrafter
-from methods.engine import native
+from methods.engine.backends import cpu as native
+from methods.engine.backends.pytorch import TorchStack, packs_bf16
 from methods.engine.int8 import Int8
-from methods.engine.linear import packs_bf16
 from methods.engine.model import matrix
 from methods.engine.sampling import Sampling, probabilities
 from methods.engine.sorted_draft import DraftWeights
@@ -52,7 +52,8 @@ def models(target: Path, draft: Path | str, dtype: str = "float32") -> Models:
 def pair(request: pytest.FixtureRequest, tiny: Path, tiny_sorted: Path) -> Models:
     both = models(tiny, tiny_sorted)
     if request.param == "torch":
-        both.draft_model.native = None
+        model = both.draft_model
+        model.stack = TorchStack(model.config, model.layers, model.dtype, model.devices)
     return both
 
 
@@ -126,7 +127,7 @@ def test_late_stages_catch_up_bit_for_bit(pair: Models) -> None:
         fresh = staged(pair, threshold=decoder.threshold)
         fresh.prefill(text[:-1])
         expected = fresh.extend(text[-1:])
-        if pair.draft_model.native is not None:
+        if pair.draft_model.stack.operators == "native":
             assert torch.equal(logits, expected)
         torch.testing.assert_close(logits, expected, rtol=1e-3, atol=3e-3)
         lengths = [stage.length for stage in decoder._stages]

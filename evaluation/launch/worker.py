@@ -181,7 +181,7 @@ class Session:
             "questions": len(self.benchmark.questions),
             "repeats": c.repeats,
             "warm_up": len(WARM_UP),
-            "operators": "torch" if model.native is None else "native",  # bits and speed depend on it
+            "operators": model.stack.operators,  # bits and speed depend on it
             "row_invariant": self.models.target.row_invariant,
             **self.floor,
             **self.environment,

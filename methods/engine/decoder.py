@@ -9,25 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.engine.cache import Cache
-from methods.engine.linear import MIN_ROWS
+from methods.engine.backends.base import KeyValueCache
 from methods.engine.model import Transformer
-from methods.engine.native import PackedCache
 from methods.engine.schema import enough_memory
 from methods.engine.tree import TokenTree
 from methods.errors import UserError
 
-CUDA_ROWS = 64  # on CUDA kernels are chosen by the row count: one count, one kernel, the same bits for a row
 PROBE_TOKENS = 24
 
 
-def new_cache(model: Transformer, rows: int) -> Cache | PackedCache:
+def new_cache(model: Transformer, rows: int) -> KeyValueCache:
     """An empty cache for the layers of `model`."""
-    config, dtype = model.config, model.dtype
     with enough_memory(f"for the keys and values of {rows} tokens"):
-        if model.native is None:
-            return Cache(config.kv_heads, config.head_dim, rows, dtype, model.devices)
-        return PackedCache(len(model.layers), config.kv_heads, config.head_dim, rows, dtype)
+        return model.new_cache(rows)
 
 
 @dataclass(frozen=True)
@@ -50,8 +44,8 @@ class Decoder:
         self.max_length: int = longest if max_length is None else min(max_length, longest)
         self.length = 0
         self.row_invariant: bool | None = None  # unknown until probed
-        rows = self.max_length + CUDA_ROWS
-        self._cache: Cache | PackedCache = new_cache(model, rows) if host is None else host._cache
+        rows = self.max_length + max(model.stack.min_rows, model.stack.row_multiple)  # a pass may be padded
+        self._cache: KeyValueCache = new_cache(model, rows) if host is None else host._cache
 
     @property
     def room(self) -> int:
@@ -97,13 +91,12 @@ class Decoder:
 
     @property
     def _min_rows(self) -> int:
-        """Fewest rows of a pass whose bits are those of any other."""
-        return MIN_ROWS if self.model.native is None else 1
+        return self.model.stack.min_rows
 
     def _padded(self, tree: TokenTree, new: int) -> TokenTree:
         """The tree continued after its last node, until its `new` last nodes are a row count that keeps the bits."""
-        cuda = self.model.devices[0].type == "cuda"
-        more = (-(-new // CUDA_ROWS) * CUDA_ROWS if cuda else max(self._min_rows, new)) - new
+        multiple = self.model.stack.row_multiple
+        more = -(-max(self._min_rows, new) // multiple) * multiple - new
         if not more:
             return tree
         nodes = len(tree.tokens_N)

@@ -6,16 +6,17 @@ V vocabulary, R rows of a reduced head. Read top-down: Transformer, Layer, then 
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.engine import native
-from methods.engine.cache import Attend
+from methods.engine.backends import choose, linear
+from methods.engine.backends.base import KeyValueCache, LinearLayer
+from methods.engine.backends.pytorch import Attend, rms_norm
 from methods.engine.config import ModelConfig, Rope
 from methods.engine.int8 import SCALE, Int8
-from methods.engine.linear import Linear
 
 FINAL = -1  # a tap: the state after the final norm
 
@@ -40,25 +41,25 @@ class Transformer:
         self.norm_D = weights["model.norm.weight"].to(last, dtype)
         tied = config.tied and "lm_head.weight" not in weights
         head_VD = self.embedding_VD.to(last) if tied else matrix(weights, ["lm_head.weight"], dtype, last)
-        self.head = Linear(head_VD, out_dtype=torch.float32)
+        self.head = linear(head_VD, out_dtype=torch.float32)
         self.tokens_R = weights["lm_head.tokens"].long() if "lm_head.tokens" in weights else None
         self.frequencies_d = rope_frequencies(config.rope, config.head_dim)
         self._rotations = rope_rotation(torch.arange(0), self.frequencies_d, first)
-        self.native = native_layers(config, self.layers, dtype, self.devices)
+        self.stack = choose(config, self.layers, dtype, self.devices)
 
     def __call__(
-        self, tokens_N: Tensor, positions_N: Tensor, attend: Attend | native.PackedView, taps: Sequence[int] = ()
+        self, tokens_N: Tensor, positions_N: Tensor, view: Any, taps: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor | None]:
         """The residual stream behind the last layer, [N, D], and the features that `taps` ask for, side by side in
         their order, [N, len(taps) * D]; None without taps. A tap i >= 0 is the stream after layer i, FINAL the state
         after the final norm, which the head reads.
 
-        `attend`: a view of the `Cache`, of the `PackedCache` where the layers are native."""
+        `view`: what the rows see, of a cache that `new_cache` gave."""
         x_ND, done = self.embed(tokens_N), 0
         rotation = self.rotation(positions_N)
         states: dict[int, Tensor] = {}
         for stop in sorted({tap + 1 for tap in taps if tap != FINAL} | {len(self.layers)}):
-            x_ND, done = self.run(x_ND, rotation, attend, done, stop), stop
+            x_ND, done = self.run(x_ND, rotation, view, done, stop), stop
             states[stop - 1] = x_ND
         if FINAL in taps:
             states[FINAL] = self.normed(x_ND)
@@ -77,20 +78,13 @@ class Transformer:
         cosines, sines = self._rotations
         return cosines[positions_N], sines[positions_N]
 
-    def run(
-        self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend | native.PackedView, first: int, stop: int
-    ) -> Tensor:
-        """The states after layers first .. stop, from those before. Natively one call."""
-        if isinstance(attend, native.PackedView):
-            assert self.native is not None, "a view of a packed cache is for native layers"
-            return self.native(x_ND, rotation, attend, first, stop)
-        for layer in self.layers[first:stop]:
-            if layer.device != x_ND.device:
-                x_ND = x_ND.to(layer.device)
-            if layer.device != rotation[0].device:
-                rotation = (rotation[0].to(layer.device), rotation[1].to(layer.device))
-            x_ND = layer(x_ND, rotation, attend)
-        return x_ND
+    def run(self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], view: Any, first: int, stop: int) -> Tensor:
+        """The states after layers first .. stop, from those before."""
+        return self.stack(x_ND, rotation, view, first, stop)
+
+    def new_cache(self, rows: int) -> KeyValueCache:
+        """An empty cache for the layers of this model."""
+        return self.stack.new_cache(len(self.layers), rows)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Next-token logits in fp32, [N, V], of states before the final norm; of a reduced head [N, R], of the tokens
@@ -99,8 +93,7 @@ class Transformer:
 
     def normed(self, hidden_ND: Tensor) -> Tensor:
         """The states after the final norm, [N, D]."""
-        norm = rms_norm if self.native is None else native.rms_norm
-        return norm(hidden_ND, self.norm_D, self.config.norm_eps)
+        return self.stack.norm(hidden_ND, self.norm_D, self.config.norm_eps)
 
     @property
     def weight_bytes(self) -> int:
@@ -125,11 +118,11 @@ class Layer:
         def get(name: str) -> Tensor:
             return weights[f"model.layers.{index}.{name}"].to(device, dtype)
 
-        def fused(part: str, *names: str) -> Linear:
+        def fused(part: str, *names: str) -> LinearLayer:
             stems = [f"model.layers.{index}.{part}.{name}" for name in names]
             biased = f"{stems[0]}.bias" in weights
             bias = torch.cat([weights[f"{stem}.bias"] for stem in stems]).to(device, dtype) if biased else None
-            return Linear(matrix(weights, [f"{stem}.weight" for stem in stems], dtype, device), bias)
+            return linear(matrix(weights, [f"{stem}.weight" for stem in stems], dtype, device), bias)
 
         self.config, self.index, self.device = config, index, device
         self.attention_norm_D = get("input_layernorm.weight")
@@ -163,24 +156,6 @@ def matrix(
     if values.dtype != torch.int8:
         return values.to(dtype)
     return Int8(values, torch.cat([weights[name + SCALE].to(device) for name in names]), dtype)
-
-
-def native_layers(
-    config: ModelConfig, layers: Sequence[Layer], dtype: torch.dtype, devices: Sequence[torch.device]
-) -> native.LayerStack | None:
-    """The layers as one native call, where that can run them."""
-    if not native.runs_layers(config, dtype, devices):
-        return None
-    stack = native.LayerStack(config, dtype)
-    for layer in layers:
-        linears = [part.native for part in (layer.qkv, layer.out, layer.gate_up, layer.down) if part.native]
-        stack.append((layer.attention_norm_D, layer.mlp_norm_D, layer.q_norm_d, layer.k_norm_d), linears)
-    return stack
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * weight over the last dimension (Zhang and Sennrich 2019)."""
-    return F.rms_norm(x, weight.shape, weight, eps)
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> Tensor:

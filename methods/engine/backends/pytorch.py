@@ -1,7 +1,9 @@
-"""Static key/value cache and the two kinds of attention over it, in PyTorch's operators.
+"""PyTorch's operators: linear layers, a static key/value cache and the two kinds of attention over it.
 
-Rows are positions: row i holds the i-th committed token; the rows behind the committed ones are provisional.
-Where the native operators run, `native.PackedCache` takes the place of `Cache`.
+On CPU `F.linear` repacks its weight at every call and picks kernels by the number of rows, so a row's bits depend on
+its neighbours. oneDNN's prepacked form does neither from 2 rows on; on processors for which it cannot pack bf16,
+weights are widened to fp32, and y is rounded. Its operators are private to PyTorch, so this is the only file that names
+them; where they are missing, `F.linear` is used and the row-invariance probe of `Decoder` tells the consequence.
 
 Legend: N rows of this pass, P provisional rows, T prompt tokens, L cache rows read, H query heads, K key/value heads,
 G = H / K, d head width, A accepted.
@@ -13,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from methods.engine.backends.base import LayerParts
+from methods.engine.config import ModelConfig
+from methods.engine.int8 import Int8
 from methods.engine.tree import TokenTree
 
 BLOCK = 64  # cache rows are read in multiples of this, so that few shapes occur
@@ -101,3 +106,79 @@ def cached_attention(q_NHd: Tensor, keys_KRd: Tensor, values_KRd: Tensor, mask_M
     out_KMd = torch.bmm(torch.softmax(scores_KML, -1), values_KRd[:, :rows].double())
     out = out_KMd.view(kv_heads, nodes, -1, width).transpose(0, 1).to(q_NHd.dtype)
     return out.reshape(nodes, heads * width)
+
+
+MIN_ROWS = 2  # oneDNN runs one row through other kernels, whose sums are ordered differently
+CUDA_ROWS = 64  # on CUDA kernels are chosen by the row count: one count, one kernel, the same bits for a row
+PACK_ROWS = 4  # the row count that oneDNN's packed layout is tuned for; any count may be run
+
+
+def packs(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether oneDNN can prepack weights of this dtype on this device."""
+    usable = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return usable and device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+
+
+def packs_bf16() -> bool:
+    """Whether oneDNN can prepack bf16 as it is: it needs AVX-512 or AVX-NE-CONVERT."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+class TorchLinear:
+    """y = x W^T + b for x [N, I] -> y [N, O], weights fixed for inference; int8 ones are widened."""
+
+    def __init__(self, weight_OI: Tensor | Int8, bias_O: Tensor | None, out_dtype: torch.dtype) -> None:
+        self.dtype, self.bias_O = out_dtype, bias_O
+        if isinstance(weight_OI, Int8):
+            weight_OI = weight_OI.widened()
+        self.packed = packs(weight_OI.dtype, weight_OI.device)
+        self.widened = self.packed and weight_OI.dtype == torch.bfloat16 and not packs_bf16()
+        if self.widened:
+            weight_OI, self.bias_O = weight_OI.float(), None if bias_O is None else bias_O.float()
+        self.weight = (
+            torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), PACK_ROWS) if self.packed else weight_OI
+        )
+
+    @property
+    def weight_size(self) -> int:
+        """Bytes that a weight takes in memory."""
+        return self.weight.element_size()
+
+    def __call__(self, x_NI: Tensor) -> Tensor:
+        if self.packed:
+            x_NI = x_NI.float() if self.widened else x_NI
+            return torch.ops.mkldnn._linear_pointwise(x_NI, self.weight, self.bias_O, "none", [], "").to(self.dtype)
+        return F.linear(x_NI, self.weight, self.bias_O).to(self.dtype)
+
+
+class TorchStack:
+    """The layers one after the other, each on its device."""
+
+    operators = "torch"
+    min_rows = MIN_ROWS
+
+    def __init__(
+        self, config: ModelConfig, layers: Sequence[LayerParts], dtype: torch.dtype, devices: Sequence[torch.device]
+    ) -> None:
+        self.config, self.layers, self.dtype, self.devices = config, layers, dtype, list(devices)
+        self.row_multiple = CUDA_ROWS if self.devices[0].type == "cuda" else 1
+
+    def new_cache(self, layers: int, rows: int) -> Cache:
+        return Cache(self.config.kv_heads, self.config.head_dim, rows, self.dtype, self.devices[:layers])
+
+    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        return rms_norm(x_ND, weight_D, eps)
+
+    def __call__(self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], view: Attend, first: int, stop: int) -> Tensor:
+        for layer in self.layers[first:stop]:
+            if layer.device != x_ND.device:
+                x_ND = x_ND.to(layer.device)
+            if layer.device != rotation[0].device:
+                rotation = (rotation[0].to(layer.device), rotation[1].to(layer.device))
+            x_ND = layer(x_ND, rotation, view)
+        return x_ND
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight over the last dimension (Zhang and Sennrich 2019)."""
+    return F.rms_norm(x, weight.shape, weight, eps)

@@ -1,5 +1,5 @@
-"""The CPU operators of native.c: compiled by `compiler.py`, loaded by ctypes. Used by `linear.py`, `cache.py` and
-`model.py`; without a compiler, or with PEARL_BENCH_NATIVE=0, these run on PyTorch's operators instead.
+"""The CPU operators of native.c: compiled by `build.py`, loaded by ctypes. Without a compiler, or with
+PEARL_BENCH_NATIVE=0, models run on PyTorch's operators instead.
 
 OpenMP comes from PyTorch: the file is compiled with -fopenmp but not linked with it, so its GOMP_* symbols resolve to
 the library that PyTorch has loaded. One pool of threads then serves both, and `torch.set_num_threads` governs it.
@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from methods.engine.compiler import FLAGS, build
+from methods.engine.backends.base import LayerParts
+from methods.engine.backends.build import FLAGS, build
 from methods.engine.config import ModelConfig
 from methods.engine.int8 import Int8
 from methods.engine.tree import TokenTree
@@ -189,18 +190,27 @@ def runs_layers(config: ModelConfig, dtype: torch.dtype, devices: Sequence[torch
 class LayerStack:
     """The layers of a Transformer in one call, sharing its weights."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
-        self.config, self.dtype = config, dtype
-        self._layers: list[LayerArguments] = []
-        self._kept: list[Tensor | NativeLinear | None] = []  # what the arguments point to
-        self._table: ctypes.Array[ctypes.c_void_p] = (ctypes.c_void_p * 0)()
+    operators = "native"
+    min_rows = row_multiple = 1
 
-    def append(self, norms: Sequence[Tensor | None], linears: Sequence[NativeLinear]) -> None:
-        """Add a layer: norms before attention, before the MLP, of q and of k heads; qkv, out, gate-up, down."""
-        norms = [None if norm is None else norm.float() for norm in norms]
-        self._layers.append(LayerArguments(*map(_pointer, norms), *(linear.arguments for linear in linears)))
-        self._kept += [*norms, *linears]
-        self._table = (ctypes.c_void_p * len(self._layers))(*map(ctypes.addressof, self._layers))
+    def __init__(self, config: ModelConfig, layers: Sequence[LayerParts], dtype: torch.dtype) -> None:
+        self.config, self.dtype = config, dtype
+        self._kept: list[Tensor | None] = []  # what the arguments point to
+        self._layers = [self._arguments(layer) for layer in layers]
+        self._table = (ctypes.c_void_p * len(layers))(*map(ctypes.addressof, self._layers))
+
+    def _arguments(self, layer: LayerParts) -> LayerArguments:
+        norms = (layer.attention_norm_D, layer.mlp_norm_D, layer.q_norm_d, layer.k_norm_d)
+        floats = [None if norm is None else norm.float() for norm in norms]
+        self._kept += floats
+        linears = [part for part in (layer.qkv, layer.out, layer.gate_up, layer.down) if isinstance(part, NativeLinear)]
+        return LayerArguments(*map(_pointer, floats), *(linear.arguments for linear in linears))
+
+    def new_cache(self, layers: int, rows: int) -> "PackedCache":
+        return PackedCache(layers, self.config.kv_heads, self.config.head_dim, rows, self.dtype)
+
+    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        return rms_norm(x_ND, weight_D, eps)
 
     def __call__(
         self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], view: "PackedView", first: int, stop: int

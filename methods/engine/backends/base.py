@@ -1,0 +1,78 @@
+"""What the Transformer asks of the operators that it runs on. Each backend keeps the contract of row-invariance: a row
+has the same bits however many rows are computed together, and wherever in the cache its keys lie.
+
+Legend: N rows of a pass, A kept rows of a tree, I inputs, O outputs, D width.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from methods.engine.tree import TokenTree
+
+
+class LinearLayer(Protocol):
+    """y = x W^T + b for x [N, I] -> y [N, O], weights fixed for inference."""
+
+    @property
+    def weight_size(self) -> int:
+        """Bytes that a weight takes in memory."""
+        ...
+
+    def __call__(self, x_NI: Tensor) -> Tensor: ...
+
+
+class LayerParts(Protocol):
+    """A layer of the Transformer, whose parts a stack may run its own way."""
+
+    device: torch.device
+    attention_norm_D: Tensor
+    mlp_norm_D: Tensor
+    q_norm_d: Tensor | None
+    k_norm_d: Tensor | None
+    qkv: LinearLayer
+    out: LinearLayer
+    gate_up: LinearLayer
+    down: LinearLayer
+
+    def __call__(self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], attend: Any) -> Tensor: ...
+
+
+class KeyValueCache(Protocol):
+    """Keys and values of all layers. Row i holds the i-th committed token; the rows behind those are provisional. What
+    `prompt` and `view` give is the backend's own, for its `Stack`."""
+
+    def prompt(self) -> Any:
+        """What the rows of a pass over a whole prompt see."""
+        ...
+
+    def view(self, start: int, tree: TokenTree, known: int = 0) -> Any:
+        """What the rows of a pass over the nodes of `tree` behind its first `known` see, which have their rows already.
+        The root follows the first `start` rows."""
+        ...
+
+    def pack(self, start: int, path_A: Tensor) -> None:
+        """Move rows start + path_A to start .. start + A (path_A ascending)."""
+        ...
+
+
+class Stack(Protocol):
+    """The layers of a model on a backend. `operators`: their name, for the run header; `min_rows`: fewest rows of a
+    pass whose bits are those of any other; `row_multiple`: rows come in multiples of it."""
+
+    operators: str
+    min_rows: int
+    row_multiple: int
+
+    def new_cache(self, layers: int, rows: int) -> KeyValueCache:
+        """An empty cache for the first `layers` layers."""
+        ...
+
+    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        """x / rms(x) * weight over the last dimension (Zhang and Sennrich 2019)."""
+        ...
+
+    def __call__(self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], view: Any, first: int, stop: int) -> Tensor:
+        """The residual stream x_ND after layers first .. stop. `rotation`: cosine and signed sine, [N, 1, d], fp32."""
+        ...
