@@ -11,6 +11,7 @@ from evaluation.launch.afterwards import point_to, report_command
 from evaluation.launch.catalogue import answer_at_once
 from methods.errors import UserError
 from methods.paths import ROOT
+from tests.answer_files import header
 
 PAIR = "smollm2-135m"
 
@@ -34,7 +35,7 @@ def test_the_version_is_that_of_the_code() -> None:
 def test_the_list_says_what_is_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_hub: None) -> None:
     folder = tmp_path / "pld-1" / "humaneval" / PAIR
     folder.mkdir(parents=True)
-    (folder / "pld.run.json").write_text(json.dumps({"schema_version": 1, "questions": 20}))
+    (folder / "pld.run.json").write_text(json.dumps(header(questions=20)))
     (folder / "pld.jsonl").write_text("{}\n{}\n")
     (folder / "sps.run.json").write_text("{")
     (tmp_path / "latest").symlink_to("pld-1")

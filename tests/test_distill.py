@@ -97,7 +97,7 @@ def test_prompt_formats(tmp_path: Path) -> None:
 def vicuna_like(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a pair in one of FastChat's templates, whose tokenizer has a chat template too."""
     pair = {"target": str(tiny), "template": "fschat:vicuna_v1.1"}
-    monkeypatch.setattr("evaluation.pairs._tables", lambda path: {"vicuna-like": pair})
+    monkeypatch.setattr("methods.pairs.read_sections", lambda path, what: {"vicuna-like": pair})
     return "vicuna-like"
 
 
