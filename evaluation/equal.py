@@ -7,9 +7,12 @@ give what the target gives alone.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.answers.header import any_path
 from evaluation.judge.equality import compare, document

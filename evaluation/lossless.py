@@ -7,23 +7,18 @@ decision of a run against the acceptance rule.
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-from rich.text import Text
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.launch.arguments import count
-from evaluation.launch.config import RunConfig, add_conditions, configure
+from evaluation.launch.config import add_conditions
 from evaluation.launch.measure import check, spoken
-from evaluation.launch.processes import launched
-from evaluation.show.tables import terminal
-from methods import get_method
-from methods.errors import UserError, command_line
-
-if TYPE_CHECKING:
-    from evaluation.proof.checks import Check
+from evaluation.proof.configuration import provable
+from evaluation.show.losslessness import document, show
+from methods.errors import command_line
 
 # What `run.py` can be told beyond this command's options.
 FIXED = {"repeats": 1, "replicas": 1, "trace": None, "alone": True, "output": None}
@@ -31,7 +26,7 @@ FIXED = {"repeats": 1, "replicas": 1, "trace": None, "alone": True, "output": No
 
 def main() -> int:
     args = _parser().parse_args()
-    config = _config(args)
+    config = provable(args)
     check(config)
     from evaluation.proof.checks import Sizes, all_checks
 
@@ -67,13 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         default=0.15,
         help="a total variation that the samples must show (default %(default)g; half of it takes 4 times as many)",
     )
-    add(
-        "--power",
-        metavar="X",
-        type=_share,
-        default=0.9,
-        help="how probably they must show it (default %(default)g)",
-    )
+    add("--power", metavar="X", type=_share, default=0.9, help="how probably they must show it (default %(default)g)")
     add("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(benchmark="mini_bench", limit=10, max_new_tokens=64, temperature=1.0, **FIXED)
     return parser
@@ -84,73 +73,6 @@ def _share(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text}")
     return value
-
-
-def _config(args: argparse.Namespace) -> RunConfig:
-    """What is checked. Raises UserError for what cannot be."""
-    if launched():
-        raise UserError("lossless.py starts the ranks that a method needs by itself: call it without a launcher")
-    config = configure(args)
-    if "," in args.methods:
-        raise UserError(f"expected one method, got {args.methods}; call lossless.py for each of them")
-    if not get_method(args.methods).lossless:
-        raise UserError(
-            f"{args.methods} is another library's loop and not claimed to be lossless; choose a method of ours"
-        )
-    if config.temperature == 0:
-        raise UserError("expected a temperature above 0 for the checks of sampling, got 0; greedy is checked anyway")
-    return config
-
-
-def document(config: RunConfig, checks: "list[Check]") -> dict[str, Any]:
-    """The result for programs: what was checked, under which conditions, and each check."""
-    from evaluation.launch.provenance import environment
-
-    return {
-        "method": config.methods[-1],
-        "options": config.options_of(config.specs[-1]),
-        "pair": config.pair.name,
-        "lossless": all(found.passed for found in checks),
-        "checks": [
-            {"name": c.name, "passed": c.passed, "compared": c.compared, "outcome": c.outcome} | c.figures
-            for c in checks
-        ],
-        "target": config.pair.target,
-        "draft": config.draft_of(config.specs[-1]),
-        "dtype": config.dtype,
-        "benchmark": config.benchmark,
-        "sampling": {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p},
-        "seed": config.seed,
-        **environment(),
-    }
-
-
-def show(config: RunConfig, checks: "list[Check]") -> None:
-    """The table, where a failure shows, and the verdict in a sentence."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("check", "compared", "outcome", ""):
-        table.add_column(column, no_wrap=column in ("check", ""))
-    for found in checks:
-        table.add_row(found.name, found.compared, found.outcome, _word(found.passed))
-    output = terminal()
-    output.print(table)
-    for found in checks:
-        if found.detail:
-            output.print(f"{found.name}:\n{found.detail}", markup=False, soft_wrap=True)
-    output.print(verdict(config, checks), soft_wrap=True)
-
-
-def _word(passed: bool) -> Text:
-    return Text("pass", "green") if passed else Text("FAIL", "bold red")
-
-
-def verdict(config: RunConfig, checks: "list[Check]") -> Text:
-    """One sentence."""
-    name, pair = config.methods[-1], config.pair.name
-    failed = [found.name for found in checks if not found.passed]
-    if not failed:
-        return Text(f"{name} is lossless on {pair}: it passed all {len(checks)} checks.", "bold green")
-    return Text(f"{name} is NOT lossless on {pair}: it failed {' and '.join(failed)}.", "bold red")
 
 
 if __name__ == "__main__":

@@ -5,17 +5,17 @@ what it leaves out and why. `report.py` takes its figures from here.
 """
 
 import argparse
-from typing import TYPE_CHECKING
+import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from evaluation.answers.header import any_path
 from evaluation.show.figures.draw import draw
 from methods.errors import command_line
-
-if TYPE_CHECKING:
-    pass
 
 FOLDER = "figures"
 

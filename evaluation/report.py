@@ -7,17 +7,17 @@ status is 1 if a condition of --fail-on holds.
 """
 
 import argparse
-from typing import TYPE_CHECKING
+import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from evaluation.answers.header import any_path
 from evaluation.show.write import FIGURES, WRITTEN_BY, check_output, write_report
 from methods.errors import command_line
-
-if TYPE_CHECKING:
-    pass
 
 
 def main() -> int:

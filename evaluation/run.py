@@ -8,6 +8,9 @@ command: finished questions are not run again.
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.launch.afterwards import tell_where
 from evaluation.launch.catalogue import answer_at_once

@@ -8,20 +8,17 @@ numbers are defined in `evaluation/stats.py`, and shown by `evaluation/tables.py
 
 import argparse
 import json
-from collections.abc import Sequence
+import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from rich.text import Text
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.answers.header import any_path
-from evaluation.judge.spec_bench import read_counter, spec_bench_notes
-from evaluation.judge.summary import Summary, summarize, summarize_by_category
-from evaluation.show.tables import LEGEND, SPEC_BENCH_LEGEND, details, print_tables, table, terminal
+from evaluation.judge.spec_bench import read_counter
+from evaluation.judge.summary import summarize, summarize_by_category
+from evaluation.show.tables import show
 from methods.errors import UserError, command_line
-
-if TYPE_CHECKING:
-    pass
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,16 +66,6 @@ def main() -> int:
     else:
         show(summaries, options.spec_bench is not None, count is None)
     return 0
-
-
-def show(summaries: Sequence[Summary], spec_bench: bool, recorded: bool) -> None:
-    """Print the tables and the notes. `spec_bench`: with its own figure, of tokens `recorded` or counted anew."""
-    console = terminal()
-    print_tables(console, table(summaries, spec_bench), details(summaries))
-    console.print(LEGEND + SPEC_BENCH_LEGEND * spec_bench, style="dim", soft_wrap=True)
-    notes = summaries[-1].notes + (spec_bench_notes(summaries, recorded) if spec_bench else [])
-    for note in notes:
-        console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
 
 
 if __name__ == "__main__":

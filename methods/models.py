@@ -14,7 +14,7 @@ from methods.engine.link import Link
 from methods.engine.loader import DTYPES, Checkpoint, find_checkpoint
 from methods.engine.model import Transformer
 from methods.engine.schema import enough_memory
-from methods.engine.sorted_draft import exits_of, is_trained_draft, load_draft
+from methods.engine.trained_draft import is_trained_draft, load_draft
 from methods.errors import UserError
 
 INT8 = "int8"  # a draft: the target itself in 8 bits
@@ -129,15 +129,6 @@ class Models:
             return first_layers(self.target.model, count)
         short = replace(config, layers=count)
         return Transformer(short, self.target_checkpoint.weights, DTYPES[self.dtype], self.devices[:1] * count)
-
-    @property
-    def draft_exits(self) -> tuple[int, ...]:
-        """Layers after which a trained draft can be left, ascending."""
-        if not is_trained_draft(self.draft_checkpoint):
-            raise UserError(
-                f"expected a draft with exits, as scripts/train_draft.py makes them; {self.draft_source} has none"
-            )
-        return exits_of(self.draft_checkpoint)
 
 
 def first_layers(model: Transformer, count: int) -> Transformer:

@@ -22,14 +22,16 @@ Shape = Literal["chain", "tree"]
 @dataclass(frozen=True)
 class DrafterSpec:
     """A drafter. `build`: "module:function" of (models, **options) that builds it; `about`: completes "by ...";
-    `weights`: the kind of weights that it needs, as `data/pairs.toml` names them below [NAME.drafts], if any; `shape`:
-    of what it proposes. A drafter of chains may be PEARL's."""
+    `weights`: the kind of weights that it needs, as pairs name them, "" for none; `check`: "module:function" of
+    (models) that refuses weights which do not fit, before anything is loaded; `shape`: of what it proposes. A drafter
+    of chains may be PEARL's."""
 
     name: str
     build: str
     about: str
     paper: str = ""
     weights: str = ""
+    check: str = ""
     shape: Shape = "chain"
     options: Mapping[str, Option] = field(default_factory=dict)
 
@@ -126,6 +128,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
             "a trained draft that is left at the first of its exits that is confident",
             "Kavehzadeh et al. 2024",
             weights="sorted",
+            check="methods.drafters.sd2.chain:exits_here",
             options=_EXITS,
         ),
         DrafterSpec(
@@ -134,6 +137,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
             "the same draft, as a tree where it is confident",
             "Kavehzadeh et al. 2024",
             weights="sorted",
+            check="methods.drafters.sd2.chain:exits_here",
             shape="tree",
             options={**_TREE, **_EXITS},
         ),

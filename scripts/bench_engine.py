@@ -27,10 +27,11 @@ from evaluation.launch.worker import Session
 from methods import get_method
 from methods.base import Limits, generate
 from methods.drafters.language_model import ModelDrafter
+from methods.drafters.sd2.chain import exits_here
 from methods.drafters.sd2.exits import StagedDecoder
 from methods.engine.decoder import Decoder
 from methods.engine.sampling import Sampling
-from methods.engine.sorted_draft import is_trained_draft
+from methods.engine.trained_draft import is_trained_draft
 from methods.engine.tree import TokenTree
 from methods.engine.verify import verify
 from methods.errors import command_line
@@ -98,7 +99,7 @@ def profile(decoder: Decoder, rounds: int) -> dict[str, float]:
 
 def draft_seconds(models: Models, rounds: int) -> dict[int, float]:
     """Median seconds of a draft token by the layers of the draft it takes, interleaved, each after a target pass."""
-    exits = models.draft_exits if is_trained_draft(models.draft_checkpoint) else (models.draft_model.config.layers,)
+    exits = exits_here(models) if is_trained_draft(models.draft_checkpoint) else (models.draft_model.config.layers,)
     prompt, tree = [1 + i % 200 for i in range(CACHED)], TokenTree.chain([1])
     drafters = {}
     for exit in exits:

@@ -10,6 +10,7 @@ from evaluation.launch.prompts import Prompter
 from methods import BASELINE, get_method
 from methods.base import Limits, generate
 from methods.build import build_method
+from methods.drafters.sd2.chain import exits_here
 from methods.engine.sampling import Sampling
 from methods.models import Models
 from methods.pairs import get_pair
@@ -35,7 +36,7 @@ def test_the_draft_is_small_and_says_where_it_comes_from() -> None:
 
 def test_the_draft_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert Models(PAIR.target, PAIR.drafts["sorted"], "bfloat16", []).draft_exits == (4, 8, 12)
+    assert exits_here(Models(PAIR.target, PAIR.drafts["sorted"], "bfloat16", [])) == (4, 8, 12)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from evaluation.proof.checks import LEAST, LEVEL, TOLERANCE, Check, audit
 from evaluation.proof.enumeration import Choices, enumerated
 from evaluation.proof.goodness import group, next_token, p_value, samples_needed, uniformity
 from evaluation.proof.tiny_pair import enumerate_method
+from evaluation.show.losslessness import verdict
 from methods import METHODS, get_method
 from methods.base import Limits, generate
 from methods.build import build_method
@@ -244,7 +245,7 @@ def test_two_ranks_are_checked_as_processes(tiny: Path, tiny_sorted: Path, quest
 )
 def test_the_verdict_is_one_sentence(outcomes: list[bool], sentence: str) -> None:
     checks = [Check(f"check {i}", "", "", passed) for i, passed in enumerate(outcomes)]
-    assert lossless.verdict(parse(["pld", "smollm2-135m"]), checks).plain == sentence
+    assert verdict(parse(["pld", "smollm2-135m"]), checks).plain == sentence
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from methods.engine.backends.pytorch import TorchStack, packs_bf16
 from methods.engine.int8 import Int8
 from methods.engine.model import matrix
 from methods.engine.sampling import Sampling, probabilities
-from methods.engine.sorted_draft import DraftWeights
+from methods.engine.trained_draft import DraftWeights
 from methods.engine.tree import TokenTree
 from methods.errors import UserError
 from methods.models import Models

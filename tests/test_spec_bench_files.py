@@ -12,7 +12,7 @@ import pytest
 
 from evaluation.judge.equality import compare
 from evaluation.judge.summary import summarize, summarize_by_category
-from evaluation.speed import show
+from evaluation.show.tables import show
 from tests.answer_files import answer, choice, header, run_script, write
 from tests.tiny import save_tokenizer
 

@@ -3,15 +3,11 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from evaluation.answers.header import Header, read_header, uncompressed
 from evaluation.answers.packing import pack
 from evaluation.answers.record import Answer, QuestionId, read_answers
 from methods import VARIANT
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

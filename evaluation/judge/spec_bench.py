@@ -1,13 +1,9 @@
 """What Spec-Bench's own figure is made of, and what its reader must know."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from evaluation.judge.summary import Count, Summary
 from methods.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 def read_counter(tokenizer: str) -> Count:

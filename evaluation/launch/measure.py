@@ -40,20 +40,20 @@ def check(config: RunConfig) -> None:
     """Find the user's mistakes before anything is loaded or started, so that each is told at once, and once."""
     from evaluation.launch.benchmarks import load_questions
     from evaluation.launch.ranks import choose_device, patience
+    from methods.build import check_weights
     from methods.models import Models
 
     load_questions(config.benchmark, config.questions, config.limit)
     check_dtype(config.dtype, choose_device(config.device))
     check_writable(config.folder)
     patience()
-    drafts = {(config.draft_of(spec), spec.weights == "sorted") for spec in config.specs if spec.weights}
+    drafts = {(config.draft_of(spec), spec.weights): spec for spec in config.specs if spec.weights}
     for source in dict.fromkeys([config.pair.target, *(draft for draft, _ in drafts if draft)]):
         if is_hub_id(source):
             look_for_model(source)
     _ = Models(config.pair.target, None, config.dtype, []).target_checkpoint.config
-    for draft, exits in drafts:
-        models = Models(config.pair.target, draft, config.dtype, [])
-        _ = models.draft_exits if exits else models.draft_checkpoint
+    for (draft, _), spec in drafts.items():
+        check_weights(spec, Models(config.pair.target, draft, config.dtype, []))
 
 
 def check_dtype(dtype: str, device: str) -> None:

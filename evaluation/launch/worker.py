@@ -51,15 +51,11 @@ class Session:
         return models
 
     def models_of(self, spec: MethodSpec) -> Models:
-        """With the method's draft, which is loaded once for all methods that have the same.
-
-        Raises UserError for one without exits, where the method needs them."""
+        """With the method's draft, which is loaded once for all methods that have the same."""
         source = self.config.draft_of(spec) if spec.weights else None
         if source not in self._with_drafts:
             self._with_drafts[source] = self.models.with_draft(source)
-        models = self._with_drafts[source]
-        _ = models.draft_exits if spec.weights == "sorted" else None
-        return models
+        return self._with_drafts[source]
 
     def _longest(self, tokenizer: Any) -> int:
         """Most tokens that a conversation can take: its turns, and an answer of the longest kind to each."""

@@ -22,7 +22,7 @@ from methods.build import build_chain_drafter, build_method
 from methods.engine.config import ModelConfig
 from methods.engine.int8 import EMBEDDING
 from methods.engine.sampling import Sampling
-from methods.engine.sorted_draft import FORMAT
+from methods.engine.trained_draft import FORMAT
 from methods.engine.weights import expected_shapes
 from methods.models import Models
 from methods.pearl.draft import local_draft_rank

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluation.judge.categories import OVERALL
+from evaluation.judge.spec_bench import spec_bench_notes
 from evaluation.judge.summary import Summary
 
 Column = tuple[str, Callable[[Summary], str | Text | None]]  # its name, and its cell of a row: None where unknown
@@ -148,3 +149,13 @@ in loops: tokens in a repetition that their answer ends in, which is easy to dra
 SPEC_BENCH_LEGEND = """
 Spec-Bench speedup: as its own script computes it, in brackets how far from ours: the mean over lines of their rates, of
 each line its first choice, failed turns and lines without a partner included"""
+
+
+def show(summaries: Sequence[Summary], spec_bench: bool, recorded: bool) -> None:
+    """Print the tables and the notes. `spec_bench`: with its own figure, of tokens `recorded` or counted anew."""
+    console = terminal()
+    print_tables(console, table(summaries, spec_bench), details(summaries))
+    console.print(LEGEND + SPEC_BENCH_LEGEND * spec_bench, style="dim", soft_wrap=True)
+    notes = summaries[-1].notes + (spec_bench_notes(summaries, recorded) if spec_bench else [])
+    for note in notes:
+        console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)

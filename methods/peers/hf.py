@@ -15,7 +15,7 @@ from transformers.utils import logging
 from methods.base import Generation, Limits, Step
 from methods.engine.loader import DTYPES, Checkpoint
 from methods.engine.sampling import Sampling
-from methods.engine.sorted_draft import is_trained_draft
+from methods.engine.trained_draft import is_trained_draft
 from methods.errors import UserError
 from methods.models import INT8, Models
 
