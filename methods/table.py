@@ -141,6 +141,14 @@ DRAFTERS: dict[str, DrafterSpec] = {
             shape="tree",
             options={**_TREE, **_EXITS},
         ),
+        DrafterSpec(
+            "recycling",
+            "methods.drafters.recycling:build",
+            "the target's own runners-up of the last time that a token came, as a tree",
+            "Luo et al. 2025",
+            shape="tree",
+            options={"nodes": Option(80, "drafted tokens in the tree; 80: the paper's", flag=True)},
+        ),
     )
 }
 
@@ -177,7 +185,13 @@ _ALONE = (
         all_devices=True,
     ),
 )
-_TURNS = (_turns("sps", "model", 5), _turns("pld", "pld", 7), _turns("sd2", "sd2", 5), _turns("sd2-tree", "sd2-tree"))
+_TURNS = (
+    _turns("sps", "model", 5),
+    _turns("pld", "pld", 7),
+    _turns("sd2", "sd2", 5),
+    _turns("sd2-tree", "sd2-tree"),
+    _turns("recycling", "recycling"),
+)
 _PEERS = (
     MethodSpec(
         "hf-generate",
