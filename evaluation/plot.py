@@ -1,11 +1,10 @@
 """Figures of results: `python evaluation/plot.py FOLDER... [--output DIR] [--trace FILE]`.
 
 Draws what the runs below the folders allow, each figure as PNG, SVG and the numbers in it as CSV, and says in a line
-what it leaves out and why. `report.py` takes its figures from here.
+what it leaves out and why. `report.py` draws the same figures.
 """
 
 import argparse
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -13,9 +12,6 @@ from rich.text import Text
 from evaluation.answers.header import any_path
 from evaluation.show.figures.draw import draw
 from methods.errors import command_line
-
-if TYPE_CHECKING:
-    pass
 
 FOLDER = "figures"
 

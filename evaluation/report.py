@@ -7,7 +7,6 @@ status is 1 if a condition of --fail-on holds.
 """
 
 import argparse
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -15,9 +14,6 @@ from rich.text import Text
 from evaluation.answers.header import any_path
 from evaluation.show.write import FIGURES, WRITTEN_BY, check_output, write_report
 from methods.errors import command_line
-
-if TYPE_CHECKING:
-    pass
 
 
 def main() -> int:
@@ -59,7 +55,7 @@ def main() -> int:
     drawings, left_out = draw(groups, trace)
     for drawing in drawings:
         drawing.save(output / FIGURES)
-    report = Report(groups, drawings, outcomes, pairings, options.folder, options.compare, output / FIGURES, WRITTEN_BY)
+    report = Report(groups, drawings, outcomes, pairings, options.folder, options.compare, WRITTEN_BY)
     console = Console(highlight=False)
     for path in write_report(report, output):
         console.print(Text(str(path)), soft_wrap=True)

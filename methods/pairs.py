@@ -1,4 +1,4 @@
-"""Model pairs: data/pairs.toml -> Pair. Used by evaluation/config.py. Imports nothing heavy: help is instant."""
+"""Model pairs: data/pairs.toml -> Pair. Used by evaluation/launch/config.py. Imports nothing heavy: help is instant."""
 
 import os
 from dataclasses import dataclass, fields
