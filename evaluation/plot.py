@@ -1,7 +1,7 @@
 """Figures of results: `python evaluation/plot.py FOLDER... [--output DIR] [--trace FILE]`.
 
 Draws what the runs below the folders allow, each figure as PNG, SVG and the numbers in it as CSV, and says in a line
-what it leaves out and why. `report.py` takes its figures from here.
+what it leaves out and why. `report.py` draws the same figures.
 """
 
 import argparse

@@ -59,7 +59,7 @@ def main() -> int:
     drawings, left_out = draw(groups, trace)
     for drawing in drawings:
         drawing.save(output / FIGURES)
-    report = Report(groups, drawings, outcomes, pairings, options.folder, options.compare, output / FIGURES, WRITTEN_BY)
+    report = Report(groups, drawings, outcomes, pairings, options.folder, options.compare, WRITTEN_BY)
     console = Console(highlight=False)
     for path in write_report(report, output):
         console.print(Text(str(path)), soft_wrap=True)

@@ -2,8 +2,8 @@
 
 Of two results folders: how the speedups of each run in F have changed since B.
 
-Works on our answer files and on those of Spec-Bench's own scripts. `evaluation/run.py` calls `summarize` too. The
-numbers are defined in `evaluation/stats.py`, and shown by `evaluation/tables.py`.
+It reads our answer files and those of Spec-Bench's own scripts. The numbers are defined in `evaluation/judge/stats.py`
+and shown by `evaluation/show/tables.py`.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The committed leaderboard: what README.md says is what its answer files give."""
+"""The committed results: what README.md and results/README.md say is what the answer files give."""
 
 from pathlib import Path
 
@@ -39,6 +39,33 @@ def test_readmes_table_is_what_the_answers_give(groups: list[Group]) -> None:
             assert s is not None and told[0] == f"{s.speedup:.2f}x" and told[2] == f"{s.mat:.2f}"
             assert told[1].startswith(f"{s.low:.2f} to {s.high:.2f}")
             assert ("not significant" in told[1]) == (not s.significant)
+
+
+def test_the_sweep_by_window_is_what_the_answers_give(groups: list[Group]) -> None:
+    found = {result.run.path.stem: result.summary for group in groups for result in group.measured
+             if result.folder.name.startswith("gamma-")}  # fmt: skip
+    text = (ROOT / "results/README.md").read_text().split("| tokens per round |")[1].split("\n\n")[0]
+    windows, _, *rows = [cells(line) for line in text.splitlines()]
+    assert len(rows) == 2
+    for name, *told in rows:
+        for window, cell in zip(windows, told, strict=True):
+            s = found.get(f"{name.split('`')[1]}@gamma={window.strip('`')}")
+            assert cell.split()[:1] == ([f"{s.speedup:.2f}x"] if s else [])
+
+
+def test_the_table_of_drafts_is_what_the_answers_give() -> None:
+    runs = [result for group in read_groups([ROOT / "results/drafts", ROOT / "results/drafts-int8"])
+            for result in group.measured]  # fmt: skip
+    found = {(r.folder.name == "drafts-int8", r.run.path.stem.split("@branches")[0], r.header["benchmark"]): r.summary
+             for r in runs}  # fmt: skip
+    lines = (ROOT / "results/README.md").read_text().split("## Drafts")[1].split("##")[0].splitlines()
+    rows = [cells(line) for line in lines if line.startswith("| `")]
+    assert len(rows) == 8
+    for row in rows:
+        for benchmark, told in zip(BENCHMARKS, (row[1:4], row[4:7]), strict=True):
+            s = found.get(("`int8`" in row[0], row[0].split("`")[1], benchmark))
+            expected = [f"{s.speedup:.2f}x", f"{s.low:.2f} to {s.high:.2f}", f"{s.mat:.2f}"] if s else ["", "", ""]
+            assert told == expected
 
 
 def test_every_lossless_answer_is_the_baselines(groups: list[Group]) -> None:

@@ -21,7 +21,7 @@ from evaluation.judge.change import pair_runs
 from evaluation.judge.gates import judge, parse_gate
 from evaluation.judge.groups import read_groups
 from evaluation.judge.summary import summarize
-from evaluation.show.document import Block, Bullets, Cell, Heading, Table, Text, to_html, to_markdown
+from evaluation.show.document import Cell, templates, to_html, to_markdown
 from evaluation.show.figures.style import STYLE, Drawing, new_figure
 from evaluation.show.page import Report
 from evaluation.show.write import WRITTEN_BY
@@ -40,6 +40,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.open: list[str] = []
         self.sources: list[str] = []
+        self.parts: list[list[str]] = []  # the texts of each heading, paragraph and cell
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -47,9 +48,18 @@ class Page(HTMLParser):
         self.sources += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
         if tag not in ("meta", "img", "br"):
             self.open.append(tag)
+        if tag in ("h1", "h2", "h3", "p", "li", "th", "td"):
+            self.parts.append([])
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.parts:
+            self.parts[-1].append(data)
+
+    def texts(self) -> list[str]:
+        return ["".join(part).strip() for part in self.parts]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +92,7 @@ def test_compressed_answers_give_the_same_report(reported: Path, tmp_path: Path)
         path.unlink()
     done = run_script("report.py", folder, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    tables = [[line for line in (place / "REPORT.md").read_text().splitlines() if "/14 identical |" in line]
+    tables = [[line for line in (place / "REPORT.md").read_text().splitlines() if "/14 identical** |" in line]
               for place in (reported, folder)]  # fmt: skip
     assert tables[0] == tables[1] and len(tables[0]) == 2
 
@@ -91,14 +101,14 @@ def test_markdown_says_what_was_measured(reported: Path) -> None:
     text = (reported / "REPORT.md").read_text()
     for method in ("sps", "pearl"):
         s = summarize(reported / PLACE / f"{method}.jsonl", reported / PLACE / "autoregressive.jsonl")
-        row = f"| {method} | {s.speedup:.2f}x | {s.low:.2f} to {s.high:.2f} | 14/14 identical | {s.mat:.2f} |"
+        row = f"| {method} | **{s.speedup:.2f}x** | {s.low:.2f} to {s.high:.2f} | **14/14 identical** | {s.mat:.2f} |"
         assert row in text
     assert "output: 2 of 2 runs of lossless methods are identical to the baseline" in text
     assert "tiny · mini_bench · 14 questions · float32 · greedy" in text and "commit 0123456" in text
     assert "## Failures\n\nNone." in text
     assert "| options of pearl | gamma auto, without nothing |" in text and "| git_commit | 0123456789" in text
     assert "| pearl\\<1.05 |" in text and "does not hold" in text
-    assert f"## Compared with {reported}" in text and text.count("x | yes | +0.0% | +0.0% to +0.0% |") == 2
+    assert f"## Compared with {reported}" in text and text.count("x | **yes** | +0.0% | +0.0% to +0.0% |") == 2
     assert "2 of 2 speedups lie in the interval of before; 0 significantly lower, 0 higher." in text
     assert "![Figure: timeline](figures/timeline.png)" in text
     pictures = re.findall(r"\]\((figures/[^)]+)\)", text)
@@ -130,7 +140,7 @@ def test_exit_status_1_where_a_condition_holds(tmp_path: Path) -> None:
     text = (tmp_path / "out/REPORT.md").read_text()
     assert text.count("holds: failed") == 2 and text.count("does not hold") == 1
     assert "not identical: mini_bench/tiny/pld.jsonl: 5/7 identical, 1 different, 1 failed" in text
-    assert "6/7 identical<br>(need not be)" in text and "| tiny · mini_bench: pld | 99 | OSError: full |" in text
+    assert "*6/7 identical*<br>*(need not be)*" in text and "| tiny · mini_bench: pld | 99 | OSError: full |" in text
 
 
 @pytest.mark.parametrize(
@@ -251,18 +261,30 @@ def test_nobody_s_report_is_written_over(tmp_path: Path) -> None:
     assert (folder / "REPORT.md").read_text() == "# By hand\n" and not (folder / "report.html").exists()
 
 
-def test_documents_escape_what_they_say(tmp_path: Path) -> None:
-    blocks: list[Block] = [
-        Heading("a < b", 1),
-        Text("x & y"),
-        Bullets(["<b>"]),
-        Table(["n", "v"], [["p|q", Cell("<i>\n2", "bad")]]),
-    ]
-    page = to_html("a < b", blocks)
-    assert "<h1>a &lt; b</h1>" in page and "<p>x &amp; y</p>" in page and "<li>&lt;b&gt;</li>" in page
-    assert "<td class='bad'>&lt;i&gt;\n2</td>" in page and Page(page).open == []
-    assert "| p\\|q | \\<i><br>2 |" in to_markdown(blocks, tmp_path)
-    assert "<title>STYLE {body}</title>" in to_html("STYLE {body}", blocks)
+DOCUMENT = """\
+# {{ text }}
+
+{{ text }}
+
+- {{ text }}
+
+{{ table([text, "b"], [[text, cell]]) }}
+"""
+
+
+def document(text: str, tone: str = "") -> str:
+    """A document that says a text in every place that a report has for one."""
+    return templates().from_string(DOCUMENT).render(text=text, cell=Cell(text, tone))
+
+
+def test_documents_escape_what_they_say() -> None:
+    markdown = document("a < b|<i>\n2", "bad")
+    assert "| a \\< b\\|\\<i><br>2 | ***a \\< b\\|\\<i>***<br>***2*** |" in markdown
+    page = to_html("STYLE {body} <", markdown, {})
+    assert "<h1>a &lt; b|&lt;i&gt; 2</h1>" in page and "<li>a &lt; b|&lt;i&gt; 2</li>" in page
+    assert "<em><strong>a &lt; b|&lt;i&gt;</strong></em><br>\n<em><strong>2</strong></em></td>" in page
+    assert '<th scope="row">a' in page and Page(page).open == []
+    assert "<title>STYLE {body} &lt;</title>" in page
 
 
 HOSTILE = "<img src=x onerror=alert(1)> `a|b` **c** _d_ [e](javascript:f) $g$ &lt; {h} # ~~i~~ \\"
@@ -288,12 +310,14 @@ def rendered(markdown: str) -> tuple[list[str], set[str]]:
 @example("<!-- a")
 def test_markdown_says_what_a_text_says_and_nothing_else(text: str) -> None:
     """Whatever a name, a path or an error holds: no tag, link, emphasis, code, or further cell comes of it."""
-    blocks: list[Block] = [Heading(text), Text(text), Bullets([text]), Table([text, "b"], [[text, Cell(text)]])]
-    texts, kinds = rendered(to_markdown(blocks, Path()))
+    markdown = document(text)
+    texts, kinds = rendered(markdown)
     words = " ".join(text.split())
     assert texts == [words, words, words, words, "b", words, words]
     assert kinds <= {"heading", "paragraph", "bullet_list", "list_item", "table", "thead", "tbody", "tr", "th", "td",
                      "inline", "text", "text_special"}  # fmt: skip
+    page = Page(to_html("", markdown, {}))
+    assert [" ".join(said.split()) for said in page.texts()] == [words, words, words, words, "b", words, words]
 
 
 def test_a_report_of_hostile_names_says_them(tmp_path: Path) -> None:
@@ -305,13 +329,15 @@ def test_a_report_of_hostile_names_says_them(tmp_path: Path) -> None:
         "cpu": HOSTILE,
         "failures": failures,
     }
-    folder = write_runs(tmp_path / "runs", [Simulated("pld", {"gamma": 5})], questions=6, **hostile)
+    run = Simulated("pld", {"gamma": 7, "some option": HOSTILE})
+    folder = write_runs(tmp_path / "runs", [run], questions=6, **hostile)
     groups = read_groups([folder])
-    blocks = list(Report(groups, [], [], [], folder, None, folder, WRITTEN_BY).blocks())
-    texts, kinds = rendered(to_markdown(blocks, folder))
-    assert not kinds & {"html_inline", "html_block", "link", "image", "em", "strong", "code_inline", "s"}
+    markdown = to_markdown(Report(groups, [], [], [], folder, None, WRITTEN_BY))
+    texts, kinds = rendered(markdown)
+    assert not kinds & {"html_inline", "html_block", "link", "image", "code_inline", "s"}
     assert texts.count(HOSTILE) >= 3 and f"{HOSTILE} and more" in texts
-    page = to_html(HOSTILE, blocks)
+    page = to_html(HOSTILE, markdown, {})
+    assert Page(page).texts().count(HOSTILE) >= 3
     assert (
         Page(page).open == [] and not {"img", "script", "a"} & set(Page(page).tags) and "onerror=alert(1)&gt;" in page
     )

@@ -1,9 +1,9 @@
 """Who this process is: its rank, its replica, and the devices it owns.
 
 A replica is as many ranks as the most demanding method of the launch needs: one, or two, of which the first is the
-target's and the second the draft's. Replicas share the questions. The processes are started by `launch.py`, or by
-`accelerate launch --num_processes N` on GPUs and `torchrun --nproc_per_node N` on CPUs (of which accelerate launches
-one only), on one node or several.
+target's and the second the draft's. Replicas share the questions. `processes.py` starts the processes, or an outer
+launcher does, on one node or several: `accelerate launch --num_processes N` on GPUs, `torchrun --nproc_per_node N` on
+CPUs (of which accelerate launches one only).
 """
 
 import os

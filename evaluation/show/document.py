@@ -1,82 +1,63 @@
-"""A document of headings, paragraphs, tables and figures, as Markdown and as one HTML file that needs nothing else."""
+"""A report as Markdown, from its template, and that Markdown as one HTML file that needs nothing else.
+
+Names, errors and commands come from files that anybody may have written. So whatever a template prints is escaped,
+unless it is Markdown already (`Markup`), and the page is made by a parser that knows no HTML, links or code.
+"""
 
 import base64
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.rules_core import StateCore
+from markdown_it.rules_inline import StateInline
+from markdown_it.token import Token
+from markupsafe import Markup, escape
 
 from evaluation.show.figures.style import Drawing
 
+if TYPE_CHECKING:
+    from evaluation.show.page import Report
+
+TEMPLATES = Path(__file__).parent / "templates"
+TONES = {"": "", "good": "**", "bad": "***", "faint": "*"}  # the page's style gives each a colour
+NEW_LINE = "<br>"
+PARTS = ["heading", "list", "table", "escape", "emphasis", "image"]  # of Markdown, all that reports need
+REM_PER_INCH = 6.4  # all figures on one scale
+
 
 class Cell(NamedTuple):
-    """Of a table, of one line or more. `tone`: "good", "bad", "faint" or nothing."""
+    """A cell of a table, of one line or more. `tone`: "good", "bad", "faint" or nothing."""
 
     text: str
     tone: str = ""
 
 
-@dataclass(frozen=True)
-class Heading:
-    text: str
-    level: int = 2
+def to_markdown(report: "Report", alone: bool = False) -> str:
+    """The whole document. `alone`: it names no file beside it but its pictures."""
+    text = templates().get_template("report.md.jinja").render(report=report, alone=alone)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-@dataclass(frozen=True)
-class Text:
-    """A paragraph."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Bullets:
-    items: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Its first column names the rows; the others are numbers, unless it is a table of `words`."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str | Cell]]
-    words: bool = False
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawing that has been saved in `folder`."""
-
-    drawing: Drawing
-    folder: Path
-
-
-Block = Heading | Text | Bullets | Table | Figure
-
-
-def to_markdown(blocks: Iterable[Block], folder: Path) -> str:
-    """`folder`: where the document will lie, from which its figures are named."""
-    return "\n\n".join(_markdown(block, folder) for block in blocks) + "\n"
-
-
-def _markdown(block: Block, folder: Path) -> str:
-    match block:
-        case Heading(text, level):
-            return f"{'#' * level} {_paragraph(text)}"
-        case Text(text):
-            return _paragraph(text)
-        case Bullets(items):
-            return "\n".join(f"- {_paragraph(item)}" for item in items)
-        case Table(head, rows, words):
-            rule = ["---"] + ["---" if words else "---:"] * (len(head) - 1)
-            cells = [map(_inline, head), rule, *([_inline(_cell(cell).text) for cell in row] for row in rows)]
-            return "\n".join("| " + " | ".join(line) + " |" for line in cells)
-        case Figure(drawing, place):
-            path = place.relative_to(folder).as_posix() + f"/{drawing.name}"
-            about = f"{_paragraph(drawing.about)} [Data]({path}.csv), [SVG]({path}.svg)."
-            return f"![Figure: {drawing.name}]({path}.png)\n\n{about}"
+@cache
+def templates() -> Environment:
+    """Templates of Markdown. What they print is escaped as text that may begin a line."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        autoescape=True,
+        finalize=_paragraph,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["table"] = _table
+    return environment
 
 
 # What Markdown would take for its own in the middle of a line: `_` only at the edge of a word, `&` only of an entity.
@@ -85,113 +66,75 @@ FIRST_SPECIAL = re.compile(r"^(?:(?=[>+=-])|(\d+)(?=[.)]))")  # and only at its 
 
 
 def _inline(text: str) -> str:
-    """Text that stands in Markdown as it is, with a tag for each new line."""
-    lines = (" ".join(line.split()) for line in text.splitlines())
-    return "<br>".join(SPECIAL.sub(lambda found: "\\" + found[0], line) for line in lines)
+    """Text that reads the same within a line of Markdown."""
+    return SPECIAL.sub(lambda found: "\\" + found[0], " ".join(text.split()))
 
 
-def _paragraph(text: str) -> str:
-    """The same where a line begins, and in one line."""
-    return FIRST_SPECIAL.sub(lambda found: f"{found[1] or ''}\\", _inline(" ".join(text.split())))
+def _paragraph(value: object) -> Markup:
+    """The same where a line begins. Markdown stays as it is."""
+    if isinstance(value, Markup):
+        return value
+    return Markup(FIRST_SPECIAL.sub(lambda found: f"{found[1] or ''}\\", _inline(str(value))))
 
 
-def _cell(cell: str | Cell) -> Cell:
-    return Cell(cell) if isinstance(cell, str) else cell
+def _table(head: Sequence[str], rows: Sequence[Sequence[str | Cell]], words: bool = False) -> Markup:
+    """A table whose first column names the rows; the others are numbers, unless it is a table of `words`."""
+    rule = ["---"] + ["---" if words else "---:"] * (len(head) - 1)
+    lines = [[_cell(cell) for cell in head], rule, *([_cell(cell) for cell in row] for row in rows)]
+    return Markup("\n".join("| " + " | ".join(line) + " |" for line in lines))
 
 
-def to_html(title: str, blocks: Iterable[Block]) -> str:
-    """One file: styles and figures are in it."""
-    body = "\n".join(_html(block) for block in blocks)
-    return PAGE.format(title=escape(title), style=CSS, body=body)
+def _cell(cell: str | Cell) -> str:
+    """Each line in the cell's tone, with a tag for each new line."""
+    text, tone = cell if isinstance(cell, Cell) else Cell(cell)
+    return NEW_LINE.join(TONES[tone] + _inline(line) + TONES[tone] for line in text.splitlines())
 
 
-def _html(block: Block) -> str:
-    match block:
-        case Heading(text, level):
-            return f"<h{level}>{escape(text)}</h{level}>"
-        case Text(text):
-            return f"<p>{escape(text)}</p>"
-        case Bullets(items):
-            return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
-        case Table(head, rows, words):
-            names = "".join(f"<th scope='col'>{escape(name)}</th>" for name in head)
-            lines = "\n".join(_html_row([_cell(cell) for cell in row]) for row in rows)
-            kind = " class='words'" if words else ""
-            return (
-                f"<div class='wide'><table{kind}><thead><tr>{names}</tr></thead>\n<tbody>{lines}</tbody></table></div>"
-            )
-        case Figure(drawing, place):
-            svg = base64.b64encode((place / f"{drawing.name}.svg").read_bytes()).decode()
-            width = f"style='max-width: {drawing.figure.get_figwidth() * REM_PER_INCH:.0f}rem'"
-            image = f"<img alt='Figure: {escape(drawing.name)}' {width} src='data:image/svg+xml;base64,{svg}'>"
-            return f"<figure><div class='card'>{image}</div><figcaption>{escape(drawing.about)}</figcaption></figure>"
+def to_html(title: str, markdown: str, pictures: Mapping[str, str]) -> str:
+    """One file: styles and pictures are in it. `pictures`: by the path that the Markdown gives them, as HTML."""
+    frame = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True).get_template("page.html.jinja")
+    return frame.render(title=title, body=_parser().render(markdown, {"pictures": pictures}))
 
 
-def _html_row(cells: Sequence[Cell]) -> str:
-    first, *others = cells
-    parts = [f"<td class='{cell.tone}'>{escape(cell.text)}</td>" if cell.tone else f"<td>{escape(cell.text)}</td>"
-             for cell in others]  # fmt: skip
-    return f"<tr><th scope='row'>{escape(first.text)}</th>{''.join(parts)}</tr>"
+def picture(drawing: Drawing, folder: Path) -> str:
+    """The HTML of a drawing that has been saved in `folder`."""
+    svg = base64.b64encode((folder / f"{drawing.name}.svg").read_bytes()).decode()
+    width = f"max-width: {drawing.figure.get_figwidth() * REM_PER_INCH:.0f}rem"
+    image = f'<img alt="Figure: {escape(drawing.name)}" style="{width}" src="data:image/svg+xml;base64,{svg}">'
+    return f'<span class="card">{image}</span>'
 
 
-REM_PER_INCH = 6.4  # all figures on one scale
+@cache
+def _parser() -> MarkdownIt:
+    parser = MarkdownIt("zero").enable(PARTS)
+    parser.inline.ruler.push("new_line", _new_line)
+    parser.core.ruler.push("scopes", _scopes)
+    parser.add_render_rule("image", _picture)
+    parser.add_render_rule("table_open", lambda *_: '<div class="wide"><table>\n')
+    parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
+    return parser
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
 
-CSS = """\
-:root { --ink: #1c1f23; --faint: #667079; --line: #dfe3e7; --page: #ffffff; --head: #f5f7f9; --accent: #0072b2;
-  --good: #00714f; --bad: #b84300; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e7ea; --faint: #9aa4ad; --line: #343a41; --page: #15181b; --head: #1e2226; --accent: #56b4e9;
-    --good: #3fc79a; --bad: #ff8b45; }
-  .card { opacity: .94; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
-  Roboto, "Helvetica Neue", Arial, sans-serif; -webkit-text-size-adjust: 100%; }
-main { max-width: 64rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: .5rem 0 1rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 .75rem; padding-top: 1rem; border-top: 1px solid var(--line);
-  overflow-wrap: anywhere; }
-h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
-p, li { max-width: 44rem; overflow-wrap: anywhere; }
-ul { padding-left: 1.25rem; }
-.wide { overflow-x: auto; margin: 1rem 0; border: 1px solid var(--line); border-radius: 8px; }
-table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .45rem .7rem; text-align: right; white-space: pre; border-bottom: 1px solid var(--line); }
-th:first-child, .words th, .words td { text-align: left; }
-.words td { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; }
-thead th { background: var(--head); color: var(--faint); font-weight: 600; white-space: normal;
-  vertical-align: bottom; }
-tbody th { font-weight: 600; position: sticky; left: 0; background: var(--page); }
-tbody tr:last-child > * { border-bottom: 0; }
-.good { color: var(--good); font-weight: 600; }
-.bad { color: var(--bad); font-weight: 600; }
-.faint { color: var(--faint); }
-figure { margin: 1.5rem 0; }
-.card { background: #ffffff; border: 1px solid var(--line); border-radius: 8px; padding: .75rem; overflow-x: auto; }
-.card img { display: block; width: 100%; min-width: 22rem; height: auto; margin: 0 auto; }
-figcaption { color: var(--faint); font-size: .875rem; margin-top: .5rem; max-width: 44rem; }
-@media (max-width: 30rem) {
-  main { padding: 1rem .75rem 3rem; }
-  h1 { font-size: 1.4rem; }
-  th, td { padding: .4rem .5rem; }
-}
-@media print { main { max-width: none; } .card, .wide { border: 0; } }
-"""
+def _new_line(state: StateInline, silent: bool) -> bool:
+    """The one tag that our Markdown has, in cells of several lines."""
+    if not state.src.startswith(NEW_LINE, state.pos):
+        return False
+    if not silent:
+        state.push("hardbreak", "br", 0)
+    state.pos += len(NEW_LINE)
+    return True
+
+
+def _scopes(state: StateCore) -> None:
+    """The first cell of a row names it, so it is a heading too; screen readers need to know of what."""
+    for row, first, end in zip(state.tokens, state.tokens[1:], state.tokens[3:], strict=False):
+        if row.type == "tr_open" and first.type == "td_open":
+            first.tag = end.tag = "th"
+            first.attrSet("scope", "row")
+        if first.type == "th_open":
+            first.attrSet("scope", "col")
+
+
+def _picture(self: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: Mapping[str, Any]) -> str:
+    pictures: Mapping[str, str] = env["pictures"]
+    return pictures[unquote(str(tokens[at].attrs["src"]))]

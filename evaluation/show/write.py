@@ -14,14 +14,15 @@ WRITTEN_BY = "Written by evaluation/report.py"  # REPORT.md says so in its first
 
 
 def write_report(report: "Report", output: Path) -> list[Path]:
-    """REPORT.md and report.html. Raises UserError where they cannot be written."""
-    from evaluation.show.document import to_html, to_markdown
+    """Write REPORT.md and report.html beside the figures, which are there. Raises UserError where that fails."""
+    from evaluation.show.document import picture, to_html, to_markdown
 
-    blocks = list(report.blocks())
     paths = [output / MARKDOWN, output / HTML]
     try:
-        paths[0].write_text(to_markdown(blocks, output), encoding="utf-8")
-        paths[1].write_text(to_html(f"Results: {report.folder.resolve().name}", blocks), encoding="utf-8")
+        paths[0].write_text(to_markdown(report), encoding="utf-8")
+        pictures = {f"{FIGURES}/{drawing.name}.png": picture(drawing, output / FIGURES) for drawing in report.drawings}
+        page = to_html(f"Results: {report.name}", to_markdown(report, alone=True), pictures)
+        paths[1].write_text(page, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}; choose another --output") from None
     return paths

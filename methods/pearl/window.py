@@ -78,7 +78,7 @@ def best_window(round_seconds: Callable[[int], float], acceptance: float, tokens
 
 def expected_passes(acceptance: float, window: int, tokens: int) -> float:
     """How many passes PEARL needs on average, behind the prefill, for so many tokens, by the chain of
-    `evaluation/theory.py`, `pearl_tokens`: nothing is drafted at first, and behind each rejection."""
+    `pearl_tokens` in `methods/theory.py`: nothing is drafted at first, and behind each rejection."""
     empty, full = [0.0], [0.0]  # passes for n tokens that begin with nothing drafted, and with a whole window
     rejected = 0.0  # sum of acceptance^k empty[n - 1 - k]: what follows if the token behind k kept ones is rejected
     for n in range(1, tokens + 1):
