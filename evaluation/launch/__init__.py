@@ -1,1 +1,1 @@
-"""From a command line to answers: questions, prompts, processes, generation."""
+"""This room leads from a command line to answers: questions, prompts, processes, generation."""

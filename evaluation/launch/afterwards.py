@@ -1,4 +1,4 @@
-"""What a run says at its end: where its answers lie, and how to make a report of them."""
+"""A run ends by saying where its answers lie, and how to make a report of them."""
 
 import os
 import shlex
@@ -15,7 +15,7 @@ LATEST = "latest"
 
 
 def tell_where(config: RunConfig, console: Console) -> None:
-    """Where the answers lie, and how to make a report of them. `latest` leads to the last run without --output."""
+    """Say both. The link `latest` leads to the last run without --output."""
     if config.output == default_output(config):
         with suppress(OSError):  # no run fails by it
             point_to(config.output.with_name(LATEST), config.output)
@@ -35,7 +35,7 @@ def point_to(link: Path, folder: Path) -> None:
 
 
 def report_command(folder: Path) -> str:
-    """With the interpreter in use, from the folder in which the user is."""
+    """The command that makes a report, with the interpreter in use, as typed in the folder in which the user is."""
     installed = Path(sys.executable).is_relative_to(ROOT)  # else the project is found by its path only
     paths = Path(sys.executable), ROOT / "evaluation/report.py", folder.absolute()
     here = Path.cwd()

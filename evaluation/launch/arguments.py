@@ -1,4 +1,4 @@
-"""The kinds of values on a command line. A value that is none of its kind is an error of argparse, status 2."""
+"""These are the kinds of values on a command line. argparse refuses a value that is none of its kind, with status 2."""
 
 import argparse
 import math
@@ -12,7 +12,7 @@ PER_CORE = 4  # threads or processes: beyond that they only wait for each other,
 
 
 def count(text: str, most: int = MOST) -> int:
-    """A whole number of at least 1."""
+    """Read a whole number from 1 to `most`."""
     try:
         value = int(text)
     except ValueError:
@@ -23,7 +23,7 @@ def count(text: str, most: int = MOST) -> int:
 
 
 def whole(text: str) -> int:
-    """A whole number."""
+    """Read a whole number."""
     try:
         return int(text)
     except ValueError:
@@ -31,12 +31,12 @@ def whole(text: str) -> int:
 
 
 def processes(text: str) -> int:
-    """A number of threads or processes that this machine can hold."""
+    """Read a number of threads or processes that this machine can hold."""
     return count(text, PER_CORE * (os.cpu_count() or 1))
 
 
 def number(text: str) -> float:
-    """A number that is finite."""
+    """Read a finite number."""
     try:
         value = float(text)
     except ValueError:
@@ -47,14 +47,14 @@ def number(text: str) -> float:
 
 
 def word(text: str) -> str:
-    """A text that is not empty: an empty one would be taken for none."""
+    """Read a text that is not empty: an empty one would be taken for none."""
     if not text.strip():
         raise argparse.ArgumentTypeError("expected a value, got an empty one; leave the option out for its default")
     return text
 
 
 def path(text: str) -> Path:
-    """A text that can be a path."""
+    """Read a text that can be a path."""
     if fault := path_fault(text):
         raise argparse.ArgumentTypeError(f"expected a path, but {_shown(text)} {fault}")
     return Path(text)
@@ -65,7 +65,7 @@ def _shown(text: str) -> str:
 
 
 def join_methods(typed: list[str]) -> list[str]:
-    """The command line with its list of methods in one piece, where it was typed with blanks: `pld, sps PAIR`."""
+    """Join the list of methods into one argument where it was typed with blanks, as in `pld, sps PAIR`."""
     joined: list[str] = []
     for argument in typed:
         if joined and _lists_methods(joined[-1]) and _lists_methods(argument):

@@ -1,4 +1,5 @@
-"""Benchmarks: a name or a file -> questions. Used by evaluation/run.py; scripts/fetch.py brings the published files."""
+"""This module reads the questions of a benchmark, which a name or a file stands for. scripts/fetch.py brings the
+published files."""
 
 import gzip
 import hashlib
@@ -24,7 +25,7 @@ NO_OTHER_KEYS = {"extra": "forbid"}  # than the fields, in what pydantic reads f
 
 @dataclass(frozen=True)
 class Question:
-    """One conversation; `turns` are the user's."""
+    """A question is a conversation, whose `turns` are the user's."""
 
     question_id: int | str
     category: str
@@ -46,7 +47,7 @@ def _content_sha256(questions: list[Question]) -> str:
 
 
 def first_questions(questions: list[Question], limit: int) -> list[Question]:
-    """At most `limit` questions in file order, the first ones of every category in equal shares.
+    """Return at most `limit` questions in file order: the first ones of every category, in equal shares.
 
     Questions of several turns share one place, as in Spec-Bench, where the eight MT-bench categories are one task.
     """
@@ -66,7 +67,7 @@ def _take_turns(questions: list[Question], key: Callable[[Question], Hashable]) 
 
 @dataclass(frozen=True)
 class Hub:
-    """Where a benchmark lies on the Hugging Face hub."""
+    """This is where a benchmark lies on the Hugging Face hub."""
 
     __pydantic_config__ = NO_OTHER_KEYS
     id: str
@@ -76,7 +77,7 @@ class Hub:
 
 @dataclass(frozen=True)
 class Source:
-    """A published benchmark, one section of data/benchmarks.toml. `files`: name -> SHA-256."""
+    """A published benchmark is a section of data/benchmarks.toml. `files` maps names to their SHA-256."""
 
     __pydantic_config__ = NO_OTHER_KEYS
     name: str
@@ -99,7 +100,7 @@ def sources() -> dict[str, Source]:
 
 
 def read_sources(path: Path) -> dict[str, Source]:
-    """The published benchmarks that a file names. Raises UserError where it is not as it should be."""
+    """Read the published benchmarks that a file names. Raises UserError where it is not as it should be."""
     return {name: _source(name, table, path) for name, table in read_sections(path, "benchmark").items()}
 
 
@@ -127,7 +128,7 @@ def known_benchmarks() -> list[str]:
 
 
 def benchmarks_here() -> list[str]:
-    """Those that need no network."""
+    """Name the benchmarks that need no network."""
     return [name for name in known_benchmarks() if _is_here(name)]
 
 
@@ -138,10 +139,11 @@ def _is_here(benchmark: str) -> bool:
 
 
 def load_questions(benchmark: str, path: Path | None = None, limit: int | None = None) -> Benchmark:
-    """The named benchmark, or the questions of a file under that name; all of them, or `limit` from all categories.
+    """Load the named benchmark, or the questions of a file under that name: all of them, or `limit` from all
+    categories.
 
-    Raises UserError: unknown name, unreadable or empty file, a broken line, an id used twice, no network.
-    """
+    Raises UserError for an unknown name, an unreadable or empty file, a broken line, an id used twice, and where there
+    is no network."""
     questions = read_file(path) if path else _published(benchmark)
     chosen = questions if limit is None else first_questions(questions, limit)
     return Benchmark(benchmark, chosen, _content_sha256(questions))
@@ -194,7 +196,8 @@ def file_sha256(path: Path) -> str:
 
 
 def read_file(path: Path) -> list[Question]:
-    """Spec-Bench's JSON lines, HumanEval's, raw GSM8K's, or MGSM's tab-separated file (mgsm_XX.tsv); .gz of each."""
+    """Read JSON lines of Spec-Bench, HumanEval or raw GSM8K, or MGSM's tab-separated file (mgsm_XX.tsv); or a .gz of
+    one."""
     plain_name = path.name.removesuffix(".gz")
     parse = _mgsm_parser(plain_name) if plain_name.endswith(".tsv") else _parse_json
     questions: dict[str, tuple[int, Question]] = {}

@@ -1,4 +1,5 @@
-"""What there is: the help of `./eval.sh`, of a method, and `./eval.sh list`. Imports nothing heavy: help is instant."""
+"""This module says what there is: the help of `./eval.sh` and of a method, and `./eval.sh list`. It imports nothing
+heavy, so that help is instant."""
 
 import tomllib
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ HEADER = ".run.json"
 
 
 def answer_at_once(typed: list[str]) -> str | None:
-    """What a command line asks for that measures nothing, such as help; None where something is to be measured."""
+    """Return the text that a command line asks for, such as help; None where something is to be measured."""
     if not typed:
         return help_text()
     if "--version" in typed:
@@ -38,13 +39,13 @@ LIST_HELP = f"usage: eval.sh {LIST}   (methods, pairs, benchmarks and the runs s
 
 
 def version() -> str:
-    """Of the code that runs, installed or not."""
+    """Return the version of the code that runs, installed or not."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return f"{project['name']} {project['version']}"
 
 
 def help_text() -> str:
-    """What `./eval.sh` alone prints: the commands, the methods, the pairs."""
+    """Return what `./eval.sh` alone prints: usage, methods, pairs."""
     return "\n".join(
         [
             f"usage: {USAGE}",
@@ -66,7 +67,7 @@ def help_text() -> str:
 
 
 def method_help(spec: MethodSpec) -> str:
-    """What a method is, what it needs, and its own options."""
+    """Say what a method is, what it needs, and which options it has."""
     about = [f"{spec.name}: {spec.about}"]
     about += [f"paper: {spec.paper}"] if spec.paper else []
     about += [f"needs: {_needs(spec)}"]
@@ -89,7 +90,7 @@ def _needs(spec: MethodSpec) -> str:
 
 
 def listing() -> str:
-    """Methods, pairs, benchmarks and the runs so far, with what each needs and whether that is here."""
+    """List methods, pairs, benchmarks and the runs so far, with what each needs and whether that is here."""
     needs = [[name, _needs(spec), spec.about] for name, spec in METHODS.items()]
     pairs = [[name, *_pair_row(get_pair(name))] for name in known_pairs()]
     here = benchmarks_here()

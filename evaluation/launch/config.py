@@ -1,4 +1,4 @@
-"""What a run measures, from the command line: METHOD[,METHOD...] PAIR and options, with every default filled in.
+"""A command line, METHOD[,METHOD...] PAIR and options, says what a run measures; this module fills in every default.
 
 Nothing heavy is imported here, so that help and error messages are instant.
 """
@@ -30,7 +30,7 @@ USAGE = "eval.sh METHOD[,METHOD...] PAIR [options]   (eval.sh METHOD --target MO
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One launch: the baseline and the chosen methods on one pair and one benchmark."""
+    """A launch measures the baseline and the chosen methods on one pair and one benchmark."""
 
     methods: tuple[str, ...]
     pair: Pair
@@ -60,27 +60,28 @@ class RunConfig:
 
     @property
     def folder(self) -> Path:
-        """Where the answer files go."""
+        """This is where the answer files go."""
         return self.output / self.benchmark / self.pair.name
 
     def options_of(self, spec: MethodSpec) -> dict[str, Any]:
-        """A method's own options, defaults filled in, also for what other methods of the run can be told only."""
+        """Return a method's own options: its variant's, else those typed, else its defaults. A typed value that only
+        another method of the run can take is not this one's."""
         typed = {name: option.read(self.options.get(name, "")) for name, option in spec.options.items()}
         told = {name: value for name, value in typed.items() if value is not None}
         return {name: option.default for name, option in spec.options.items()} | told | dict(spec.fixed)
 
     def draft_of(self, spec: MethodSpec) -> str | None:
-        """The draft of a method: its variant's own, else the pair's."""
+        """Return the draft of a method: its variant's own, else the pair's."""
         return spec.draft or self.pair.drafts.get(spec.weights)
 
     @property
     def ranks(self) -> int:
-        """Processes of a replica."""
+        """Count the processes of a replica."""
         return max(spec.ranks for spec in self.specs)
 
 
 def all_options() -> dict[str, str]:
-    """Every option of methods that is a flag, with its help; one name means the same thing wherever it occurs."""
+    """Return every option of methods that is a flag, with its help; a name means the same thing wherever it occurs."""
     return {name: option.help for spec in METHODS.values() for name, option in spec.options.items() if option.flag}
 
 
@@ -121,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def add_conditions(parser: argparse.ArgumentParser) -> None:
-    """The options that say what answers what, and how: those of every command that runs methods."""
+    """Add the options that every command has that runs methods: which models answer which questions, and how."""
     add, word, count = parser.add_argument, arguments.word, arguments.count
     add("pair", metavar="PAIR", nargs="?", help="a pair of data/pairs.toml")
     add("--target", metavar="MODEL", type=word, help="target model: folder, .gguf file or hub id, not the pair's")
@@ -153,7 +154,7 @@ def add_conditions(parser: argparse.ArgumentParser) -> None:
 
 
 def parse(typed: list[str]) -> RunConfig:
-    """The configuration of a command line, defaults filled in. Raises UserError for values that do not fit."""
+    """Read a command line and fill in the defaults. Raises UserError for values that do not fit."""
     typed = arguments.join_methods(typed)
     return replace(configure(_parser().parse_args(typed)), command=_command(typed))
 
@@ -169,7 +170,7 @@ def _command(typed: list[str]) -> str:
 
 
 def configure(args: argparse.Namespace) -> RunConfig:
-    """The same of arguments that are parsed, by whatever command."""
+    """Do the same with arguments that a command has parsed."""
     _check_order(args)
     pair = _pair(args)
     own_benchmark = args.questions is None and args.benchmark in (None, pair.benchmark)

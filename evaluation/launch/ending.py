@@ -1,4 +1,4 @@
-"""How a rank ended, in one sentence for all ranks of its launch, and the one way out of a rank."""
+"""Every rank leaves by one way, and says in a sentence how it ended, for all ranks of its launch."""
 
 import os
 import sys
@@ -49,13 +49,13 @@ def _failure(rank: int, error: BaseException) -> Ending:
 
 
 def worst(outcomes: Iterable[Ending]) -> Ending:
-    """The outcome to tell, of outcomes in the order in which they came: a user's mistake, else the first failure that
-    is not another's echo, else the first echo; where all is well, that."""
+    """Choose which ending to tell, of endings in the order in which they came: a user's mistake, else the first failure
+    that is not another's echo, else the first echo, else that all is well."""
     return min(outcomes, key=lambda outcome: (outcome.status == 0, outcome.status != 2, outcome.echo))
 
 
 def tell(outcome: Ending) -> int:
-    """Print why; the exit status."""
+    """Print why it ended, and return the exit status."""
     if outcome.status == 130:
         print(outcome.sentence, file=sys.stderr)
     elif outcome.sentence:

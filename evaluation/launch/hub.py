@@ -1,4 +1,5 @@
-"""The Hugging Face hub, without its libraries: whether it answers, and which models of it lie in the cache here."""
+"""This module asks, without the hub's libraries, whether the Hugging Face hub answers and which of its models lie
+here."""
 
 import os
 import sys
@@ -16,28 +17,28 @@ WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether the loader would look for a model on the hub."""
+    """Return whether the loader would look for a model on the hub."""
     local = source.startswith((".", "/", "~", "pypi:")) or source.endswith(".gguf")
     return not local and source.count("/") == 1 and not any(path.is_dir() for path in (Path(source), ROOT / source))
 
 
 def is_cached(source: str) -> bool:
-    """Whether a model of the hub lies here, whole."""
+    """Return whether a model of the hub lies here, whole."""
     folder = cache_folder() / f"models--{source.replace('/', '--')}"
     weights = [path for pattern in WEIGHTS for path in folder.glob(f"snapshots/*/{pattern}")]
     return bool(weights) and not any(folder.glob("blobs/*.incomplete"))
 
 
 def cache_folder() -> Path:
-    """Where the hub's library keeps what it has downloaded."""
+    """Return the folder in which the hub's library keeps what it has downloaded."""
     named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
     return (Path(named) if named else home / "hub").expanduser()
 
 
 def look_for(what: str) -> bool:
-    """Say that something is looked for on the hub, and whether that can be asked. Where it does not answer, its
-    libraries are told to be content with their cache. To be called before they are imported."""
+    """Tell that something is looked for on the hub, and return whether the hub answers. Where it does not, its
+    libraries are told to be content with their cache, so this must be called before they are imported."""
     if is_offline():
         return False
     print(f"looking for {what} on the Hugging Face hub ...", file=sys.stderr, flush=True)
@@ -48,7 +49,7 @@ def look_for(what: str) -> bool:
 
 
 def look_for_model(source: str) -> None:
-    """The same of a model. Raises UserError where it is neither here nor to be had."""
+    """Do the same for a model. Raises UserError where it is neither here nor to be had."""
     if not look_for(source) and not is_cached(source):
         raise UserError(
             f"{source} is not here and the Hugging Face hub cannot be asked: try again where there is a network, or "
@@ -57,7 +58,7 @@ def look_for_model(source: str) -> None:
 
 
 def is_offline() -> bool:
-    """Whether the user has told the hub's libraries not to ask it."""
+    """Return whether the user has told the hub's libraries not to ask it."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
@@ -67,7 +68,7 @@ def endpoint() -> str:
 
 @cache
 def answers() -> bool:
-    """Whether the hub answers in time, through the proxies that the environment names."""
+    """Return whether the hub answers in time, through the proxies that the environment names."""
     found: list[bool] = []
     # in a thread: looking up a name knows no time limit
     thread = threading.Thread(target=lambda: found.append(_asked()), daemon=True)

@@ -1,4 +1,4 @@
-"""One launch: from its configuration to answer files, by all methods in turn."""
+"""A launch goes from its configuration to answer files, with all methods in turn."""
 
 import os
 import traceback
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def start(config: RunConfig, job: Callable[[RunConfig], int]) -> int:
-    """Do `job` in as many processes as the methods need, this one where it is enough, and return the exit status.
+    """Do `job` in as many processes as the methods need, in this one where one is enough. Returns the exit status.
     A process of an outer launcher does its part and ends here."""
     processes = config.ranks * config.replicas
     if launched():
@@ -62,7 +62,7 @@ def check_dtype(dtype: str, device: str) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Nothing is made before there is something to write."""
+    """Refuse an output folder that cannot be written. Nothing is made before there is something to write."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(
@@ -71,12 +71,13 @@ def check_writable(folder: Path) -> None:
 
 
 def spoken(rank: int) -> Console:
-    """Where a run says how it goes: one voice for all ranks. Names are printed as they are, brackets included."""
+    """Return the console on which a run says how it goes: one voice for all ranks. Names are printed as they are,
+    brackets included."""
     return Console(stderr=True, highlight=False, markup=False, quiet=rank != 0)
 
 
 def open_session(config: RunConfig) -> "Session":
-    """Questions, ranks and devices of this process; models are loaded when they are first needed."""
+    """Find the questions, ranks and devices of this process. Models are loaded when they are first needed."""
     from evaluation.launch.benchmarks import load_questions
     from evaluation.launch.ranks import choose_device, join_ranks, open_link, take_share
     from evaluation.launch.worker import Session
@@ -90,7 +91,7 @@ def open_session(config: RunConfig) -> "Session":
 
 
 def answer(session: "Session", console: Console) -> Counter[str]:
-    """Answer by all methods what has no answer yet. Every rank must call it; rank 0 learns what failed, per method."""
+    """Let all methods answer what has no answer yet. Every rank must call it; rank 0 learns what failed, by method."""
     from evaluation.answers.trace import TraceWriter
     from evaluation.launch.parts import Store
     from evaluation.launch.ranks import gather
@@ -117,7 +118,7 @@ def answer(session: "Session", console: Console) -> Counter[str]:
 
 
 def describe(config: RunConfig, questions: int) -> str:
-    """One paragraph on what will be measured, defaults included."""
+    """Say in a paragraph what will be measured, defaults included."""
     c = config
     chosen = f"temperature {c.temperature:g}, top-k {c.top_k}, top-p {c.top_p:g}" if c.temperature else "greedy"
     options = [
@@ -141,7 +142,7 @@ def describe(config: RunConfig, questions: int) -> str:
 
 
 def measure(session: "Session", store: "Store", questions: "list[Question]", console: Console) -> None:
-    """Answer the questions by all methods, in turn, and write each answer as soon as its question is through."""
+    """Let all methods answer the questions, in turn, and write each answer as soon as its question is done."""
     tally = Tally()
     session.meet()
     with progress(console, len(questions)) as shown:
@@ -159,8 +160,8 @@ def measure(session: "Session", store: "Store", questions: "list[Question]", con
 def answer_question(
     session: "Session", store: "Store", question: "Question", index: int, tick: Callable[[], None]
 ) -> "dict[str, list[Choice]]":
-    """All repeats of one question by each method, interleaved, `tick` after each. A method that raises has its failure
-    recorded and no answer; the others go on, unless it has another rank that has lost step with it."""
+    """Let each method answer one question, all repeats, interleaved; call `tick` after each. Where a method raises, its
+    failure is recorded instead of an answer, and the others go on, unless its other rank has lost step with it."""
     choices: dict[str, list[Choice]] = {name: [] for name in store.missing(question.question_id)}
     for repeat in range(session.config.repeats):
         order = list(choices) if (index + repeat) % 2 == 0 else list(reversed(choices))

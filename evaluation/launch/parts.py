@@ -1,4 +1,4 @@
-"""The answer files of a launch: one per method, written by one process, gathered from all replicas.
+"""A launch has one answer file per method, which one process writes and all replicas contribute to.
 
 A single replica writes `<method>.jsonl` as it goes. Several write `parts/<method>.<replica>.jsonl`, and rank 0 puts the
 parts together at the end, and at the start those that an interrupted launch left.
@@ -17,7 +17,7 @@ Failure = dict[str, Any]
 
 
 class Store:
-    """Open for one launch. `files`: method -> the file that this process appends to (leaders only)."""
+    """The answer files of one launch. `files` maps a method to the file that this process appends to (leaders only)."""
 
     def __init__(self, folder: Path, headers: dict[str, Header], ranks: Ranks) -> None:
         self.folder, self.headers, self.ranks = folder, headers, ranks
@@ -47,7 +47,7 @@ class Store:
         return answers_of(self.folder / "parts", f"{name}.{self.ranks.replica}")
 
     def missing(self, question_id: QuestionId) -> list[str]:
-        """The methods that had no answer to the question when the launch began."""
+        """Return the methods that had no answer to the question when the launch began."""
         return [name for name, finished in self._finished.items() if question_id not in finished]
 
     def collect(self) -> None:
@@ -72,7 +72,7 @@ class Store:
             (self.folder / "parts").rmdir()
 
     def failures(self) -> Counter[str]:
-        """Failed questions per method, as rank 0 knows them."""
+        """Count the failed questions of each method, as rank 0 knows them."""
         return Counter({name: len(file.failures) for name, file in self._main.items() if file.failures})
 
 

@@ -1,4 +1,4 @@
-"""Start the processes of a launch on this machine, as many as the methods need, and end them together.
+"""This module starts the processes of a launch on this machine, as many as the methods need, and ends them together.
 
 The starter alone speaks for the ranks: each tells it how it ended, and of all that it hears the cause is printed, once.
 A rank dies with its starter, whatever ends that. A run that an outer launcher has started (`accelerate launch`,
@@ -33,7 +33,7 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def launched() -> bool:
-    """Whether this process is one of a launch already."""
+    """Return whether this process is one of a launch already."""
     return "RANK" in os.environ
 
 
@@ -60,7 +60,7 @@ class _Rank:
     outcome: Ending | None = None
 
     def look(self) -> bool:
-        """Take in what has come of it; whether something has."""
+        """Read what the rank has told so far. Returns whether it has told something."""
         code = self.process.exitcode  # first: what it has sent before its end is there by now
         heard = False
         with suppress(EOFError, OSError):  # it is dead
@@ -81,8 +81,8 @@ def _death(code: int) -> str:
 
 
 def launch(main: Callable[[], int], count: int) -> int:
-    """Run `main`, a function of a module, in `count` processes. The exit status: 2 if one has found a mistake of the
-    user's, else that of the first to fail, else 0."""
+    """Run `main`, a function of a module, in `count` processes. Returns the exit status: 2 if one has found a mistake
+    of the user's, else that of the first to fail, else 0."""
     ranks: list[_Rank] = []
     try:
         with _undisturbed():

@@ -1,4 +1,5 @@
-"""How far a run is: a bar in a terminal, else a plain line every half minute, so that a log shows that it goes on."""
+"""A run shows how far it is: by a bar in a terminal, else by a plain line every half minute, so that a log shows that
+it goes on."""
 
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ EVERY = 30.0  # seconds between two lines
 
 
 class Tally:
-    """Speedups so far."""
+    """A tally keeps the speedups so far."""
 
     def __init__(self) -> None:
         self.tokens: Counter[str] = Counter()
@@ -34,7 +35,7 @@ class Tally:
 
 
 class Bar:
-    """For a terminal."""
+    """A bar is for a terminal."""
 
     def __init__(self, console: Console, total: int) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -49,15 +50,15 @@ class Bar:
         self.bar.stop()
 
     def advance(self, text: str) -> None:
-        """One question more is through; `text`: what is known by now."""
+        """Count one question more. `text` says what is known by now."""
         self.bar.update(self.task, advance=1, description=text)
 
     def tick(self) -> None:
-        """Something was done; nothing to show but what moves by itself."""
+        """Nothing needs to be shown: the bar moves by itself."""
 
 
 class Lines:
-    """For a file or a pipe. It prints between answers only, never while one is measured."""
+    """Lines are for a file or a pipe. They are printed between answers only, never while one is measured."""
 
     def __init__(self, console: Console, total: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.console, self.total, self.clock = console, total, clock
@@ -72,17 +73,17 @@ class Lines:
         self._print(self.line())
 
     def advance(self, text: str) -> None:
-        """One question more is through; `text`: what is known by now."""
+        """Count one question more. `text` says what is known by now."""
         self.done, self.text = self.done + 1, text
         self.tick()
 
     def tick(self) -> None:
-        """Tell how far the run is, if it was not told for half a minute."""
+        """Print how far the run is, if nothing was printed for half a minute."""
         if self.clock() - self.told >= EVERY:
             self._print(self.line())
 
     def line(self) -> str:
-        """Such as "12/80 questions in 0:01:00, 12.0 a minute, 0:05:40 to go: pld 1.52x"."""
+        """Return a line such as "12/80 questions in 0:01:00, 12.0 a minute, 0:05:40 to go: pld 1.52x"."""
         seconds = self.clock() - self.begin
         pace = ""
         if self.done and seconds:
@@ -100,5 +101,5 @@ def _time(seconds: float) -> timedelta:
 
 
 def progress(console: Console, total: int) -> Bar | Lines:
-    """What shows how far a run of so many questions is, on the console that it is told by."""
+    """Return what shows how far a run of so many questions is: a bar or lines, as suits the console."""
     return Bar(console, total) if console.is_terminal else Lines(console, total)

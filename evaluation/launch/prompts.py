@@ -1,4 +1,4 @@
-"""Questions -> token ids, and back to text. Used by evaluation/run.py, the same way for every method.
+"""This module writes questions as token ids, and answers as text, the same way for every method.
 
 A template says how a conversation is written down: "chat" (the tokenizer's own chat template), "fschat:NAME" (one of
 FastChat's, for models that were trained on those), or "raw" (nothing around the text, for base models).
@@ -14,7 +14,8 @@ COMPLETE_FUNCTION = "Complete the following Python function. Answer with the who
 
 
 class Prompter:
-    """Writes the prompts of a benchmark for a tokenizer (a PreTrainedTokenizer). Raises UserError: unknown template."""
+    """A prompter writes the prompts of a benchmark for a tokenizer (a PreTrainedTokenizer). Raises UserError for an
+    unknown template."""
 
     def __init__(self, tokenizer: Any, template: str, benchmark: str) -> None:
         self.tokenizer = tokenizer
@@ -31,15 +32,15 @@ class Prompter:
 
     @property
     def description(self) -> str:
-        """What a reader must know to build the same prompts; goes into the run header."""
+        """Say what a reader must know to build the same prompts, for the run header."""
         if not self.completes:
             return f"{self.template}: the question alone"
         return f"{self.template}: '{COMPLETE_FUNCTION}' and the HumanEval prompt in a code block"
 
     def encode(self, turns: list[str], answers: list[str]) -> list[int]:
-        """The conversation up to the point where the model answers the last of `turns`; one answer to each before.
+        """Write the conversation up to where the model answers the last of `turns`, with `answers` to those before.
 
-        With an answer to the last one too: the whole conversation."""
+        Where the last turn has an answer too, that is the whole conversation."""
         assert len(turns) - len(answers) in (0, 1)
         asked = [self._request(turn) for turn in turns]
         if self.template == "chat":
@@ -98,7 +99,7 @@ def _converse(template: str, turns: list[str], answers: list[str]) -> str:
 
 
 def eos_ids(tokenizer: Any, generation_config_eos: int | Sequence[int] | None, template: str) -> list[int]:
-    """Every id that ends an answer: the model's, the tokenizer's, and those of a FastChat template. Sorted."""
+    """Return every id that ends an answer, sorted: the model's, the tokenizer's, and those of a FastChat template."""
     configured = [generation_config_eos] if isinstance(generation_config_eos, int) else generation_config_eos
     ids = {*(configured or []), tokenizer.eos_token_id}
     if template.startswith("fschat:"):
@@ -111,5 +112,5 @@ def eos_ids(tokenizer: Any, generation_config_eos: int | Sequence[int] | None, t
 
 
 def decode(tokenizer: Any, ids: list[int]) -> str:
-    """The text of an answer, special tokens left out."""
+    """Return the text of an answer without special tokens."""
     return tokenizer.decode(ids, skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""Where numbers come from: versions, hardware, commit, and how fast this machine reads memory. For the run headers."""
+"""Run headers say where numbers come from: versions, hardware, commit, and how fast this machine reads memory."""
 
 import platform
 import subprocess
@@ -44,13 +44,13 @@ def cpu_name() -> str:
 
 
 def gpu_names() -> str | None:
-    """Such as "2 x NVIDIA H100 80GB HBM3"."""
+    """Name the GPUs, such as "2 x NVIDIA H100 80GB HBM3"."""
     names = Counter(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     return ", ".join(f"{count} x {name}" for name, count in names.items()) or None
 
 
 def git_commit(root: Path = ROOT) -> str | None:
-    """The commit of the repository at `root`, "-dirty" behind it when tracked files differ; None without git."""
+    """Return the commit of the repository at `root`, with "-dirty" when tracked files differ; None without git."""
     if not (root / ".git").exists():  # else git would look for a repository further up
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
@@ -62,7 +62,7 @@ def git_commit(root: Path = ROOT) -> str | None:
 
 
 def read_bandwidth(threads: int, device: torch.device | str = "cpu") -> float:
-    """Bytes per second that `threads` CPU threads (or the CUDA device) read from memory: the best of many reads.
+    """Measure how many bytes per second `threads` CPU threads (or the CUDA device) read from memory: the best of many.
 
     A read is a sum of 64-bit integers, PyTorch's fastest reduction: one addition per eight bytes. No decoding pass can
     take less than the weights' bytes divided by this. One thread alone is tried too: where other programs hold a core,
@@ -87,7 +87,7 @@ def _buffer_bytes(device: torch.device) -> int:
 
 
 def last_level_cache() -> int:
-    """Bytes of the largest cache of the first core, as Linux tells; 0 where it does not."""
+    """Return the bytes of the largest cache of the first core, as Linux tells; 0 where it does not."""
     sizes = [0]
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         try:

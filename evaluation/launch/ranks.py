@@ -1,4 +1,4 @@
-"""Who this process is: its rank, its replica, and the devices it owns.
+"""This module says who this process is: its rank, its replica, and the devices that it owns.
 
 A replica is as many ranks as the most demanding method of the launch needs: one, or two, of which the first is the
 target's and the second the draft's. Replicas share the questions. `processes.py` starts the processes, or an outer
@@ -44,7 +44,7 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether this rank decodes and writes for its replica."""
+        """Say whether this rank decodes and writes for its replica."""
         return self.rank % self.size == 0
 
 
@@ -70,7 +70,7 @@ _LAUNCHED = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZ
 
 
 def gather(ranks: Ranks, items: list[Any]) -> list[Any]:
-    """The items of all ranks, in order of rank, on every rank. All must call it."""
+    """Return the items of all ranks, in order of rank, on every rank. All must call it."""
     if ranks.world == 1:
         return items
     from accelerate.utils import gather_object
@@ -102,8 +102,8 @@ def choose_device(wanted: str) -> str:
 
 @dataclass(frozen=True)
 class Share:
-    """What a rank owns: devices, their names for the run header, CPU threads. `all_names`, `all_cores`, `all_threads`:
-    those of all ranks of its replica on this node."""
+    """A share is what a rank owns: devices, their names for the run header, CPU threads. `all_names`, `all_cores`,
+    `all_threads`: those of all ranks of its replica on this node."""
 
     devices: list["torch.device"]
     names: list[str]
@@ -158,7 +158,7 @@ def all_devices(share: Share) -> Iterator[None]:
 
 
 def open_link(ranks: Ranks) -> "Link | None":
-    """The link between the two ranks of this replica; None where a replica is one rank. All ranks must call it."""
+    """Open the link between the two ranks of this replica; None where a replica is one rank. All ranks must call it."""
     if ranks.size == 1:
         return None
     import torch.distributed as dist
@@ -177,7 +177,7 @@ def open_link(ranks: Ranks) -> "Link | None":
 
 
 def patience() -> float:
-    """Seconds that a rank waits for the other within a round."""
+    """Return how many seconds a rank waits for the other within a round."""
     given = os.environ.get("PEARL_BENCH_PATIENCE", str(PATIENCE))
     try:
         seconds = float(given)

@@ -1,4 +1,4 @@
-"""Whether the ranks of a launch live: each gives a sign of life now and then, and one that is silent for long hangs.
+"""The ranks of a launch give signs of life now and then, and one that is silent for long hangs.
 
 A rank that computes or loads for hours is not silent, for its signs come from a thread; one that is stopped is. The
 starter listens to the ranks that it has started. Ranks of an outer launcher listen to each other over its store.
@@ -25,12 +25,13 @@ SIGNS = 10  # within the silence of a rank that hangs
 
 
 def silence() -> float:
-    """Seconds without a sign of life after which a rank hangs."""
+    """Return after how many seconds without a sign of life a rank hangs."""
     return PATIENCES * patience()
 
 
 class Silences:
-    """How long each rank has been silent, by a clock that stands still where this process did, as behind Ctrl-Z."""
+    """This says how long each rank has been silent, by a clock that stands still while this process does, as after
+    Ctrl-Z."""
 
     def __init__(self, ranks: Iterable[int], limit: float, first: float) -> None:
         """`first`: the limit of a rank that has given no sign yet."""
@@ -43,11 +44,11 @@ class Silences:
             self._left[rank] = self._limit
 
     def ended(self, rank: int) -> None:
-        """Nothing more is expected of the rank."""
+        """Expect nothing more of the rank."""
         self._left.pop(rank, None)
 
     def too_long(self) -> int | None:
-        """The first rank that hangs. To be called several times within the limit."""
+        """Return the first rank that hangs. It must be called several times within the limit."""
         now = time.monotonic()
         passed, self._now = min(now - self._now, self._limit / 4), now
         self._left = {rank: left - passed for rank, left in self._left.items()}
@@ -61,7 +62,7 @@ def hangs(rank: int) -> Ending:
 
 
 class Watch:
-    """A rank's eye on the others over the launch's store, where it counts its own signs of life."""
+    """A rank watches the others over the launch's store, where each counts its own signs of life."""
 
     def __init__(self, store: "Store", rank: int, world: int, limit: float, first: float) -> None:
         self._store, self._rank = store, rank
@@ -69,7 +70,8 @@ class Watch:
         self._silences = Silences(self._counts, limit, first)
 
     def look(self) -> int | None:
-        """Give a sign, and look for those of the others: the first rank that hangs. RuntimeError without a store."""
+        """Give a sign and look for those of the others. Returns the first rank that hangs. Raises RuntimeError without
+        a store."""
         self._store.add(f"signs of {self._rank}", 1)
         for rank, known in self._counts.items():
             self._counts[rank] = self._store.add(f"signs of {rank}", 0)
@@ -86,7 +88,7 @@ class Watch:
 
 @contextmanager
 def watching(rank: int, world: int) -> Iterator[None]:
-    """Have this rank of an outer launcher's end where another hangs, or where the launcher has ended."""
+    """End this rank, which an outer launcher has started, where another hangs or the launcher has ended."""
     limit, done = silence(), threading.Event()
     watch = threading.Thread(target=_watch, args=(rank, world, limit, done), daemon=True)
     watch.start()

@@ -1,4 +1,4 @@
-"""A launch's models, prompts and methods, loaded once: answers one question by one method."""
+"""A session loads the models, prompts and methods of a launch once, and answers questions with them."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -32,7 +32,8 @@ MARGIN = 256  # rows beyond the longest conversation: answers read back as text 
 
 @dataclass
 class Session:
-    """On every rank. `link`: to the other rank of a pair. The target's rank decodes; the draft's rank serves it."""
+    """Every rank has a session. The target's rank decodes; the draft's rank serves it over the `link` between the
+    two."""
 
     config: RunConfig
     benchmark: Benchmark
@@ -51,7 +52,7 @@ class Session:
         return models
 
     def models_of(self, spec: MethodSpec) -> Models:
-        """With the method's draft, which is loaded once for all methods that have the same."""
+        """Return the models with the method's draft, which is loaded once for all methods that have the same."""
         source = self.config.draft_of(spec) if spec.weights else None
         if source not in self._with_drafts:
             self._with_drafts[source] = self.models.with_draft(source)
@@ -117,7 +118,7 @@ class Session:
                     generate(method, prompt, self._sampling("warm-up", 0, 0), limits)
 
     def settled(self) -> dict[str, dict[str, int]]:
-        """What methods have chosen by themselves in the warm-up."""
+        """Return what methods have chosen by themselves in the warm-up."""
         ours = {name: method.settled() for name, method in self.methods.items() if not isinstance(method, Reference)}
         return {name: settled for name, settled in ours.items() if settled}
 
@@ -126,7 +127,7 @@ class Session:
         return Sampling(c.temperature, c.top_k, c.top_p, seed_of(c.seed, question_id, turn, repeat))
 
     def choice(self, name: str, question: Question, repeat: int) -> Choice:
-        """All turns of a question by one method; each turn sees the method's own earlier answers."""
+        """Let one method answer all turns of a question; each turn sees the method's own earlier answers."""
         turns: list[Generation] = []
         texts: list[str] = []
         for turn in range(len(question.turns)):
@@ -143,7 +144,7 @@ class Session:
         return Answer(question.question_id, question.category, f"{self.config.pair.name}-{name}", choices)
 
     def header(self, spec: MethodSpec) -> dict[str, Any]:
-        """The run header of a method: every condition that a reader or a later run must know."""
+        """Return the run header of a method: every condition that a reader or a later run must know."""
         c, checkpoint = self.config, self.models.target_checkpoint
         model = self.models.target.model
         return {
@@ -190,7 +191,7 @@ class Session:
 
     @cached_property
     def floor(self) -> dict[str, float]:
-        """What reading the target's weights once costs on this machine now: no pass can be faster."""
+        """Measure what reading the target's weights once costs on this machine now: no pass can be faster."""
         bandwidth = read_bandwidth(self.share.threads, self.share.devices[0])
         return {
             "read_bandwidth": bandwidth,
@@ -199,19 +200,20 @@ class Session:
 
     @cached_property
     def environment(self) -> dict[str, Any]:
-        """The same for all methods of the launch: by it `speed.py` knows that they were interleaved."""
+        """This part of a header is the same for all methods of the launch: by it `speed.py` knows that they were
+        interleaved."""
         return environment()
 
     @property
     def lossless(self) -> list[str]:
-        """Methods whose output must equal the baseline's: where sampling, none."""
+        """Return the methods whose output must equal the baseline's; none where sampling."""
         if self.config.temperature > 0:
             return []
         return [name for name in self.config.methods if name != BASELINE and get_method(name).lossless]
 
 
 def to_choice(turns: list[Generation], texts: list[str], repeat: int) -> Choice:
-    """One line's choice from the generations of its turns."""
+    """Make a choice of an answer line from the generations of its turns."""
     margins = [turn.margins or [] for turn in turns]
     return Choice(
         turns=texts,

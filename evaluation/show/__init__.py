@@ -1,1 +1,1 @@
-"""Terminal, Markdown, HTML, figures. No statistic is computed here."""
+"""This room shows what was judged: in a terminal, as Markdown and HTML, in figures. It computes no statistic."""

@@ -1,4 +1,4 @@
-"""How two results folders compare, in a terminal or as JSON."""
+"""This module shows how two results folders compare, in a terminal or as JSON."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A report as Markdown, from its template, and that Markdown as one HTML file that needs nothing else.
+"""This module makes Markdown of a report by its template, and of that Markdown one HTML file that needs nothing else.
 
 Names, errors and commands come from files that anybody may have written. So whatever a template prints is escaped,
 unless it is Markdown already (`Markup`), and the page is made by a parser that knows no HTML, links or code.
@@ -40,14 +40,14 @@ class Cell(NamedTuple):
 
 
 def to_markdown(report: "Report", alone: bool = False) -> str:
-    """The whole document. `alone`: it names no file beside it but its pictures."""
+    """Return the whole document. Where it stands `alone`, it names no file beside it but its pictures."""
     text = templates().get_template("report.md.jinja").render(report=report, alone=alone)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 @cache
 def templates() -> Environment:
-    """Templates of Markdown. What they print is escaped as text that may begin a line."""
+    """Return the templates of Markdown. What they print is escaped, unless it is Markdown."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
@@ -91,13 +91,13 @@ def _cell(cell: str | Cell) -> str:
 
 
 def to_html(title: str, markdown: str, pictures: Mapping[str, str]) -> str:
-    """One file: styles and pictures are in it. `pictures`: by the path that the Markdown gives them, as HTML."""
+    """Return one file that holds styles and `pictures`, whose HTML is found by the path that the Markdown names."""
     frame = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True).get_template("page.html.jinja")
     return frame.render(title=title, body=_parser().render(markdown, {"pictures": pictures}))
 
 
 def picture(drawing: Drawing, folder: Path) -> str:
-    """The HTML of a drawing that has been saved in `folder`."""
+    """Return the HTML of a drawing that has been saved in `folder`."""
     svg = base64.b64encode((folder / f"{drawing.name}.svg").read_bytes()).decode()
     width = f"max-width: {drawing.figure.get_figwidth() * REM_PER_INCH:.0f}rem"
     image = f'<img alt="Figure: {escape(drawing.name)}" style="{width}" src="data:image/svg+xml;base64,{svg}">'

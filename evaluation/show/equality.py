@@ -1,4 +1,4 @@
-"""How a comparison of outputs reads."""
+"""This module puts a comparison of outputs into words."""
 
 from rich.text import Text
 
@@ -14,7 +14,7 @@ TEXT_AROUND = 30  # characters
 
 
 def report(comparison: Comparison, show_all: bool) -> Text:
-    """The verdict, and the first turns that are not identical, or all of them."""
+    """Show the first turns that are not identical, or all of them, and then the verdict."""
     odd = [turn for turn in comparison.turns if turn.status not in (TOO_LONG, IDENTICAL)]
     shown = odd if show_all else odd[:FIRST]
     text = Text()

@@ -1,4 +1,4 @@
-"""What a report says: its texts and tables, from the runs of a folder; `templates/report.md.jinja` lays them out."""
+"""A report has texts and tables from the runs of a folder, and `templates/report.md.jinja` lays them out."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ HEADER_ENTRIES = (
 
 @dataclass(frozen=True)
 class Report:
-    """What the runs of a folder say."""
+    """A report says what the runs of a folder have shown."""
 
     groups: list[Group]
     drawings: list[Drawing]
@@ -50,7 +50,7 @@ class Report:
 
     @property
     def origin(self) -> str:
-        """How many runs there are, and of which days."""
+        """Say how many runs there are, and of which days."""
         dates = sorted({str(result.header.get("created", "date unknown"))[:10] for result in self.results})
         return f"{counted(len(self.results), 'run')} of {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}"
 
@@ -64,7 +64,7 @@ class Report:
         return {r: c for r, c in self.equality.items() if r.header.get("lossless", True)}
 
     def glance(self) -> list[str]:
-        """The fastest lossless method of each group, and whether all that must be identical is."""
+        """Name the fastest lossless method of each group, and say whether all that must be identical is."""
         items = []
         for group in self.groups:
             lossless = [r for r in group.measured if r.header.get("lossless", True) and r.overall]
@@ -92,7 +92,7 @@ class Report:
         return headline(self.pairings)
 
     def comparisons(self) -> Iterator[tuple[str, Rows]]:
-        """By group: how each run compares with the earlier one."""
+        """Yield each group's name and how its runs compare with earlier ones."""
         for group in dict.fromkeys(pairing.group for pairing in self.pairings):
             yield group, [_comparison(pairing) for pairing in self.pairings if pairing.group == group]
 
@@ -107,7 +107,7 @@ class Report:
         return [_speed(result, group.labels[result], self.equality.get(result)) for result in group.measured]
 
     def categories(self, group: Group) -> Rows:
-        """The speedups of each method by category; none where no run has several categories."""
+        """Return the speedups of each method by category; none where no run has several categories."""
         results = [result for result in group.measured if result.categories]
         names = category_names(results) if results else []
         return [[group.labels[result], *_by_category(result, names)] for result in results]
@@ -125,15 +125,15 @@ class Report:
         return [f"note: {note}" for note in notes]
 
     def baselines(self, group: Group) -> Rows:
-        """Of a group in which nothing else was run."""
+        """Return the rows of a group in which nothing but the baseline was run."""
         return [[BASELINE, str(len(result.run.finished))] for result in group.results]
 
     def drawn(self, group: str | None, names: Sequence[str] | None = None) -> list[Drawing]:
-        """The drawings of a group, or those of all groups that are named."""
+        """Return the drawings of a group (None: those of all groups together), or those of them that are named."""
         return [d for d in self.drawings if d.group == group and (names is None or d.name in names)]
 
     def theory(self) -> list[Drawing]:
-        """Drawings of all groups, beyond the one of speedups that comes first."""
+        """Return the drawings of all groups together, but for the one of speedups, which comes first."""
         return [drawing for drawing in self.drawn(None) if drawing.name != "speedup"]
 
     def _all_failures(self) -> Rows:
@@ -148,14 +148,15 @@ class Report:
         return self._all_failures()[:SHOWN_FAILURES]
 
     def odd_ones(self) -> list[str]:
-        """What the table of failures has no room for, and answers that should be the baseline's but are not."""
+        """Tell what the table of failures has no room for, and which runs should be identical to the baseline but are
+        not."""
         more = len(self._all_failures()) - SHOWN_FAILURES
         told = [f"and {more} more, in the run headers"] if more > 0 else []
         odd = {result: comparison for result, comparison in self._exact.items() if not comparison.equal}
         return told + [f"not identical: {r.run.path.relative_to(self.folder)}: {c.line}" for r, c in odd.items()]
 
     def launches(self) -> Iterator[tuple[str, Rows]]:
-        """By folder: what is needed to run each launch again."""
+        """Yield each launch's folder and what is needed to run it again."""
         launches: dict[str, list[Result]] = {}
         for result in self.results:
             launched = [str(result.run.path.parent), result.header.get("methods"), result.header.get("created")]

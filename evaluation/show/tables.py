@@ -1,4 +1,4 @@
-"""How the figures of `speed.py` look in a terminal: one row for each method, or for each category."""
+"""This module shows the figures of `speed.py` in a terminal: a row for each method, or for each category."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -19,13 +19,13 @@ WIDER_THAN_ANY = 10_000  # columns of a terminal
 
 
 def terminal(stderr: bool = False) -> Console:
-    """Where tables are printed: of a width of its own where it is a file or a pipe."""
+    """Return the console that tables are printed on. Where it is a file or a pipe it has a width of its own."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, width=None if stream.isatty() else 120, highlight=False, markup=False)
 
 
 def print_tables(console: Console, *tables: Table) -> None:
-    """Print tables, in a terminal without the last columns where these do not fit, which a note tells."""
+    """Print tables. In a terminal the last columns are left out where they do not fit, and a note says so."""
     needed = max(_width(console, table) for table in tables)
     if not console.file.isatty():
         console.width = max(console.width, needed)
@@ -51,7 +51,7 @@ def _width(console: Console, table: Table) -> int:
 
 
 def table(summaries: Sequence[Summary], spec_bench: bool = False) -> Table:
-    """The headline figures, one row for each summary."""
+    """Make a table of the headline figures, a row for each summary."""
     columns: list[Column] = [
         ("ques-\ntions", lambda s: str(s.questions)),
         ("tokens\nper s", lambda s: f"{s.tokens_per_second:.1f}"),
@@ -71,7 +71,7 @@ def table(summaries: Sequence[Summary], spec_bench: bool = False) -> Table:
 
 
 def details(summaries: Sequence[Summary]) -> Table:
-    """How the headline figures come about, one row for each summary."""
+    """Make a table of how the headline figures come about, a row for each summary."""
     columns: list[Column] = [
         ("geom.\nmean", lambda s: f"{s.geometric_mean:.2f}x"),
         ("decode\nonly", lambda s: _number(s.decode_speedup, ".2f", "x")),

@@ -1,4 +1,4 @@
-"""What a run prints at its end: equality, then speed."""
+"""A run prints its verdict at its end: equality, then speed."""
 
 import json
 from collections import Counter
@@ -40,13 +40,13 @@ def judge(session: "Session", failed: Counter[str], console: Console) -> int:
 
 
 def print_json(config: RunConfig, document: object) -> None:
-    """With --json: the one thing on stdout."""
+    """Print the document, with --json: it is the one thing on stdout."""
     if config.json:
         print(json.dumps(document), flush=True)
 
 
 def print_equality(session: "Session", judged: list[str], output: Console) -> "dict[str, Comparison]":
-    """How each method's output compares; sampled output is not compared, it need not be equal."""
+    """Print how each method's output compares. Sampled output is not compared, since it need not be equal."""
     from evaluation.judge.equality import compare
     from evaluation.show.equality import report
 
@@ -82,7 +82,7 @@ def print_speed(session: "Session", judged: list[str], output: Console) -> "list
 
 
 def json_row(config: RunConfig, name: str, row: "Summary", equality: "Comparison | None") -> dict[str, Any]:
-    """One method's entry of the --json list; `identical` counts questions, null where sampling."""
+    """Return a method's entry of the --json list. `identical` counts questions; it is null where sampling."""
     figures = ("questions", "speedup", "low", "high", "mat", "tokens_per_second", "baseline_tokens_per_second")
     return {
         "method": name,

@@ -1,4 +1,4 @@
-"""Writes a report: REPORT.md, report.html, figures."""
+"""This module writes a report: REPORT.md and report.html, beside its figures."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ def write_report(report: "Report", output: Path) -> list[Path]:
 
 
 def check_output(output: Path) -> None:
-    """Nobody's own REPORT.md is written over."""
+    """Refuse to write over a REPORT.md that is somebody's own."""
     path = output / MARKDOWN
     if path.is_file() and WRITTEN_BY not in path.read_text(encoding="utf-8", errors="replace"):
         raise UserError(f"{path} was not written by this command; move it, or choose another --output")

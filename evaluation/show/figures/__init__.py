@@ -1,1 +1,1 @@
-"""Figures of a results folder."""
+"""This room draws the figures of results folders."""

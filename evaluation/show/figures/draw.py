@@ -1,4 +1,4 @@
-"""Every figure that the runs of a results folder allow."""
+"""This module draws every figure that the runs of a results folder allow."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 
 def draw(groups: "Sequence[Group]", trace: "Trace | None" = None) -> "tuple[list[Drawing], list[str]]":
-    """Every figure that the runs allow, and a line on each that they do not, or on what it lacks, saying why."""
+    """Draw every figure that the runs allow. Returns these, and for each other one, or part of one, a line saying why
+    it is left out."""
     import matplotlib as mpl
 
     from evaluation.judge.groups import LeftOut

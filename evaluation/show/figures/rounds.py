@@ -1,4 +1,4 @@
-"""Figures of what happens in a round: what a pass keeps, who waits for whom, and a timeline of both sides."""
+"""These figures show what happens in a round: what a pass keeps, who waits for whom, and a timeline of both sides."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ LEGEND += [Patch(label="waits", **WORK["wait"])]
 
 
 def acceptance(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
-    """Accept lengths and run lengths as shares, and the acceptance rate by draft position."""
+    """Draw how often each accept length and run length occurs, and the acceptance rate by draft position."""
     results = [r for r in whole(group) if stats.acceptance_rate(r.choices) is not None]
     if not results:
         raise LeftOut("needs a run that records what it drafted")
@@ -107,7 +107,8 @@ def _shares(counts: Counter[int]) -> list[tuple[int, int, float]]:
 
 
 def run_lengths(choice: Choice) -> Iterable[int]:
-    """Accepted drafts before each rejection. What follows an answer's last one is no whole run, and is left out."""
+    """Count the accepted drafts before each rejection. What follows an answer's last rejection is no whole run, and is
+    left out."""
     for drafted, accepted in zip(choice.drafted or [], choice.accepted or [], strict=True):
         length = 0
         for judged, kept in zip(drafted, accepted, strict=True):
@@ -119,7 +120,7 @@ def run_lengths(choice: Choice) -> Iterable[int]:
 
 @dataclass(frozen=True)
 class RoundTimes:
-    """Mean seconds of a round, and how much of it each side works and waits."""
+    """This is how many seconds a round lasts on average, and how much of it each side works and waits."""
 
     total: float
     busy: dict[str, float]
@@ -127,7 +128,8 @@ class RoundTimes:
 
 
 def round_times(result: Result) -> RoundTimes:
-    """On one device the two take turns: the target waits while the draft drafts. The draft waits all other time."""
+    """Measure the mean round of a run. On one device the two take turns: the target waits while the draft drafts, and
+    the draft waits all other time."""
     choices, count = result.choices, rounds(result.choices)
     times = [choice.prefill_time and choice.draft_time and choice.verify_time for choice in choices]
     if not count or not all(times):
@@ -143,7 +145,7 @@ def round_times(result: Result) -> RoundTimes:
 
 
 def waiting(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
-    """Who waits how long in a round: draft, then verify, against PEARL."""
+    """Draw who waits how long in a round, by draft-then-verify and by PEARL."""
     results = [result for result in group.typical if schedule(result)]
     if {schedule(result) for result in results} != set(SCHEDULES):
         raise LeftOut("needs PEARL and a method that drafts, then verifies, each with a draft model")
@@ -194,22 +196,22 @@ def _waiting_bar(axes: Axes, spot: float, side: str, of_round: RoundTimes) -> di
 
 @dataclass(frozen=True)
 class Round:
-    """One target pass of a traced answer, with the tokens that it decided."""
+    """A round is one target pass of a traced answer, with the tokens that it decided."""
 
     spans: list[TracedSpan]
     tokens: int
     rejected: bool
 
     def dropped(self, span: TracedSpan) -> bool:
-        """Drafted on another device, beside a pass that rejected what it would have followed."""
+        """Say whether a draft is in vain: drafted beside a pass that rejected what it would have followed."""
         passes = [s for s in self.spans if s.work == "verify"]
         beside = span.rank == "draft" and span.end > passes[0].begin and span.begin < passes[-1].end
         return span.work == "draft" and self.rejected and beside
 
 
 def first_rounds(result: Result, turn: Turn, spans: Iterable[TracedSpan]) -> list[Round]:
-    """The first rounds of an answer. Two ranks end one by deciding, the second span of verifying; a single rank ends
-    it by telling its drafter."""
+    """Return the first rounds of an answer. Two ranks end a round by deciding, which is the second span of verifying; a
+    single rank ends it by telling its drafter."""
     choice, at = result.run.answers[turn[0]].choices[0], turn[1]
     behind_prefill = sum((choice.decoding_steps or [])[:at]) + 1
     lengths = choice.accept_lengths[behind_prefill : behind_prefill + TIMELINE_ROUNDS]
@@ -226,7 +228,8 @@ def first_rounds(result: Result, turn: Turn, spans: Iterable[TracedSpan]) -> lis
 
 
 def timeline(trace: Trace, groups: Sequence[Group], looks: Looks) -> Drawing:
-    """What both sides do in the first rounds of one answer, by PEARL and by a method that drafts, then verifies."""
+    """Draw what both sides do in the first rounds of one answer, by PEARL and by a method that drafts, then
+    verifies."""
     labels = {result: label for group in groups for result, label in group.labels.items()}
     traced = {
         result: spans_of(result, trace) for result in labels if schedule(result) and result.run.label in trace.answers

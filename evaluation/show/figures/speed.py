@@ -1,4 +1,5 @@
-"""Figures of speed: bars with intervals over pairs and benchmarks, over categories, of PEARL's ablation; the radar.
+"""These figures show speed: bars with intervals over pairs and benchmarks, over categories, of PEARL's ablation; a
+radar.
 
 Each function draws one figure, or raises `LeftOut` where the data do not allow it.
 """
@@ -53,7 +54,7 @@ ABLATION = {
 
 
 def file_name(kind: str, group: Group, groups: Sequence[Group]) -> str:
-    """Of a figure of one group: says which, where there are several."""
+    """Name the files of a figure of one group; where there are several groups, the name says which."""
     return kind if len(groups) == 1 else f"{kind}-{slug(group.name)}"
 
 
@@ -80,7 +81,7 @@ def _said(summary: Summary) -> str:
 
 
 def speedup_bars(groups: Sequence[Group], looks: Looks) -> Drawing:
-    """Overall speedups, a panel for each pair and benchmark."""
+    """Draw overall speedups, with a panel for each pair and benchmark."""
     shown = {group: _few(group) for group in groups if group.measured}
     if not shown:
         raise LeftOut("needs a run with its baseline beside it")
@@ -126,7 +127,7 @@ def _bars_across(axes: Axes, group: Group, results: Sequence[Result], looks: Loo
 
 
 def category_bars(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
-    """Spec-Bench's chart: speedups by category, then overall."""
+    """Draw Spec-Bench's chart: speedups by category, then overall."""
     results = [result for result in whole(group) if result.categories]
     if not results:
         raise LeftOut("needs questions of two categories")
@@ -163,7 +164,7 @@ def category_bars(group: Group, groups: Sequence[Group], looks: Looks) -> Drawin
 
 
 def whole(group: Group) -> list[Result]:
-    """A run of each method with all its parts: what ablations show has a figure of its own."""
+    """Choose the runs of methods with all their parts: ablations have a figure of their own."""
     return [result for result in group.typical if without(result) in (None, NOTHING)] or group.typical
 
 
@@ -172,7 +173,7 @@ def _rows_of(entries: int) -> int:
 
 
 def category_names(results: Sequence[Result]) -> list[str]:
-    """In Spec-Bench's order, others behind it, the overall one last."""
+    """Return the categories in Spec-Bench's order, then others, and the overall one last."""
     present = dict.fromkeys(s.group for result in results for s in result.categories)
     known = [name for name in SPEC_BENCH_ORDER if name in present]
     return [*known, *sorted(set(present) - set(known)), OVERALL]
@@ -196,7 +197,7 @@ def _wrapped(name: str, width: int = 13) -> str:
 
 
 def radar(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
-    """The six categories of Spec-Bench around a circle."""
+    """Draw the six categories of Spec-Bench around a circle."""
     results = [r for r in whole(group) if set(SPEC_BENCH_ORDER) <= {s.group for s in r.categories}]
     if not results:
         raise LeftOut("needs the six categories of Spec-Bench")
@@ -229,7 +230,7 @@ def radar(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
 
 
 def ablation_bars(groups: Sequence[Group], looks: Looks) -> Drawing:
-    """PEARL without its parts, from the folders of its ablations."""
+    """Draw PEARL without its parts, from the folders of its ablations."""
     sets = [found for group in groups for found in _ablations(group)]
     if not sets:
         raise LeftOut("needs runs of PEARL that differ in --without, on the same questions")

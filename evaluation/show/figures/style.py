@@ -1,4 +1,4 @@
-"""How the figures look, and how they are saved: PNG and SVG, with their data beside them.
+"""This module says how the figures look, and saves them: PNG and SVG, with their data beside them.
 
 The colours are those of Okabe and Ito 2008, "Color universal design", which the colour-blind can tell apart; hatches
 and markers tell the methods apart where there is no colour.
@@ -75,7 +75,7 @@ STYLE: Any = {  # matplotlib's type names every parameter there is
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, what it shows in a sentence or two, and the numbers in it."""
+    """A drawing is a figure, what it shows in a sentence or two, and the numbers in it."""
 
     name: str  # of its files
     figure: Figure
@@ -122,7 +122,7 @@ def _compact(svg: str) -> str:
 
 @dataclass(frozen=True)
 class Look:
-    """Of one method, the same in all figures of a command."""
+    """A method has one look in all figures of a command."""
 
     color: str
     hatch: str
@@ -135,7 +135,7 @@ class Look:
 
 
 def looks(methods: Iterable[str]) -> dict[str, Look]:
-    """A look for each method."""
+    """Choose a look for each method."""
     present = set(methods)
     others = [name for name in METHODS if name in present] + sorted(present - set(METHODS))
     order = [*FIRST, *(name for name in others if name not in FIRST)]
@@ -150,7 +150,7 @@ def _look(place: int) -> Look:
 
 
 def new_figure(title: str, small_print: str, height: float, width: float = WIDTH, legend_rows: int = 0) -> Figure:
-    """An empty figure with a title above, room for a legend under it, and the conditions in small print below."""
+    """Make an empty figure with a title above, room for a legend under it, and the conditions in small print below."""
     figure = Figure(figsize=(width, height), layout="constrained")
     lines = textwrap.wrap(title, int(width * TITLE_CHARACTERS)) + [""] * legend_rows
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=TITLE, fontweight="bold")
@@ -170,7 +170,8 @@ def _wrap(text: str, width: int) -> str:
 
 
 def add_legend(figure: Figure, handles: Sequence[Any], columns: int) -> None:
-    """In the room that `legend_rows` has left under the title: constrained layout would put it over the title."""
+    """Put a legend into the room that `legend_rows` has left under the title; constrained layout would put it over
+    the title."""
     title_lines = figure.get_suptitle().rstrip("\n").count("\n") + 1
     below_title = 1 - (0.15 + 1.2 * title_lines) * TITLE / 72 / figure.get_figheight()
     legend = figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.0, below_title), ncols=columns)
@@ -178,29 +179,29 @@ def add_legend(figure: Figure, handles: Sequence[Any], columns: int) -> None:
 
 
 def one_line(axes: Axes, value: float = 1.0, text: str = "baseline", vertical: bool = False) -> None:
-    """A marked line, such as at speedup 1."""
+    """Mark a value by a line, such as a speedup of 1."""
     draw = axes.axvline if vertical else axes.axhline
     draw(value, color=BLACK, linewidth=1, linestyle=(0, (4, 2)), zorder=3, label=text)
 
 
 def whiskers(axes: Axes, x: Any, y: Any, **errors: Any) -> None:
-    """Error bars (`xerr`, `yerr`), with a white edge that shows them on dark bars too."""
+    """Draw error bars (`xerr`, `yerr`), with a white edge that shows them on dark bars too."""
     _, caps, bars = axes.errorbar(x, y, **ERROR_BAR | errors)
     for artist in (*caps, *bars):
         artist.set_path_effects(halo(2))
 
 
 def number(value: float) -> str:
-    """A speedup on a figure."""
+    """Write a speedup as figures show it."""
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def halo(width: float = 2.5) -> list[AbstractPathEffect]:
-    """White around what may lie on lines."""
+    """Put white around what may lie on lines."""
     return [withStroke(linewidth=width, foreground="white", alpha=0.8)]
 
 
 def slug(text: str) -> str:
-    """The text as part of a file's name."""
+    """Write a text as part of a file's name."""
     kept = "".join(c if c.isalnum() or c in ".+" else "-" for c in text.lower())
     return "-".join(filter(None, kept.split("-")))

@@ -1,4 +1,4 @@
-"""Figures that set measurements beside the theory: speed against the window, predicted against measured speedup, and
+"""These figures set measurements beside the theory: speed against the window, predicted against measured speedup, and
 where PEARL beats draft-then-verify."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ GRID = 90  # of the plane, a side
 
 @dataclass(frozen=True)
 class Sweep:
-    """Runs that differ in their window only, by the window."""
+    """A sweep is a list of runs that differ in their window only; `points` are (window, run)."""
 
     label: str
     points: list[tuple[int, Result]]
@@ -64,7 +64,7 @@ def _sweeps(group: Group) -> tuple[list[Sweep], list[str]]:
 
 
 def window_sweep(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
-    """Tokens per second against the window, with the theory's curve at the sweep's own alpha and c."""
+    """Draw tokens per second against the window, with the theory's curve at the sweep's own alpha and c."""
     sweeps, reasons = _sweeps(group)
     if not sweeps:
         raise LeftOut("needs runs of a method with two windows (--gamma) or more, on the same questions")
@@ -149,7 +149,7 @@ def _measured_paces(groups: Sequence[Group]) -> tuple[dict[Result, Pace], list[s
 
 
 def prediction(groups: Sequence[Group], looks: Looks) -> Drawing:
-    """The theory's speedup against the measured one."""
+    """Draw the theory's speedup against the measured one."""
     paces, reasons = _measured_paces(groups)
     if not paces:
         raise LeftOut("; ".join(reasons) or "needs a run whose draft is a model, with its baseline")
@@ -212,7 +212,7 @@ def _name_points(figure: Figure, axes: Axes, looks: Looks, results: Sequence[Res
 
 
 def plane(groups: Sequence[Group], looks: Looks) -> Drawing:
-    """PEARL against draft-then-verify for every alpha and c, and where the measured runs lie."""
+    """Draw PEARL against draft-then-verify for every alpha and c, and where the measured runs lie."""
     paces, reasons = _measured_paces(groups)
     if not paces:
         raise LeftOut("; ".join(reasons) or "needs a run whose draft is a model, with its baseline")
@@ -259,6 +259,6 @@ def _draw_plane(axes: Axes, least: float, most: float) -> None:
 
 
 def advantage(alpha: float, c: float) -> float:
-    """PEARL's speedup with a window as long as a pass, over draft-then-verify's with its best."""
+    """Return PEARL's speedup with a window as long as a pass over that of draft-then-verify with its best window."""
     best = theory.draft_then_verify_speedup(alpha, theory.best_window(alpha, c), c)
     return theory.pearl_speedup(alpha, max(c, 1.0), c) / best
