@@ -305,7 +305,7 @@ def test_a_report_of_hostile_names_says_them(tmp_path: Path) -> None:
         "cpu": HOSTILE,
         "failures": failures,
     }
-    folder = write_runs(tmp_path / "runs", [Simulated("pld", {"gamma": HOSTILE})], questions=6, **hostile)
+    folder = write_runs(tmp_path / "runs", [Simulated("pld", {"gamma": 4, "other": HOSTILE})], questions=6, **hostile)
     groups = read_groups([folder])
     blocks = list(Report(groups, [], [], [], folder, None, folder, WRITTEN_BY).blocks())
     texts, kinds = rendered(to_markdown(blocks, folder))
