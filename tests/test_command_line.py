@@ -59,7 +59,7 @@ def test_an_empty_value_is_not_taken_for_none(option: str, value: str, capsys: p
         ("top-p", ["nan", "inf", "0", "1.5"]),
         ("top-k", ["-1", "nan"]),
         ("seed", ["nan", "9" * 5000]),
-        ("threshold", ["nan", "inf", "-1"]),
+        ("depth", ["nan", "inf", "-1"]),
         ("nodes", ["1" + "0" * 30, "nan"]),
         ("output", ["a\0b", "x" * 300, "a/" * 3000]),
         ("questions", ["a\0b"]),

@@ -320,7 +320,7 @@ def test_a_sweep_does_not_crowd_out_the_methods(groups: list[Group], monkeypatch
     (group,) = (group for group in groups if len(group.typical) < len(group.measured))
     styles = looks(result.method for result in group.results)
     every = speedup_bars([group], styles).data
-    monkeypatch.setattr("evaluation.figures.MOST_BARS", len(group.measured) - 1)
+    monkeypatch.setattr("evaluation.show.figures.speed.MOST_BARS", len(group.measured) - 1)
     few = speedup_bars([group], styles).data
     assert list(few["run"]) == [group.labels[result] for result in group.typical]
     assert list(every["run"]) == [group.labels[result] for result in group.measured]

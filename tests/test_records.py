@@ -214,7 +214,7 @@ def test_a_failure_whose_answer_was_written_before_a_crash_is_forgotten(path: Pa
 
 HOLD = """
 import sys, time
-from evaluation.records import AnswerFile
+from evaluation.answers.record import AnswerFile
 from tests.answer_files import answer, header
 file = AnswerFile.open(sys.argv[1], header())
 for question in range(10**6):
@@ -256,7 +256,7 @@ def test_a_killed_run_continues_where_it_was(path: Path) -> None:
 
 FILL = """
 import resource, sys
-from evaluation.records import AnswerFile
+from evaluation.answers.record import AnswerFile
 from methods.errors import UserError
 from tests.answer_files import answer, header
 file = AnswerFile.open(sys.argv[1], header())

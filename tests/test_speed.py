@@ -3,7 +3,7 @@
 import json
 import os
 import tracemalloc
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -267,9 +267,9 @@ def test_command_line_marks_what_is_not_significant(tmp_path: Path) -> None:
 
 def test_command_line_prints_one_json_document(tmp_path: Path, ten: Paths) -> None:
     arguments = ("--file-path", ten[0], "--base-path", ten[1], "--json")
-    assert json.loads(run_script("speed.py", *arguments, cwd=tmp_path).stdout) == [summarize(*ten)]
+    assert json.loads(run_script("speed.py", *arguments, cwd=tmp_path).stdout) == [asdict(summarize(*ten))]
     done = run_script("speed.py", *arguments, "--by", "category", cwd=tmp_path)
-    assert json.loads(done.stdout) == summarize_by_category(*ten)
+    assert json.loads(done.stdout) == [asdict(row) for row in summarize_by_category(*ten)]
 
 
 @pytest.mark.parametrize(

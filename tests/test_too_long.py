@@ -54,11 +54,10 @@ def test_a_run_leaves_them_out_and_judges_the_rest(
 ) -> None:
     for _ in range(2):  # the same command comes to the same verdict
         assert run(parse(command(folder, tmp_path, "--json"))) == 0
-        told = capsys.readouterr()
-        said = told.out + told.err
-        assert "pld: 3/3 identical (by token ids)" in said
-        assert f"note: {ONE_OF_FOUR}" in said and f"note: {ONE_TURN}" in said
-        (row,) = json.loads(told.out)
+        said = capsys.readouterr()
+        assert "pld: 3/3 identical (by token ids)" in said.err
+        assert f"note: {ONE_OF_FOUR}" in said.err and f"note: {ONE_TURN}" in said.err
+        (row,) = json.loads(said.out)
         assert (row["identical"], row["questions"], row["too_long"]) == (3, 3, 1) and ONE_OF_FOUR in row["notes"]
     path = tmp_path / "questions/target/pld.jsonl"
     stored = read_header(path)

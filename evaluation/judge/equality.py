@@ -208,5 +208,5 @@ def document(comparison: Comparison) -> dict[str, Any]:
         "questions": len(comparison.questions),
         **{status: counts[status] for status in STATUSES},
         "notes": comparison.notes,
-        "turns": [asdict(turn) for turn in comparison.turns if turn.status != IDENTICAL],
+        "turns": [asdict(turn) for turn in comparison.turns if turn.status not in (TOO_LONG, IDENTICAL)],
     }
