@@ -1,8 +1,8 @@
 """The table of methods: rows, data only. Importing it imports nothing heavy, so that help and error messages are
 instant.
 
-A method is a loop over a drafter. To add a drafter: one file below `drafters/` with a `build` function, one row in
-DRAFTERS, and a row in METHODS for draft-then-verify; that of PEARL comes by itself.
+A method is a loop over a drafter. To add a drafter: one file below `drafters/` with a `build` function, and one row in
+DRAFTERS; those of METHODS, draft-then-verify and PEARL, come by themselves.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class DrafterSpec:
     """A drafter. `build`: "module:function" of (models, **options) that builds it; `about`: completes "by ...";
     `weights`: the kind of weights that it needs, as pairs name them, "" for none; `check`: "module:function" of
     (models) that refuses weights which do not fit, before anything is loaded; `shape`: of what it proposes. A drafter
-    of chains may be PEARL's."""
+    of chains may be PEARL's; `gamma`: its default window in draft-then-verify."""
 
     name: str
     build: str
@@ -33,6 +33,7 @@ class DrafterSpec:
     weights: str = ""
     check: str = ""
     shape: Shape = "chain"
+    gamma: int = 5
     options: Mapping[str, Option] = field(default_factory=dict)
 
 
@@ -120,6 +121,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
             "methods.drafters.lookup:build",
             "copying what followed the last occurrence of the current n-gram",
             "Saxena 2023",
+            gamma=7,
             options={"max_ngram": _NGRAM},
         ),
         DrafterSpec(
@@ -153,11 +155,11 @@ DRAFTERS: dict[str, DrafterSpec] = {
 }
 
 
-def _turns(name: str, drafter: str, gamma: int | None = None) -> MethodSpec:
-    """Draft, then verify; `gamma`: the default window of a drafter of chains."""
-    spec = DRAFTERS[drafter]
-    options = {**({} if gamma is None else {"gamma": _window(gamma)}), **spec.options}
-    return MethodSpec(name, "turns", f"drafts by {spec.about}, then verifies", spec, spec.paper, spec.weights, options)
+def _turns(spec: DrafterSpec) -> MethodSpec:
+    """Draft, then verify."""
+    options = {**({"gamma": _window(spec.gamma)} if spec.shape == "chain" else {}), **spec.options}
+    name, about = "sps" if spec.name == "model" else spec.name, f"drafts by {spec.about}, then verifies"
+    return MethodSpec(name, "turns", about, spec, spec.paper, spec.weights, options)
 
 
 def _pearl(turns: MethodSpec) -> MethodSpec:
@@ -185,13 +187,7 @@ _ALONE = (
         all_devices=True,
     ),
 )
-_TURNS = (
-    _turns("sps", "model", 5),
-    _turns("pld", "pld", 7),
-    _turns("sd2", "sd2", 5),
-    _turns("sd2-tree", "sd2-tree"),
-    _turns("recycling", "recycling"),
-)
+_TURNS = tuple(map(_turns, DRAFTERS.values()))
 _PEERS = (
     MethodSpec(
         "hf-generate",
@@ -223,13 +219,11 @@ METHODS: dict[str, MethodSpec] = {
 }
 
 
-def add_drafter(spec: DrafterSpec, gamma: int | None = None) -> None:
-    """Give a drafter of your own its rows: draft-then-verify by its name, and PEARL where it drafts chains. `gamma`:
-    the default window of a chain."""
+def add_drafter(spec: DrafterSpec) -> None:
+    """Give a drafter of your own its rows: draft-then-verify by its name, and PEARL where it drafts chains."""
     DRAFTERS[spec.name] = spec
-    turns = _turns(spec.name, spec.name, gamma)
-    for row in [turns, *([_pearl(turns)] if spec.shape == "chain" else [])]:
-        METHODS[row.name] = row
+    turns = _turns(spec)
+    METHODS.update({row.name: row for row in (turns, *([_pearl(turns)] if spec.shape == "chain" else []))})
 
 
 def weight_kinds() -> list[str]:

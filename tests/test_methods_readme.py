@@ -30,7 +30,7 @@ def bigram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (tmp_path / "bigram_of_readme.py").write_text(blocks()[0])
     monkeypatch.syspath_prepend(tmp_path)
     before = {*DRAFTERS, *METHODS}
-    add_drafter(DrafterSpec("bigram", "bigram_of_readme:build", "the token that last followed the same one"), 4)
+    add_drafter(DrafterSpec("bigram", "bigram_of_readme:build", "the token that last followed the same one", gamma=4))
     yield "bigram"
     for name in set(DRAFTERS) - before:
         del DRAFTERS[name]

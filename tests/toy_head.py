@@ -61,4 +61,6 @@ def build(models: Models) -> NearestDrafter:
     return NearestDrafter()
 
 
-add_drafter(DrafterSpec("toy-head", "tests.toy_head:build", "copying from the position with the nearest feature"), 3)
+add_drafter(
+    DrafterSpec("toy-head", "tests.toy_head:build", "copying from the position with the nearest feature", gamma=3)
+)
