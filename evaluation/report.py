@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from evaluation.answers.header import any_path
+from evaluation.answers.files import any_path
 from evaluation.show.write import FIGURES, WRITTEN_BY, check_output, write_report
 from methods.errors import command_line
 

@@ -2,26 +2,23 @@
 
 Of two results folders: how the speedups of each run in F have changed since B.
 
-Works on our answer files and on those of Spec-Bench's own scripts. `evaluation/run.py` calls `summarize` too. The
-numbers are defined in `evaluation/stats.py`, and shown by `evaluation/tables.py`.
+Works on our answer files and on those of Spec-Bench's own scripts. The numbers are defined in
+`judge/stats.py` and `judge/acceptance.py`.
 """
 
 import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from evaluation.answers.header import any_path
+from evaluation.answers.files import any_path
+from evaluation.answers.run import Run
 from evaluation.judge.spec_bench import read_counter, spec_bench_notes
 from evaluation.judge.summary import Summary, summarize, summarize_by_category
 from evaluation.show.tables import LEGEND, SPEC_BENCH_LEGEND, details, print_tables, table, terminal
 from methods.errors import UserError, command_line
-
-if TYPE_CHECKING:
-    pass
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,10 +57,8 @@ def main() -> int:
 
         return compare_folders(options.file_path, options.base_path, options.json)
     count = read_counter(options.spec_bench) if options.spec_bench else None
-    if options.by:
-        summaries = summarize_by_category(options.file_path, options.base_path, count)
-    else:
-        summaries = [summarize(options.file_path, options.base_path, count=count)]
+    runs = Run.read(options.file_path), Run.read(options.base_path)
+    summaries = summarize_by_category(*runs, count) if options.by else [summarize(*runs, count=count)]
     if options.json:
         print(json.dumps([asdict(summary) for summary in summaries], indent=2))
     else:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from evaluation.answers.header import COMMON
 from evaluation.judge.change import Pairing, headline, interval_words
 from evaluation.judge.equality import Comparison
 from evaluation.judge.gates import Outcome, compare_all
@@ -33,11 +34,6 @@ DEFINITIONS = {
     "in loops": "tokens in a repetition that their answer ends in: easy to draft, so it flatters speculative methods",
     "floor": "tokens per second if a token cost one reading of the target's weights from memory",
 }
-HEADER_ENTRIES = (
-    "pair", "target", "dtype", "benchmark", "benchmark_sha256", "questions", "template", "max_new_tokens",
-    "sampling", "seed", "repeats", "replicas", "threads", "devices", "cpu", "gpu", "operators", "row_invariant",
-    "versions", "git_commit", "created",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class Report:
     def blocks(self) -> Iterator[Block]:
         """The whole document."""
         results = [result for group in self.groups for result in group.results]
-        dates = sorted({str(result.header.get("created", "date unknown"))[:10] for result in results})
+        dates = sorted({(result.header.created or "date unknown")[:10] for result in results})
         yield Heading(f"Results: {self.folder.resolve().name}", 1)
         count = f"{len(results)} runs" if len(results) > 1 else "1 run"
         yield Text(f"{self.written_by} from {count} of {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}.")
@@ -82,15 +78,15 @@ class Report:
         """The fastest lossless method of each group, and whether all that must be identical is."""
         items = []
         for group in self.groups:
-            lossless = [r for r in group.measured if r.header.get("lossless", True) and r.overall]
+            lossless = [r for r in group.measured if r.header.exact and r.overall]
             for best in sorted(lossless, key=lambda r: -r.summary.speedup)[:1]:
                 items.append(f"{group.name}: {group.labels[best]} is fastest, {_speedup_words(best.summary)}")
-        exact = {r: c for r, c in self.equality.items() if r.header.get("lossless", True)}
+        exact = {r: c for r, c in self.equality.items() if r.header.exact}
         wrong = [result for result, comparison in exact.items() if not comparison.equal]
         if exact:
             right = f"{len(exact) - len(wrong)} of {len(exact)} runs"
             items.append(f"output: {right} of lossless methods are identical to the baseline")
-        failures = sum(len(result.header.get("failures", [])) for group in self.groups for result in group.results)
+        failures = sum(len(result.header.failures) for group in self.groups for result in group.results)
         items.append(f"failures: {counted(failures, 'answer')}" if failures else "failures: none")
         yield Bullets(items)
 
@@ -147,11 +143,11 @@ class Report:
             [f"{group.name}: {group.labels[result]}", str(failure["question_id"]), str(failure["error"])]
             for group in self.groups
             for result in group.results
-            for failure in result.header.get("failures", [])
+            for failure in result.header.failures
         ]
         yield Table(["run", "question", "error"], rows[:SHOWN_FAILURES], words=True) if rows else Text("None.")
         more = [f"and {len(rows) - SHOWN_FAILURES} more, in the run headers"] if len(rows) > SHOWN_FAILURES else []
-        odd = {r: c for r, c in self.equality.items() if r.header.get("lossless", True) and not c.equal}
+        odd = {r: c for r, c in self.equality.items() if r.header.exact and not c.equal}
         if odd or more:
             yield Bullets(
                 [
@@ -190,7 +186,7 @@ def _identical(result: Result, comparison: Comparison | None) -> Cell:
     if comparison is None:
         return Cell("sampled", "faint")
     text = f"{comparison.identical}/{len(comparison.questions)} identical"
-    if not result.header.get("lossless", True):
+    if not result.header.exact:
         return Cell(f"{text}\n(need not be)", "faint")
     return Cell(text, "good" if comparison.equal else "bad")
 
@@ -259,7 +255,7 @@ def _how_to_reproduce(groups: Sequence[Group], folder: Path) -> Iterator[Block]:
     )
     launches: dict[str, list[Result]] = {}
     for result in (result for group in groups for result in group.results):
-        launched = [str(result.run.path.parent), result.header.get("methods"), result.header.get("created")]
+        launched = [str(result.run.path.parent), result.header.methods, result.header.created]
         launches.setdefault(json.dumps(launched), []).append(result)
     for results in launches.values():
         h = results[0].header
@@ -267,13 +263,12 @@ def _how_to_reproduce(groups: Sequence[Group], folder: Path) -> Iterator[Block]:
         rows = [[f"options of {r.method}", _words(r.options)] for r in results if r.options]
         drafters: dict[str, list[str]] = {}
         for result in results:
-            if result.header.get("draft"):
-                drafters.setdefault(_words(result.header["draft"]), []).append(result.run.path.stem)
+            if result.header.draft:
+                drafters.setdefault(_words(result.header.draft), []).append(result.run.path.stem)
         rows += [[f"draft of {', '.join(names)}", draft] for draft, names in drafters.items()]
-        entries = {key: h.get(key) for key in HEADER_ENTRIES}
-        rows += [[key, _words(value)] for key, value in entries.items() if value is not None]
-        methods = ", ".join(h.get("methods") or [r.method for r in results])
-        told = [["command", h["command"]]] if h.get("command") else []
+        rows += [[key, _words(h[key])] for key in COMMON if h[key] is not None]
+        methods = ", ".join(h.methods or [r.method for r in results])
+        told = [["command", h.command]] if h.command else []
         yield Table(["entry", "value"], [*told, ["methods", methods], *rows], words=True)
 
 
