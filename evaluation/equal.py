@@ -14,7 +14,8 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.answers.header import any_path
+from evaluation.answers.files import any_path
+from evaluation.answers.run import Run
 from evaluation.judge.equality import compare, document
 from evaluation.show.equality import FIRST, report
 from methods.errors import command_line
@@ -35,7 +36,8 @@ def main() -> int:
     files = options.files + [name for name in (options.jsonfile1, options.jsonfile2) if name]
     if len(files) != 2:
         parser.error(f"expected two answer files, got {len(files)}")
-    comparison = compare(*(options.file_path / name for name in files))
+    one, other = (Run.read(options.file_path / name) for name in files)
+    comparison = compare(one, other)
     if options.json:
         print(json.dumps(document(comparison), indent=2))
     else:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.answers.header import any_path
+from evaluation.answers.files import any_path
 from evaluation.show.figures.draw import draw
 from methods.errors import command_line
 

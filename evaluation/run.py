@@ -42,7 +42,7 @@ def run(config: RunConfig) -> int:
     if session.ranks.rank != 0:
         return 0
     try:
-        return judge(session, failed, console)
+        return judge(config, {q.question_id for q in session.benchmark.questions}, failed, console)
     finally:
         tell_where(config, console)
 

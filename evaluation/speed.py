@@ -2,8 +2,8 @@
 
 Of two results folders: how the speedups of each run in F have changed since B.
 
-It reads our answer files and those of Spec-Bench's own scripts. The numbers are defined in `evaluation/judge/stats.py`
-and shown by `evaluation/show/tables.py`.
+It reads our answer files and those of Spec-Bench's own scripts. The numbers are defined in `judge/stats.py` and
+`judge/acceptance.py`, and shown by `show/tables.py`.
 """
 
 import argparse
@@ -14,7 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.answers.header import any_path
+from evaluation.answers.files import any_path
+from evaluation.answers.run import Run
 from evaluation.judge.spec_bench import read_counter
 from evaluation.judge.summary import summarize, summarize_by_category
 from evaluation.show.tables import show
@@ -57,10 +58,8 @@ def main() -> int:
 
         return compare_folders(options.file_path, options.base_path, options.json)
     count = read_counter(options.spec_bench) if options.spec_bench else None
-    if options.by:
-        summaries = summarize_by_category(options.file_path, options.base_path, count)
-    else:
-        summaries = [summarize(options.file_path, options.base_path, count=count)]
+    runs = Run.read(options.file_path), Run.read(options.base_path)
+    summaries = summarize_by_category(*runs, count) if options.by else [summarize(*runs, count=count)]
     if options.json:
         print(json.dumps([asdict(summary) for summary in summaries], indent=2))
     else:

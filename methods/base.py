@@ -7,7 +7,7 @@ passes of accept length 1, and for every method sum(accept lengths) == new token
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
 
 from methods.engine.sampling import Sampling
@@ -25,13 +25,15 @@ class Limits:
 @dataclass(frozen=True)
 class Span:
     """What a rank did from `begin` to `end`, in seconds of the monotonic clock. "wait": the target had nothing to do
-    until a draft came. `tokens`: how many were drafted."""
+    until a draft came. `tokens`: how many were drafted. `round`: the number of the pass within the answer, after the
+    prefill, which `Generation.add` knows."""
 
     rank: Literal["target", "draft"]
     work: Literal["draft", "verify", "wait"]
     begin: float
     end: float
     tokens: int = 0
+    round: int = 0
 
     @property
     def seconds(self) -> float:
@@ -111,11 +113,11 @@ class Generation:
             if self.finish:
                 break
         self.token_ids += kept
+        self.spans += [replace(span, round=len(self.accept_lengths)) for span in step.spans]
         self.accept_lengths.append(len(kept))
         self.drafted.append(step.drafted)
         self.accepted.append(step.accepted)
         self.nodes.append(step.nodes)
-        self.spans += step.spans
         if step.margins is not None:
             self.margins = (self.margins or []) + step.margins[: len(kept)]
 

@@ -9,11 +9,18 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.answers.record import Answer, AnswerFile, Choice
+from evaluation.answers.header import RunHeader, what_it_is
+from evaluation.answers.record import Answer, Choice
+from evaluation.answers.run import Run
+from evaluation.answers.writer import AnswerFile
+from evaluation.judge import equality, summary
+from evaluation.judge.equality import Comparison
+from evaluation.judge.summary import Summary
+from methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,6 +42,7 @@ def choice(tokens: Sequence[Sequence[int]], seconds: Sequence[float], index: int
         verify_time=[0.05 * len(turn) for turn in lengths],
         drafted=[[per_pass - 1] * len(turn) for turn in lengths],
         accepted=[[length - 1 for length in turn] for turn in lengths],
+        nodes=[[per_pass] * len(turn) for turn in lengths],
     )
 
 
@@ -44,11 +52,14 @@ def answer(question_id: int | str = 81, category: str = "writing", **keys: Any) 
     return Answer(question_id, category, keys.pop("model_id", "tiny-pld"), **keys)
 
 
-def header(method: str = "pld", **changes: Any) -> dict[str, Any]:
+def keys(method: str = "pld", **changes: Any) -> dict[str, Any]:
     """A run header as the runner writes it, shortened to what judging reads."""
+    row = METHODS.get(method)
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "method": method,
+        **(what_it_is(row) if row else {"loop": None, "drafter": None, "shape": None}),
+        "taps": [],
         "methods": ["autoregressive", "pld"],
         "pair": "tiny",
         "target": {"source": "tiny/model", "revision": "r1", "weight_bytes": 100},
@@ -71,7 +82,12 @@ def header(method: str = "pld", **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def write(path: Path, answers: Sequence[Answer], run: dict[str, Any] | None = None) -> Path:
+def header(method: str = "pld", **changes: Any) -> RunHeader:
+    """The same as it is read."""
+    return RunHeader.from_json(keys(method, **changes))
+
+
+def write(path: Path, answers: Sequence[Answer], run: RunHeader | None = None) -> Path:
     """An answer file with its header, written by the project's own writer."""
     with AnswerFile.open(path, run or header(path.stem)) as file:
         for item in answers:
@@ -138,3 +154,18 @@ def _read_terminal(descriptor: int) -> bytes:
         return os.read(descriptor, 65536)
     except OSError:
         return b""
+
+
+def summarize(method: Path, base: Path, question_ids: Collection[int | str] | None = None) -> Summary:
+    """The figures of two files."""
+    return summary.summarize(Run.read(method), Run.read(base), question_ids)
+
+
+def summarize_by_category(method: Path, base: Path) -> list[Summary]:
+    """The same by category."""
+    return summary.summarize_by_category(Run.read(method), Run.read(base))
+
+
+def compare(one: Path, other: Path, question_ids: Collection[int | str] | None = None) -> Comparison:
+    """How the output of two files compares."""
+    return equality.compare(Run.read(one), Run.read(other), question_ids)

@@ -10,9 +10,9 @@ import pytest
 
 from evaluation.answers.record import Answer
 from evaluation.equal import main
-from evaluation.judge.equality import Comparison, compare
+from evaluation.judge.equality import Comparison
 from methods.errors import UserError
-from tests.answer_files import answer, choice, header, run_script, write, write_spec_bench
+from tests.answer_files import answer, choice, compare, header, run_script, write, write_spec_bench
 
 
 def two_turns(question: int, second: list[int] | None = None, **changes: Any) -> Answer:

@@ -13,15 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.strategies import DataObject, DrawFn, composite, data, sampled_from
 
-from evaluation.answers.header import header_path, read_header
-from evaluation.answers.record import AnswerFile, read_answers
+from evaluation.answers.files import header_path
+from evaluation.answers.header import read_header
+from evaluation.answers.record import read_answers
+from evaluation.answers.writer import AnswerFile
 from evaluation.equal import main as equal
 from evaluation.launch.parts import _read_part
 from evaluation.plot import main as plot
 from evaluation.report import main as report
 from evaluation.speed import main as speed
 from methods.errors import UserError
-from tests.answer_files import answer, choice, header, write
+from tests.answer_files import answer, choice, header, keys, write
 
 
 @pytest.fixture
@@ -167,7 +169,7 @@ def test_a_key_of_a_header_that_is_not_what_it_must_be_is_named(
     path: Path, changes: dict[str, Any], message: str
 ) -> None:
     write(path, [answer()])
-    header_path(path).write_text(json.dumps(header() | changes))
+    header_path(path).write_text(json.dumps(keys(**changes)))
     before = path.read_bytes(), header_path(path).read_bytes()
     for read in (read_header, lambda p: AnswerFile.open(p, header())):
         with pytest.raises(UserError) as error:

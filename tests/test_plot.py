@@ -13,20 +13,17 @@ import pytest
 
 from evaluation.answers.trace import read_trace
 from evaluation.judge import stats
+from evaluation.judge.acceptance import Drafts, run_lengths
 from evaluation.judge.categories import SPEC_BENCH_ORDER
-from evaluation.judge.compare import pair_files
-from evaluation.judge.fit import decode_speedup, pace, predicted_speedup, window
+from evaluation.judge.fit import advantage, decode_speedup, pace, predicted_speedup, window
 from evaluation.judge.groups import Group, LeftOut, Result, conditions, read_groups
-from evaluation.judge.summary import summarize, summarize_by_category
 from evaluation.plot import main
 from evaluation.show.figures.draw import draw
-from evaluation.show.figures.rounds import run_lengths
 from evaluation.show.figures.speed import file_name, speedup_bars
 from evaluation.show.figures.style import Drawing, looks
-from evaluation.show.figures.theory import advantage
 from methods import theory
 from methods.errors import UserError
-from tests.answer_files import choice, header, run_script, write
+from tests.answer_files import choice, header, run_script, summarize, summarize_by_category, write
 from tests.simulated_runs import PEARL, SPS, Simulated, write_runs
 
 ABLATIONS = ("pre-verify", "post-verify", "both")
@@ -126,7 +123,7 @@ def test_window_sweep(drawings: dict[str, Drawing], groups: list[Group]) -> None
         seconds = sum(c.wall_time[0] - (c.prefill_time or [0])[0] for c in result.choices)
         assert row["tokens_per_second"] == pytest.approx(tokens / seconds) and row["baseline"] == pytest.approx(50)
         assert row["low"] < row["tokens_per_second"] < row["high"]
-    alpha = stats.acceptance_rate([c for result in runs for c in result.choices])
+    alpha = Drafts.of([c for result in runs for c in result.choices]).acceptance_rate
     assert alpha is not None and set(data.query("run == 'pearl'")["alpha"]) == {alpha}
     assert measured["c"].iloc[0] == pytest.approx((PASS + DECIDE) / DRAFT)
     for row in data.query("kind == 'theory' and run == 'pearl'").iloc[::40].to_dict("records"):
@@ -144,14 +141,14 @@ def test_acceptance(drawings: dict[str, Drawing], groups: list[Group]) -> None:
     }
     assert (lengths["value"] * lengths["share"]).sum() == pytest.approx(stats.mean_accept_length(result.choices))
     positions = data.query("quantity == 'draft position'")
-    assert list(positions["share"]) == stats.acceptance_by_position(result.choices)
+    assert list(positions["share"]) == Drafts.of(result.choices).conditional_acceptance
     assert data.query("quantity == 'run length'")["share"].sum() == pytest.approx(1)
 
 
 def test_run_lengths_go_on_over_passes_and_not_over_turns() -> None:
     one = choice([range(5), range(4)], [1.0, 1.0])
     drafted, accepted = [[0, 1, 5, 5, 1], [0, 3, 3, 3]], [[0, 1, 5, 2, 1], [0, 2, 3, 1]]
-    assert list(run_lengths(replace(one, drafted=drafted, accepted=accepted))) == [8, 2, 4]
+    assert list(run_lengths(replace(one, drafted=drafted, accepted=accepted, nodes=None))) == [8, 2, 4]
 
 
 def test_waiting(drawings: dict[str, Drawing]) -> None:
@@ -189,7 +186,7 @@ def test_theory(drawings: dict[str, Drawing], groups: list[Group]) -> None:
         result = result_of(groups, label)
         measured = pace([result])
         assert (row["alpha"], row["c"]) == (measured.alpha, measured.c)
-        base = pair_files(result.run.path, result.base_path or "").pairs
+        base = result.pairs
         own = base["decode_time_base"].sum() / base["decode_tokens_base"].sum()  # a pass of the target alone
         slower = measured.verify_seconds / own
         assert row["predicted"] == pytest.approx(predicted_speedup(result, measured) / slower)

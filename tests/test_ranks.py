@@ -70,7 +70,11 @@ def test_a_plain_start_runs_both_ranks_and_what_belongs_beside(folder: Path, tmp
     header = read_header(answers(tmp_path, "pearl"))
     assert header is not None
     assert (header["ranks"], header["options"]) == (2, {"gamma": 3, "without": "nothing"})
-    assert "settled" not in header
+    assert header["settled"] is None and (header["loop"], header["drafter"], header["shape"]) == (
+        "pearl",
+        "model",
+        "chain",
+    )
     alone, both = (read_header(answers(tmp_path, name)) for name in ("autoregressive", "autoregressive-all"))
     assert alone is not None and both is not None
     assert header["devices"] == both["devices"] and set(alone["devices"]) <= set(both["devices"])

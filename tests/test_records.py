@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.answers.header import header_path, read_header
-from evaluation.answers.record import AnswerFile, Choice, read_answers
+from evaluation.answers.files import header_path
+from evaluation.answers.header import read_header
+from evaluation.answers.record import Choice, read_answers
+from evaluation.answers.writer import AnswerFile
 from methods.errors import UserError
-from tests.answer_files import ROOT, answer, choice, header, write, write_spec_bench
+from tests.answer_files import ROOT, answer, choice, header, keys, write, write_spec_bench
 
 
 @pytest.fixture
@@ -151,7 +153,7 @@ def test_other_conditions_are_refused_each_by_name(path: Path) -> None:
     target = {"source": "tiny/model", "revision": "r2", "weight_bytes": 100}
     with pytest.raises(UserError) as error:
         AnswerFile.open(path, header(target=target, gamma=3))
-    assert "was made with target.revision=r1, now r2, max_new_tokens=128, now 64, gamma=unset, now 3" in str(
+    assert "was made with max_new_tokens=128, now 64, target.revision=r1, now r2, gamma=unset, now 3" in str(
         error.value
     )
     assert "choose another --output or delete that file" in str(error.value)
@@ -206,7 +208,7 @@ def test_failures_are_recorded_retried_and_forgotten_when_answered(path: Path) -
 
 def test_a_failure_whose_answer_was_written_before_a_crash_is_forgotten(path: Path) -> None:
     write(path, [answer(81)])
-    header_path(path).write_text(json.dumps(header(failures=[{"question_id": 81, "error": "earlier"}])))
+    header_path(path).write_text(json.dumps(keys(failures=[{"question_id": 81, "error": "earlier"}])))
     with AnswerFile.open(path, header()) as file:
         assert file.failures == []
     assert read_header(path) == header()
@@ -214,7 +216,7 @@ def test_a_failure_whose_answer_was_written_before_a_crash_is_forgotten(path: Pa
 
 HOLD = """
 import sys, time
-from evaluation.answers.record import AnswerFile
+from evaluation.answers.writer import AnswerFile
 from tests.answer_files import answer, header
 file = AnswerFile.open(sys.argv[1], header())
 for question in range(10**6):
@@ -256,7 +258,7 @@ def test_a_killed_run_continues_where_it_was(path: Path) -> None:
 
 FILL = """
 import resource, sys
-from evaluation.answers.record import AnswerFile
+from evaluation.answers.writer import AnswerFile
 from methods.errors import UserError
 from tests.answer_files import answer, header
 file = AnswerFile.open(sys.argv[1], header())

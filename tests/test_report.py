@@ -20,13 +20,12 @@ from markdown_it import MarkdownIt
 from evaluation.judge.change import pair_runs
 from evaluation.judge.gates import judge, parse_gate
 from evaluation.judge.groups import read_groups
-from evaluation.judge.summary import summarize
 from evaluation.show.document import Cell, templates, to_html, to_markdown
 from evaluation.show.figures.style import STYLE, Drawing, new_figure
 from evaluation.show.page import Report
 from evaluation.show.write import WRITTEN_BY
 from methods.errors import UserError
-from tests.answer_files import header, run_script, write
+from tests.answer_files import header, run_script, summarize, write
 from tests.simulated_runs import PEARL, SPS, Simulated, write_runs
 
 PLACE = Path("mini_bench/tiny")

@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 
-from evaluation.judge.equality import compare
-from evaluation.judge.summary import summarize, summarize_by_category
 from evaluation.show.tables import show
-from tests.answer_files import answer, choice, header, run_script, write
+from tests.answer_files import answer, choice, compare, header, run_script, summarize, summarize_by_category, write
 from tests.tiny import save_tokenizer
 
 NOT_CHECKED = "conditions not checked"

@@ -7,21 +7,21 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from evaluation.answers.record import Answer, Choice
+from evaluation.judge.acceptance import Drafts
 from evaluation.judge.stats import (
     Launch,
-    acceptance_by_position,
-    acceptance_rate,
     change,
     decode_speedup,
-    drafted_tokens,
     log_interval,
     looping_tokens,
     mean_accept_length,
+    nodes_per_pass,
     pair_answers,
     repetition_share,
-    run_length,
     spec_bench_speedup,
     speedup,
 )
@@ -226,11 +226,62 @@ def test_mean_accept_length_is_tokens_over_passes() -> None:
 def test_acceptance_by_position_counts_only_passes_that_drafted_so_far() -> None:
     drafted, accepted = [[3, 0, 3], [1]], [[3, 0, 1], [0]]
     known = Choice(["a", "b"], [9, 1], [1, 1], [9, 1], drafted=drafted, accepted=accepted)
-    assert acceptance_by_position([known]) == pytest.approx([2 / 3, 1 / 2, 1 / 2])
-    assert drafted_tokens([known]) == 7
+    drafts = Drafts.of([known])
+    assert drafts.joint_acceptance == pytest.approx([2 / 3, 1 / 2, 1 / 2]) and drafts.judged == 7
+    assert drafts.conditional_acceptance == pytest.approx([2 / 3, 1 / 2, 1]) and drafts.tried_by_position == [3, 2, 1]
     unknown = Choice(["a"], [9], [1], [9])
-    assert acceptance_by_position([unknown]) is None and drafted_tokens([known, unknown]) is None
-    assert acceptance_by_position([choice([range(4)], [1.0])]) is None
+    assert Drafts.of([unknown]).joint_acceptance is None and Drafts.of([known, unknown]).judged is None
+    assert Drafts.of([choice([range(4)], [1.0])]).conditional_acceptance is None
+
+
+def brute_force_acceptance(passes: list[tuple[int, int]], given: bool) -> list[float]:
+    """By position, token by token: whether it and all before it were accepted, of those that were drafted or, `given`
+    that all before it were accepted, of these."""
+    outcomes: dict[int, list[bool]] = {}
+    for drafted, accepted in passes:
+        fates = [True] * accepted + [False] * (drafted - accepted)
+        for i in range(drafted):
+            if not given or all(fates[:i]):
+                outcomes.setdefault(i, []).append(all(fates[: i + 1]))
+    return [sum(fates) / len(fates) for _, fates in sorted(outcomes.items())]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 6).flatmap(lambda d: st.tuples(st.just(d), st.integers(0, d))), min_size=1))
+def test_acceptance_by_position_agrees_with_brute_force(passes: list[tuple[int, int]]) -> None:
+    drafted, accepted = ([list(column)] for column in zip(*passes, strict=True))
+    drafts = Drafts.of([Choice(["a"], [9], [1.0], [9], drafted=drafted, accepted=accepted)])
+    joint, conditional = (brute_force_acceptance(passes, known) for known in (False, True))
+    assert (drafts.joint_acceptance or []) == pytest.approx(joint)
+    assert (drafts.conditional_acceptance or []) == pytest.approx(conditional)
+    assert len(drafts.tried_by_position) >= len(conditional)
+
+
+def of_tree(nodes: list[list[int]] | None) -> Choice:
+    """Three passes, of which two score trees of 8 nodes."""
+    drafted, accepted = [[0, 7, 7]], [[0, 2, 0]]
+    return Choice(["a"], [5], [1.0], [1, 3, 1], decoding_steps=[3], drafted=drafted, accepted=accepted, nodes=nodes)
+
+
+def test_of_trees_every_node_counts_and_what_is_said_of_chains_is_unknown() -> None:
+    drafts = Drafts.of([of_tree([[1, 8, 8]])], tree=True)
+    assert drafts.judged == 14 and nodes_per_pass([of_tree([[1, 8, 8]])]) == 8
+    assert (drafts.run_length, drafts.acceptance_rate, drafts.joint_acceptance, drafts.conditional_acceptance) == (
+        None,
+        None,
+        None,
+        None,
+    )
+    older = of_tree(None)  # its "drafted" may be depths
+    assert Drafts.of([older], tree=True).judged is None and nodes_per_pass([older]) is None
+    assert Drafts.of([older]).judged == 14
+
+
+def test_nodes_per_pass_leaves_out_the_prefill_of_each_turn() -> None:
+    two = Choice(["a", "b"], [4, 2], [1.0, 1.0], [1, 3, 1, 1], decoding_steps=[2, 2], nodes=[[1, 6], [1, 2]])
+    assert (
+        nodes_per_pass([two]) == 4 and nodes_per_pass([replace(two, nodes=[[1], [1]], decoding_steps=[1, 1])]) is None
+    )
 
 
 def brute_force_loop(tokens: tuple[int, ...]) -> int:
@@ -279,8 +330,8 @@ def test_run_length_and_acceptance_rate_count_up_to_the_first_rejection() -> Non
         drafted=[[0, 3, 3, 4, 2]],
         accepted=[[0, 3, 3, 2, 0]],
     )
-    assert run_length([one]) == 8 / 2
-    assert acceptance_rate([one]) == 8 / 10
+    assert Drafts.of([one]).run_length == 8 / 2
+    assert Drafts.of([one]).acceptance_rate == 8 / 10
     kept = replace(one, accepted=[[0, 3, 3, 4, 2]])
-    assert run_length([kept]) is None
-    assert acceptance_rate([kept]) == 1
+    assert Drafts.of([kept]).run_length is None
+    assert Drafts.of([kept]).acceptance_rate == 1

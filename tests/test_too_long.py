@@ -8,9 +8,7 @@ import pytest
 
 from evaluation.answers.header import read_header
 from evaluation.answers.record import Answer, Choice, read_answers
-from evaluation.judge.equality import compare
 from evaluation.judge.groups import read_groups
-from evaluation.judge.summary import summarize, summarize_by_category
 from evaluation.launch.config import parse
 from evaluation.launch.worker import to_choice
 from evaluation.report import main as report
@@ -19,7 +17,7 @@ from evaluation.show.change import compare_folders
 from evaluation.show.figures.draw import draw
 from methods.base import Generation
 from methods.errors import UserError
-from tests.answer_files import answer, choice, header, write
+from tests.answer_files import answer, choice, compare, header, summarize, summarize_by_category, write
 from tests.simulated_runs import SPS, generation, write_runs
 from tests.tiny import save_model
 
@@ -89,7 +87,7 @@ def two_turns(fits: bool) -> Choice:
         return whole
     lists = {"turns": ["a", ""], "new_tokens": [10, 0], "wall_time": [1.0, 0.0], "accept_lengths": [1] * 10}
     parts = {"decoding_steps": [10, 0], "token_ids": [list(range(10)), []], "finish": ["length", "context"]}
-    empty = {"prefill_time": [0.1, 0.0], "drafted": [[0] * 10, []], "accepted": [[0] * 10, []]}
+    empty = {"prefill_time": [0.1, 0.0], "drafted": [[0] * 10, []], "accepted": [[0] * 10, []], "nodes": [[1] * 10, []]}
     return replace(whole, **lists, **parts, **empty)  # type: ignore[arg-type]
 
 

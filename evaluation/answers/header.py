@@ -1,34 +1,224 @@
-"""The run header `<method>.run.json` beside an answer file: under which conditions it was made."""
+"""The run header `<method>.run.json` beside an answer file: under which conditions it was made.
 
-import gzip
+`RunHeader` is the one place that knows its keys: what each must look like, and what it means for a comparison.
+"""
+
 import json
-import os
-import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from enum import Flag, auto
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Required, Self, get_type_hints
 
-from methods.errors import UserError, nearest
+from annotated_types import Ge, Le, Predicate
+from typing_extensions import TypedDict
 
-Header = dict[str, Any]
-SCHEMA_VERSION = 1
-GZIP = ".gz"
+from evaluation.answers.files import header_path, read_file, write_whole
+from methods import METHODS, MethodSpec
+
+SCHEMA_VERSION = 2
+SCHEMAS = (1, SCHEMA_VERSION)  # that can be read; 1 does not say what a run is (loop, drafter, shape, taps)
 UNSET = "unset"  # what a key is called in a header that lacks it
-# Keys that may differ between the run that began a file and the one that continues it.
-VOLATILE_KEYS = frozenset(
-    {
-        "command",
-        "context_length",  # the target has it; older headers do not say it
-        "created",
-        "failures",
-        "floor_seconds_per_token",
-        "git_commit",
-        "read_bandwidth",
-        "settled",
-    }
+
+LARGEST_ID = 2**63 - 1
+QuestionId = int | str
+Count = Annotated[int, Ge(0), Le(2**40)]
+Number = Annotated[float, Ge(-1e30), Le(1e30)]  # neither infinite nor NaN
+Line = Annotated[str, Predicate(str.isprintable)]
+Positive = Annotated[int, Ge(1), Le(2**40)]
+Rate = Annotated[float, Ge(1e-12), Le(1e30)]  # of which the reciprocal is a number too
+QuestionNumber = Annotated[int, Ge(-LARGEST_ID), Le(LARGEST_ID)]
+
+
+class Role(Flag):
+    """What a key of a header means to who compares two runs. A key may have several roles, or none."""
+
+    OWN = auto()  # what the method itself is; differs between methods of a launch
+    TASK = auto()  # must agree for a run and an earlier one to be the same
+    WORK = auto()  # must agree for times to be comparable: it is what was done
+    OUTPUT = auto()  # must agree for outputs to be equal
+    DRAWN = auto()  # as OUTPUT where tokens are drawn
+    MACHINE = auto()  # must agree for times to be comparable: it is where it was done
+    SHARE = auto()  # of the machine: told where it differs, for it may do so on purpose
+    LAUNCH = auto()  # agrees between the methods that one launch measured in turn
+    FOUND = auto()  # came out during the run
+    TOLD = auto()  # for information: may change where a file is continued
+    NULLABLE = auto()  # None says that there is none; of other keys, that an old header lacks it
+
+
+class Target(TypedDict, total=False):
+    """`weight_bytes`: as they lie in memory."""
+
+    source: Required[Line]
+    revision: Line | None
+    weight_bytes: Count
+
+
+class Draft(TypedDict, total=False):
+    """The weights that a method needs beside the target's."""
+
+    source: Required[Line]
+    revision: Line | None
+
+
+class SamplingKeys(TypedDict):
+    """As `methods.engine.sampling.Sampling` has them."""
+
+    temperature: Annotated[float, Ge(0), Le(1e6)]
+    top_k: Count
+    top_p: Annotated[float, Ge(0), Le(1)]
+
+
+class Failure(TypedDict):
+    """A question that could not be answered, and why."""
+
+    question_id: QuestionNumber | str
+    error: str
+
+
+WORK, OUTPUT, TASK = Role.WORK, Role.WORK | Role.OUTPUT, Role.TASK
+
+
+@dataclass(frozen=True)
+class RunHeader:
+    """The conditions of a run.
+
+    `loop`, `drafter`, `shape` (of what is drafted) and `taps` (the target's features that the drafter reads) say what
+    the run is; `settled`, what the method has chosen by itself; `floor_seconds_per_token`, what reading the target's
+    weights once takes; `operators`, whose: bits and speed depend on it; `launch`, an id that all headers of a launch
+    and its trace share. `others`: keys of another release, which are kept as they are."""
+
+    method: Annotated[Line, Role.OWN]
+    pair: Annotated[Line, TASK]
+    benchmark: Annotated[Line, TASK | WORK]
+    dtype: Annotated[Line, TASK | OUTPUT]
+    sampling: Annotated[SamplingKeys, TASK | OUTPUT]
+    max_new_tokens: Annotated[Positive, TASK | OUTPUT]
+    options: Annotated[dict[Line, int | float | Line] | None, Role.OWN] = None
+    loop: Annotated[Literal["alone", "turns", "pearl", "peer"] | None, Role.OWN | Role.NULLABLE] = None
+    drafter: Annotated[Line | None, Role.OWN | Role.NULLABLE] = None
+    shape: Annotated[Literal["chain", "tree"] | None, Role.OWN | Role.NULLABLE] = None
+    taps: Annotated[list[int] | None, Role.OWN | Role.FOUND | Role.TOLD | Role.NULLABLE] = None
+    settled: Annotated[dict[Line, Positive] | None, Role.OWN | Role.FOUND | Role.TOLD] = None
+    ranks: Annotated[Positive | None, Role.OWN] = None
+    lossless: Annotated[bool | None, Role.OWN] = None
+    methods: Annotated[list[Line] | None, Role.LAUNCH] = None
+    launch: Annotated[Line | None, Role.LAUNCH | Role.FOUND | Role.TOLD] = None
+    command: Annotated[str | None, Role.TOLD] = None
+    target: Annotated[Target | None, OUTPUT] = None
+    draft: Annotated[Draft | None, Role.OWN | Role.NULLABLE] = None
+    devices: Annotated[list[Line] | None, Role.SHARE] = None
+    threads: Annotated[Count | None, Role.SHARE] = None
+    replicas: Annotated[Positive | None, Role.SHARE] = None
+    seed: Annotated[int | None, Role.DRAWN] = None
+    context_length: Annotated[Positive | None, Role.TOLD] = None
+    eos_token_ids: Annotated[list[Count] | None, OUTPUT] = None
+    template: Annotated[Line | None, TASK | OUTPUT] = None
+    prompt: Annotated[str | None, Role(0)] = None
+    benchmark_sha256: Annotated[Line | None, OUTPUT] = None
+    questions: Annotated[Count | None, Role(0)] = None
+    repeats: Annotated[Positive | None, Role(0)] = None
+    warm_up: Annotated[Count | None, Role(0)] = None
+    operators: Annotated[Line | None, Role(0)] = None
+    row_invariant: Annotated[bool | None, Role(0)] = None
+    read_bandwidth: Annotated[Rate | None, Role.FOUND | Role.TOLD] = None
+    floor_seconds_per_token: Annotated[Annotated[float, Ge(1e-12), Le(1e9)] | None, Role.FOUND | Role.TOLD] = None
+    versions: Annotated[dict[Line, Line | None] | None, Role(0)] = None
+    cpu: Annotated[Line | None, Role.MACHINE] = None
+    gpu: Annotated[Line | None, Role.MACHINE | Role.NULLABLE] = None
+    git_commit: Annotated[Line | None, Role.TOLD] = None
+    created: Annotated[Line | None, Role.LAUNCH | Role.TOLD] = None
+    failures: Annotated[list[Failure], Role.FOUND | Role.TOLD] = field(default_factory=list)
+    others: Annotated[Mapping[str, Any], Role(0)] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any], place: object = "a run header") -> Self:
+        """The header of these keys. Raises UserError, naming the `place`, where they cannot be one's."""
+        from evaluation.answers.schema import check_header
+
+        check_header(raw, place)
+        known = {name: raw[name] for name in KEYS if name in raw}
+        others = {name: value for name, value in raw.items() if name not in KEYS and name != "schema_version"}
+        header = cls(**known, others=others)
+        return header if raw["schema_version"] >= SCHEMA_VERSION else header._as_the_table_has_it()
+
+    def _as_the_table_has_it(self) -> Self:
+        """With what the oldest headers lack: what the run was, by its method's row."""
+        spec = METHODS.get(self.method)
+        return replace(self, **what_it_is(spec), taps=[]) if spec else self  # no drafter read features then
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys as they stand in a file."""
+        known = {name: getattr(self, name) for name in KEYS}
+        written = {name: value for name, value in known.items() if value is not None or name in NULLABLE}
+        return {"schema_version": SCHEMA_VERSION} | written | dict(self.others)
+
+    def __getitem__(self, name: str) -> Any:
+        """By the name of a key, for who is given names."""
+        return getattr(self, name)
+
+    def differences(self, other: "RunHeader", role: Role | None = None) -> dict[str, tuple[Any, Any]]:
+        """The keys in which two headers differ, nested keys joined by dots, with both values: those of a role, or all
+        that may not change while a file is written."""
+        ours, theirs = self._values(role), other._values(role)
+        pairs = {key: (ours.get(key, UNSET), theirs.get(key, UNSET)) for key in ours | theirs}
+        return {key: values for key, values in pairs.items() if values[0] != values[1]}
+
+    def same_launch(self, other: "RunHeader") -> bool:
+        """Whether one launch measured both. Where its id is not recorded, when and with which methods it was begun."""
+        names = (
+            ["launch"] if self.launch and other.launch else [name for name in of_role(Role.LAUNCH) if name != "launch"]
+        )
+        return all(self[name] == other[name] for name in names)
+
+    def _values(self, role: Role | None) -> dict[str, Any]:
+        names = of_role(role) if role else [name for name in KEYS if not ROLES[name] & Role.TOLD]
+        own = {name: self[name] for name in names if self[name] is not None or name in NULLABLE}
+        return dict(_flatten(own if role else own | dict(self.others)))
+
+    @property
+    def greedy(self) -> bool:
+        return self.sampling["temperature"] == 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether its greedy output must be the baseline's, token by token."""
+        return self.lossless is not False
+
+
+HINTS = get_type_hints(RunHeader, include_extras=True)
+ROLES: dict[str, Role] = {
+    f.name: next(mark for mark in HINTS[f.name].__metadata__ if isinstance(mark, Role))
+    for f in fields(RunHeader)
+    if f.name != "others"
+}
+KEYS = tuple(ROLES)
+NEEDED = frozenset(f.name for f in fields(RunHeader) if f.default is MISSING and f.default_factory is MISSING)
+COMMON = tuple(  # what the methods of a launch have in common, but for what is told of it by itself
+    name for name in KEYS if not ROLES[name] & (Role.OWN | Role.FOUND) and name not in ("command", "methods")
 )
+NULLABLE = frozenset(name for name in KEYS if ROLES[name] & Role.NULLABLE)
 
 
-def read_header(path: str | Path) -> Header | None:
+def of_role(role: Role) -> list[str]:
+    """The keys that have the role, or one of several."""
+    return [name for name in KEYS if ROLES[name] & role]
+
+
+def what_it_is(spec: MethodSpec) -> dict[str, Any]:
+    """What a header says of its method's row."""
+    return {"loop": spec.loop, "drafter": spec.drafter.name if spec.drafter else None, "shape": spec.shape}
+
+
+def _flatten(keys: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in keys.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def read_header(path: str | Path) -> RunHeader | None:
     """The run header beside the answer file `path`; None where there is none, as beside Spec-Bench's own files."""
     path = header_path(path)
     if not path.exists():
@@ -38,93 +228,6 @@ def read_header(path: str | Path) -> Header | None:
     return parse_header(read_file(path), path)
 
 
-def answers_of(folder: Path, method: str) -> Path:
-    """The answer file of a method, or of a variant, whose draft may be a path or hub id."""
-    return folder / f"{method.replace('/', '--')}.jsonl"
-
-
-def header_path(path: str | Path) -> Path:
-    """Where the run header of the answer file `path` lies."""
-    return uncompressed(path).with_suffix(".run.json")
-
-
-def uncompressed(path: str | Path) -> Path:
-    """The name of an answer file where it may lie compressed: `read_file` takes FILE.gz for FILE that is not there."""
-    path = Path(path)
-    return path.with_name(path.name.removesuffix(GZIP)) if path.name.endswith(GZIP) else path
-
-
-def compressed(path: Path) -> Path:
-    """The name that an answer file has where it is compressed."""
-    return path.with_name(path.name + GZIP)
-
-
-def header_differences(one: Header, other: Header) -> dict[str, tuple[Any, Any]]:
-    """The keys in which two headers differ, volatile ones aside, nested keys joined by dots, with both values."""
-    flat_one, flat_other = _flatten(one), _flatten(other)
-    return {
-        key: (flat_one.get(key, UNSET), flat_other.get(key, UNSET))
-        for key in flat_one | flat_other
-        if key.split(".")[0] not in VOLATILE_KEYS and flat_one.get(key, UNSET) != flat_other.get(key, UNSET)
-    }
-
-
-def _flatten(header: Header, prefix: str = "") -> Header:
-    flat: Header = {}
-    for key, value in header.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def any_path(text: str) -> Path:
-    """The path that an argument of a command names, be it there or not. UserError where none can have that name."""
-    if not text:
-        raise UserError("expected a path, got an empty text; name a file or a folder")
-    try:
-        os.stat(text)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        pass  # told by who reads or writes it
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"'{told(text[:60])}' cannot be a path ({reason}); name a file or a folder") from None
-    return Path(text)
-
-
-def told(words: object) -> str:
-    """What stands in a file or a path, within a sentence: on one line."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(words))
-
-
-def read_file(path: Path) -> bytes:
-    """The bytes of a file, or of what is compressed beside it. Raises UserError where neither can be read."""
-    try:
-        if not path.exists() and compressed(path).exists():
-            return gzip.decompress(compressed(path).read_bytes())
-        return path.read_bytes()
-    except FileNotFoundError:
-        siblings = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
-        hint = nearest(path.name, siblings) if siblings else "; check the path"
-        raise UserError(f"{path} does not exist{hint}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; name one answer file in it, such as {path / 'pld.jsonl'}") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{compressed(path)} is not a whole gzip file ({error}); restore it") from None
-    except ValueError as error:  # a null byte
-        raise UserError(f"cannot read {told(path)}: {error}; check the path") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from None
-
-
-def write_header(path: Path, header: Header) -> None:
-    """Write the header whole or leave the old one: a reader never sees half of it."""
-    path = header_path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(json.dumps(header, indent=2).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}; make room or choose another --output") from None
+def write_header(path: Path, header: RunHeader) -> None:
+    """Write the header whole or leave the old one."""
+    write_whole(header_path(path), json.dumps(header.to_json(), indent=2).encode() + b"\n")

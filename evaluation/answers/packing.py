@@ -1,6 +1,6 @@
 """The lists of numbers in answers as arrays, a fraction of the size: many thousands of answers then fit into memory.
 
-Used by `evaluation/speed.py`, which reads of them what lists give too: their length, their items and their sum.
+Judges read of them what lists give too: their length, their items and their sum.
 """
 
 from array import array
@@ -8,14 +8,13 @@ from collections.abc import Sequence
 
 from evaluation.answers.record import Answer, Choice
 
-NESTED = ("token_ids", "drafted", "accepted")  # a list for each turn
+NESTED = ("token_ids", "drafted", "accepted", "nodes", "margins")  # a list for each turn
 
 
 def pack(answer: Answer) -> Answer:
-    """The answer itself, its lists of tokens and passes packed. Margins, of which no speed is made, are dropped."""
+    """The answer itself, its lists of tokens and passes packed."""
     for choice in answer.choices:
         _replace(choice, "accept_lengths", packed(choice.accept_lengths))
-        _replace(choice, "margins", None)
         for key in NESTED:
             turns = getattr(choice, key)
             _replace(choice, key, None if turns is None else [packed(turn) for turn in turns])
@@ -29,9 +28,11 @@ def _replace(choice: Choice, key: str, value: object) -> None:
 
 def packed(numbers: Sequence[float]) -> Sequence[float]:
     """The same numbers in the narrowest array that holds them, as they are where none does."""
+    if any(isinstance(number, float) for number in numbers):
+        return array("d", numbers)
     for kind in "iq":  # none so narrow that a sum of two of its numbers would overflow in numpy
         try:
             return array(kind, numbers)
-        except (OverflowError, TypeError):  # too large for it, or not whole
+        except OverflowError:
             continue
     return numbers

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from evaluation.answers.header import Header, read_header, uncompressed
+from evaluation.answers.files import uncompressed
+from evaluation.answers.header import Failure, QuestionId, RunHeader, read_header
 from evaluation.answers.packing import pack
-from evaluation.answers.record import Answer, QuestionId, read_answers
+from evaluation.answers.record import Answer, read_answers
 from methods import VARIANT
 
 
@@ -16,7 +17,7 @@ class Run:
 
     path: Path
     answers: dict[QuestionId, Answer]
-    header: Header | None
+    header: RunHeader | None
 
     @classmethod
     def read(cls, path: str | Path) -> "Run":
@@ -24,7 +25,7 @@ class Run:
 
     @property
     def method(self) -> str:
-        return self.header["method"] if self.header else next(iter(self.answers.values())).model_id
+        return self.header.method if self.header else next(iter(self.answers.values())).model_id
 
     @property
     def label(self) -> str:
@@ -34,8 +35,17 @@ class Run:
     @property
     def questions(self) -> set[QuestionId]:
         """The questions the run was given: answered or failed."""
-        failures = self.header.get("failures", []) if self.header else []
-        return set(self.answers) | {failure["question_id"] for failure in failures}
+        return set(self.answers) | {failure["question_id"] for failure in self.failures}
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The questions that failed, each with its error; Spec-Bench's files have them among the answers."""
+        return self.header.failures if self.header else []
+
+    @property
+    def tree(self) -> bool:
+        """Whether it drafts trees."""
+        return self.header is not None and self.header.shape == "tree"
 
     @cached_property
     def finished(self) -> set[QuestionId]:

@@ -8,94 +8,33 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Required
+from typing import Annotated, Any, Literal, NotRequired
 
 from annotated_types import Ge, Le
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, from_json
 from typing_extensions import TypedDict
 
-from evaluation.answers.header import SCHEMA_VERSION, Header, told
-from evaluation.answers.record import LARGEST_ID, UNCATEGORIZED, Answer, Count, Number
+from evaluation.answers.files import told
+from evaluation.answers.header import (
+    HINTS,
+    KEYS,
+    LARGEST_ID,
+    NEEDED,
+    SCHEMAS,
+    Count,
+    Line,
+    Number,
+    QuestionNumber,
+    RunHeader,
+)
+from evaluation.answers.record import UNCATEGORIZED, Answer
 from methods import METHODS
 from methods.errors import UserError
 
 LONGEST_SHOWN = 40
-
-
-def _one_line(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("expected a text of one line")
-    return text
-
-
-Line = Annotated[str, AfterValidator(_one_line)]
-Positive = Annotated[int, Ge(1), Le(2**40)]
-Rate = Annotated[float, Ge(1e-12), Le(1e30)]  # of which the reciprocal is a number too
-QuestionNumber = Annotated[int, Ge(-LARGEST_ID), Le(LARGEST_ID)]
-
-
-class TargetKeys(TypedDict, total=False):
-    source: Required[Line]
-    revision: Line | None
-    weight_bytes: Count
-
-
-class DraftKeys(TypedDict, total=False):
-    source: Required[Line]
-    revision: Line | None
-
-
-class SamplingKeys(TypedDict):
-    temperature: Annotated[float, Ge(0), Le(1e6)]
-    top_k: Count
-    top_p: Annotated[float, Ge(0), Le(1)]
-
-
-class FailureKeys(TypedDict):
-    question_id: QuestionNumber | str
-    error: str
-
-
-class HeaderKeys(TypedDict, total=False):
-    """The keys of a run header that are read somewhere. Others may be there."""
-
-    method: Required[Line]
-    pair: Required[Line]
-    benchmark: Required[Line]
-    dtype: Required[Line]
-    sampling: Required[SamplingKeys]
-    max_new_tokens: Required[Positive]
-    target: TargetKeys
-    draft: DraftKeys | None
-    options: dict[Line, int | float | Line] | None
-    settled: dict[Line, Positive]
-    ranks: Positive
-    lossless: bool
-    methods: list[Line]
-    command: str | None
-    devices: list[Line]
-    threads: Count | None
-    replicas: Positive
-    seed: int
-    eos_token_ids: list[Count]
-    template: Line | None
-    prompt: str
-    benchmark_sha256: Line
-    context_length: Positive
-    questions: Count
-    repeats: Positive
-    warm_up: Count
-    operators: Line
-    row_invariant: bool
-    read_bandwidth: Rate
-    floor_seconds_per_token: Annotated[float, Ge(1e-12), Le(1e9)] | None
-    versions: dict[Line, Line | None]
-    cpu: Line | None
-    gpu: Line | None
-    git_commit: Line | None
-    created: Line
-    failures: list[FailureKeys]
+RESTORE = "restore it, or delete it and its answer file"
+SINCE_2 = ("loop", "drafter", "shape", "taps")  # keys that headers have since schema 2
 
 
 class NameKeys(TypedDict):
@@ -113,8 +52,11 @@ class NamingKeys(TypedDict):
 
 
 class TurnKeys(TypedDict):
+    """`round`: the number of the target pass within the answer; older traces lack it."""
+
     question: QuestionNumber | str
     turn: Count
+    round: NotRequired[Count]
 
 
 class SpanKeys(TypedDict):
@@ -129,12 +71,19 @@ class SpanKeys(TypedDict):
     args: TurnKeys
 
 
+class LaunchKeys(TypedDict, total=False):
+    launch: Line
+
+
 class TraceKeys(TypedDict):
+    otherData: NotRequired[LaunchKeys]  # so the format calls it
     traceEvents: list[Annotated[NamingKeys | SpanKeys, Field(discriminator="ph")]]
 
 
 ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)
-HEADER: TypeAdapter[Any] = TypeAdapter(HeaderKeys)
+HEADER: TypeAdapter[Any] = TypeAdapter(
+    TypedDict("HeaderKeys", {name: HINTS[name] if name in NEEDED else NotRequired[HINTS[name]] for name in KEYS})  # type: ignore[operator]
+)
 TRACE: TypeAdapter[Any] = TypeAdapter(TraceKeys)
 
 
@@ -174,28 +123,32 @@ def _translated(record: Any) -> Any:
     return {"category": UNCATEGORIZED} | record | {"choices": lengths}
 
 
-def parse_header(data: bytes, path: Path) -> Header:
+def parse_header(data: bytes, path: Path) -> RunHeader:
     """A run header as it stands in the file at `path`. Raises UserError where it cannot be used."""
-    advice = "restore it, or delete it and its answer file"
     try:
-        header = from_json(data, allow_inf_nan=False)
+        raw = from_json(data, allow_inf_nan=False)
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); {advice}") from None
-    version = header.get("schema_version") if isinstance(header, dict) else None
-    if type(version) is not int or version != SCHEMA_VERSION:
-        raise UserError(
-            f"{path} has schema_version {shown(version)}, not {SCHEMA_VERSION}; read it with a matching release"
-        )
+        raise UserError(f"{path} is not valid JSON ({error}); {RESTORE}") from None
+    return RunHeader.from_json(raw, path)
+
+
+def check_header(raw: Any, place: object) -> None:
+    """Raises UserError where these cannot be the keys of a run header."""
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if type(version) is not int or version not in SCHEMAS:
+        expected = " or ".join(map(str, SCHEMAS))
+        raise UserError(f"{place} has schema_version {shown(version)}, not {expected}; read it with a matching release")
     try:
-        HEADER.validate_python(header, strict=True)
+        HEADER.validate_python(raw, strict=True)
     except ValidationError as error:
-        raise UserError(f"{path}: {_sentence(error.errors(include_url=False), 'run header')}; {advice}") from None
-    for name, value, expected in _wrong_options(header):
-        raise UserError(f"{path}: options.{name}: expected {expected}, got {shown(value)}; {advice}")
-    return header
+        raise UserError(f"{place}: {_sentence(error.errors(include_url=False), 'run header')}; {RESTORE}") from None
+    for name in [name for name in SINCE_2 if version > 1 and name not in raw]:
+        raise UserError(f"{place}: no key '{name}', as every run header has; {RESTORE}")
+    for name, value, expected in _wrong_options(raw):
+        raise UserError(f"{place}: options.{name}: expected {expected}, got {shown(value)}; {RESTORE}")
 
 
-def _wrong_options(header: Header) -> Iterator[tuple[str, object, str]]:
+def _wrong_options(header: dict[str, Any]) -> Iterator[tuple[str, object, str]]:
     """The options that their method cannot have had: their name, their value, and what was expected."""
     known = METHODS[header["method"]].options if header["method"] in METHODS else {}
     for name, value in (header.get("options") or {}).items():
@@ -203,10 +156,10 @@ def _wrong_options(header: Header) -> Iterator[tuple[str, object, str]]:
             yield name, value, known[name].expected
 
 
-def parse_trace(data: bytes) -> list[dict[str, Any]]:
-    """The events of a trace file. Raises ValueError saying what is wrong."""
+def parse_trace(data: bytes) -> dict[str, Any]:
+    """What a trace file holds. Raises ValueError saying what is wrong."""
     try:
-        return TRACE.validate_json(data, strict=True)["traceEvents"]
+        return TRACE.validate_json(data, strict=True)
     except ValidationError as error:
         raise ValueError(_sentence(error.errors(include_url=False), "trace")) from None
 
@@ -226,6 +179,7 @@ EXPECTED = {
     "union_tag_invalid": "one of {expected_tags} as its {discriminator}",
     "union_tag_not_found": "a key {discriminator}",
     "none_required": "null",
+    "predicate_failed": "a text of one line",
 }
 
 

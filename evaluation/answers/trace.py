@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.answers.header import read_file, uncompressed
-from evaluation.answers.record import QuestionId
+from evaluation.answers.files import read_file, uncompressed
+from evaluation.answers.header import QuestionId
 from methods.base import Generation
 from methods.errors import UserError
 
@@ -20,8 +20,8 @@ class TraceWriter:
     """The spans of all answers of a launch, one process per rank, one thread per method; times in microseconds of the
     monotonic clock of their rank's node."""
 
-    def __init__(self, path: Path, replica: int = 0) -> None:
-        self.path, self.replica = path, replica
+    def __init__(self, path: Path, replica: int = 0, launch: str = "") -> None:
+        self.path, self.replica, self.launch = path, replica, launch
         self.events: list[dict[str, Any]] = []
         self._threads: dict[str, int] = {}
         self._named: set[tuple[str, str]] = set()
@@ -31,7 +31,8 @@ class TraceWriter:
         about = {"question": question_id, "turn": turn}
         for span in answer.spans:
             times = {"ts": span.begin * 1e6, "dur": span.seconds * 1e6}
-            self.events.append({"name": span.work, "ph": "X", **times, **self._place(span.rank, method), "args": about})
+            event = {"name": span.work, "ph": "X", **times, **self._place(span.rank, method)}
+            self.events.append(event | {"args": about | {"round": span.round}})
 
     def _place(self, role: str, method: str) -> dict[str, int]:
         """Its process and thread, which are named when they are first used."""
@@ -53,19 +54,22 @@ class TraceWriter:
         """Write the file. Raises UserError where that is not possible."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps({"traceEvents": self.events, "displayTimeUnit": "ms"}))
+            about = {"launch": self.launch} if self.launch else {}
+            trace = {"traceEvents": self.events, "displayTimeUnit": "ms", "otherData": about}
+            self.path.write_text(json.dumps(trace))
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}; choose another --trace") from None
 
 
 @dataclass(frozen=True)
 class TracedSpan:
-    """What a rank did from `begin` to `end`, in seconds."""
+    """What a rank did from `begin` to `end`, in seconds. `round`: the number of the target pass within the answer."""
 
     rank: str  # one of RANKS
     work: str  # "draft", "verify" or "wait"
     begin: float
     end: float
+    round: int | None = None  # which older traces do not tell
 
     @property
     def seconds(self) -> float:
@@ -74,10 +78,12 @@ class TracedSpan:
 
 @dataclass(frozen=True)
 class Trace:
-    """A trace file: the spans of each method's answers, in the order in which they were entered."""
+    """A trace file: the spans of each method's answers, in the order in which they were entered. `launch`: the id of
+    the launch that wrote it, where it tells."""
 
     path: Path
     answers: dict[str, dict[Turn, list[TracedSpan]]]
+    launch: str | None = None
 
 
 def read_trace(path: str | Path) -> Trace:
@@ -86,12 +92,13 @@ def read_trace(path: str | Path) -> Trace:
 
     path = Path(path)
     try:
-        answers = _answers(parse_trace(read_file(uncompressed(path))))
+        trace = parse_trace(read_file(uncompressed(path)))
+        answers = _answers(trace["traceEvents"])
     except ValueError as error:
         raise UserError(f"{path} is not a trace as a run with --trace writes it ({error}); name such a file") from None
     if not answers:
         raise UserError(f"{path} holds no spans; name the trace of a run that answered a question")
-    return Trace(path, answers)
+    return Trace(path, answers, trace.get("otherData", {}).get("launch"))
 
 
 def _answers(events: list[dict[str, Any]]) -> dict[str, dict[Turn, list[TracedSpan]]]:
@@ -110,5 +117,5 @@ def _answers(events: list[dict[str, Any]]) -> dict[str, dict[Turn, list[TracedSp
         begin, seconds = event["ts"] * MICRO, event["dur"] * MICRO
         turn = event["args"]["question"], event["args"]["turn"]
         spans = answers.setdefault(method, {}).setdefault(turn, [])
-        spans.append(TracedSpan(rank, event["name"], begin, begin + seconds))
+        spans.append(TracedSpan(rank, event["name"], begin, begin + seconds, event["args"].get("round")))
     return answers

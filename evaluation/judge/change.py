@@ -7,16 +7,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evaluation.answers.header import header_differences
+from evaluation.answers.header import Role, of_role
 from evaluation.judge import stats
-from evaluation.judge.compare import pair_files
 from evaluation.judge.groups import Group, Result
 from evaluation.judge.stats import Ratio
 from evaluation.judge.summary import Summary
 from evaluation.judge.wording import changed
 from methods.errors import UserError
-
-TASK = ("pair", "benchmark", "template", "dtype", "sampling", "max_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ def pair_runs(now: Sequence[Group], before: Sequence[Group]) -> list[Pairing]:
         for result in group.measured:
             others = earlier.get(_same(result), [])
             if others:
-                nearest_run = min(others, key=lambda other: len(header_differences(other.header, result.header)))
+                nearest_run = min(others, key=lambda other: len(other.header.differences(result.header)))
                 pairings.append(_pairing(group, result, nearest_run))
     if not pairings:
         raise UserError("the two folders have no run of the same method, options, pair and task to compare")
@@ -61,14 +58,15 @@ def pair_runs(now: Sequence[Group], before: Sequence[Group]) -> list[Pairing]:
 
 
 def _same(result: Result) -> str:
-    return json.dumps([result.method, result.options, [result.header.get(key) for key in TASK]], sort_keys=True)
+    task = [result.header[key] for key in of_role(Role.TASK)]
+    return json.dumps([result.method, result.options, task], sort_keys=True)
 
 
 def _pairing(group: Group, now: Result, before: Result) -> Pairing:
-    differences = header_differences(before.header, now.header)
+    differences = before.header.differences(now.header)
     told = [changed(key, was, become) for key, (was, become) in differences.items() if key != "methods"]
-    pairs = [pair_files(run.run.path, run.base_path).pairs for run in (now, before) if run.base_path]
-    return Pairing(group.labels[now], group.name, now.summary, before.summary, stats.change(*pairs), told)
+    change = stats.change(now.pairs, before.pairs)
+    return Pairing(group.labels[now], group.name, now.summary, before.summary, change, told)
 
 
 def headline(pairings: Sequence[Pairing]) -> str:

@@ -2,11 +2,10 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.answers.header import header_differences
-from evaluation.answers.record import Answer, Choice, QuestionId
+from evaluation.answers.header import QuestionId, Role
+from evaluation.answers.record import Answer, Choice
 from evaluation.answers.run import Run
 from evaluation.judge.categories import _belongs, _groups
 from evaluation.judge.left_out import (
@@ -22,16 +21,6 @@ from methods.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-# Runs that differ in one of these did other work, or did it elsewhere: the ratio of their times would mean nothing.
-SAME_WORK = {"benchmark", "benchmark_sha256", "target", "dtype", "sampling", "max_new_tokens", "eos_token_ids"}
-
-
-SAME_WORK |= {"template", "cpu", "gpu"}
-
-
-SAME_LAUNCH = ("methods", "created")
 
 
 @dataclass(frozen=True)
@@ -53,13 +42,12 @@ class Comparison:
         return ours, theirs
 
 
-def pair_files(
-    method_path: str | Path, base_path: str | Path, question_ids: Collection[QuestionId] | None = None
-) -> Comparison:
-    """Read and pair two answer files. Raises UserError, one sentence, where a comparison would mean nothing."""
+def pair(method: Run, base: Run, question_ids: Collection[QuestionId] | None = None) -> Comparison:
+    """Put the measurements of two runs side by side, on all questions of either or on `question_ids` alone. Raises
+    UserError, one sentence, where a comparison would mean nothing."""
     from evaluation.judge.stats import KEYS, pair_answers
 
-    method, base = share_categories(Run.read(method_path), Run.read(base_path))
+    method, base = share_categories(method, base)
     if not method.questions & base.questions:
         example = " and ".join(repr(next(iter(run.answers))) for run in (method, base))
         raise UserError(
@@ -91,12 +79,8 @@ def _compare_headers(method: Run, base: Run) -> list[str]:
             f"conditions not checked: no run header beside {missing}, so whether times include prefill is unknown"
         )
     else:
-        differences = header_differences(method.header, base.header)
-        named = {
-            key: f"{key} is {valued(ours)} in one, {valued(theirs)} in the other"
-            for key, (ours, theirs) in differences.items()
-        }
-        if fatal := [text for key, text in named.items() if key.split(".")[0] in SAME_WORK]:
+        differences = method.header.differences(base.header, Role.WORK | Role.MACHINE).items()
+        if fatal := [f"{k} is {valued(one)} in one, {valued(other)} in the other" for k, (one, other) in differences]:
             raise UserError(
                 f"{method.path} and {base.path} cannot be compared: {', '.join(fatal)}; measure both the same way"
             )
@@ -110,7 +94,7 @@ def _compare_headers(method: Run, base: Run) -> list[str]:
 def _interleaved(method: Run, base: Run) -> bool:
     """Whether one launch measured both, taking turns: then the machine was the same for both, question by question."""
     ours, theirs = method.header, base.header
-    return ours is not None and theirs is not None and all(ours.get(k) == theirs.get(k) for k in SAME_LAUNCH)
+    return ours is not None and theirs is not None and ours.same_launch(theirs)
 
 
 def paired_choices(run: Run, pairs: "pd.DataFrame") -> list[Choice]:

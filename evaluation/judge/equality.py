@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from evaluation.answers.header import Header, header_differences, read_header
-from evaluation.answers.record import Answer, Choice, QuestionId, read_answers
+from evaluation.answers.header import QuestionId, Role, RunHeader
+from evaluation.answers.record import Answer, Choice
+from evaluation.answers.run import Run
 from evaluation.judge.left_out import too_long_notes
 
 # How a turn of both files compares, and a question as the worst of its turns: the later, the worse.
@@ -15,9 +15,7 @@ from evaluation.judge.left_out import too_long_notes
 STATUSES = ("too long", "identical", "different", "missing", "failed")
 
 
-# Header keys that decide what the target says; `seed` does too where it samples.
 TOO_LONG, IDENTICAL = STATUSES[:2]
-SAME_OUTPUT = {"benchmark_sha256", "target", "dtype", "sampling", "max_new_tokens", "eos_token_ids", "template"}
 
 
 @dataclass(frozen=True)
@@ -91,16 +89,15 @@ class Comparison:
         return ", ".join(parts) + (f" ({by})" if by else "")
 
 
-def compare(path_a: str | Path, path_b: str | Path, question_ids: Collection[QuestionId] | None = None) -> Comparison:
-    """Compare two answer files, on all questions of either or on `question_ids` alone.
+def compare(one: Run, other: Run, question_ids: Collection[QuestionId] | None = None) -> Comparison:
+    """Compare the output of two runs, on all questions of either or on `question_ids` alone.
 
-    A question in `question_ids` that a file lacks is missing there. Raises UserError for a file that cannot be used.
+    A question in `question_ids` that a file lacks is missing there.
     """
-    paths = Path(path_a), Path(path_b)
-    names = (paths[0].name, paths[1].name) if paths[0].name != paths[1].name else (str(path_a), str(path_b))
-    answers = read_answers(path_a), read_answers(path_b)
-    headers = read_header(path_a), read_header(path_b)
-    failures = _failures(headers[0]), _failures(headers[1])
+    runs, paths = (one, other), (one.path, other.path)
+    names = (paths[0].name, paths[1].name) if paths[0].name != paths[1].name else (str(paths[0]), str(paths[1]))
+    answers, headers = (one.answers, other.answers), (one.header, other.header)
+    failures = [[failure["question_id"] for failure in run.failures] for run in runs]
     questions = dict.fromkeys([*answers[0], *answers[1], *failures[0], *failures[1]])
     wanted = questions if question_ids is None else dict.fromkeys(question_ids)
     turns: list[TurnResult] = []
@@ -113,10 +110,6 @@ def compare(path_a: str | Path, path_b: str | Path, question_ids: Collection[Que
             turns.extend(_compare_question(question, found, names))
     told = too_long_notes({(t.question_id, t.turn, t.repeat): t.status == TOO_LONG for t in turns}, *headers)
     return Comparison(names, turns, told + _notes(headers, names))
-
-
-def _failures(header: Header | None) -> list[QuestionId]:
-    return [failure["question_id"] for failure in header.get("failures", [])] if header else []
 
 
 def _compare_question(
@@ -150,7 +143,7 @@ def _compare_turn(one: Choice, other: Choice, turn: int) -> tuple[str, Differenc
         if texts[0] == texts[1]:
             return "text", None
         return "text", Difference(_parting(*texts), None, texts, (None, None))
-    tokens = one.token_ids[turn], other.token_ids[turn]
+    tokens = list(one.token_ids[turn]), list(other.token_ids[turn])
     if tokens[0] == tokens[1]:
         return "token ids", None
     position = _parting(*tokens)
@@ -169,34 +162,26 @@ def _margin(choice: Choice, turn: int, position: int) -> float | None:
     return margins[position] if position < len(margins) else None
 
 
-def _notes(headers: tuple[Header | None, Header | None], names: tuple[str, str]) -> list[str]:
+def _notes(headers: tuple[RunHeader | None, RunHeader | None], names: tuple[str, str]) -> list[str]:
     """What a reader must know before calling a difference a mistake."""
     known = [header for header in headers if header]
     notes = []
-    sampled = max((header["sampling"]["temperature"] for header in known), default=0)
+    sampled = max((header.sampling["temperature"] for header in known), default=0)
     if sampled > 0:
         notes.append(
             f"temperature {sampled:g}: sampled answers are not expected to be equal, only alike in distribution"
         )
     if len(known) == 2:
-        keys = SAME_OUTPUT | ({"seed"} if sampled > 0 else set())
-        differences = header_differences(known[0], known[1]).items()
-        told = [
-            f"{key} is {ours} in one, {theirs} in the other"
-            for key, (ours, theirs) in differences
-            if _root(key) in keys
-        ]
+        role = Role.OUTPUT | Role.DRAWN if sampled > 0 else Role.OUTPUT
+        differences = known[0].differences(known[1], role).items()
+        told = [f"{key} is {ours} in one, {theirs} in the other" for key, (ours, theirs) in differences]
         notes += [f"made under different conditions: {', '.join(told)}"] if told else []
     for header, name in zip(headers, names, strict=True):
-        if header and not header.get("lossless", True):
-            notes.append(f"{name}: {header['method']} is not a lossless method, so it may differ")
-    if not all(header.get("row_invariant", True) for header in known):
+        if header and not header.exact:
+            notes.append(f"{name}: {header.method} is not a lossless method, so it may differ")
+    if not all(header.row_invariant is not False for header in known):
         notes.append("not row-invariant here: a difference at a tiny logit margin is rounding, not a mistake")
     return notes
-
-
-def _root(key: str) -> str:
-    return key.split(".")[0]
 
 
 def document(comparison: Comparison) -> dict[str, Any]:

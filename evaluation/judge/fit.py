@@ -9,6 +9,7 @@ from functools import cache
 
 from evaluation.answers.record import Choice
 from evaluation.judge import stats
+from evaluation.judge.acceptance import Drafts
 from evaluation.judge.groups import LeftOut, Result
 from methods import theory
 
@@ -35,21 +36,17 @@ class Pace:
 
 def schedule(result: Result) -> str | None:
     """Whether the run drafts while it verifies or before; None where no model drafts a chain, or it is a reference."""
-    if not result.header.get("draft") or "gamma" not in result.options or not result.header.get("lossless", True):
+    header = result.header
+    if header.draft is None or header.shape != "chain" or header.loop not in ("turns", "pearl"):
         return None
-    return PEARL if result.options.get("without", BOTH) != BOTH else DRAFT_THEN_VERIFY
-
-
-def without(result: Result) -> str | None:
-    """What the run leaves out of PEARL; None where it is another method."""
-    return result.options.get("without")
+    return PEARL if header.loop == "pearl" and result.without != BOTH else DRAFT_THEN_VERIFY
 
 
 def window(result: Result) -> int | None:
     """Tokens drafted per round, as given or as the run has settled on; None where that is free."""
     gamma = result.options["gamma"]
     if gamma == "auto":
-        gamma = result.header.get("settled", {}).get("gamma", gamma)
+        gamma = (result.header.settled or {}).get("gamma", gamma)
     if gamma == "auto":
         raise LeftOut(f"the header of {result.method} does not say on which window it has settled")
     return None if gamma == "free" else int(gamma)
@@ -67,7 +64,7 @@ def pace(results: Sequence[Result]) -> Pace:
         raise LeftOut(f"the files of {results[0].method} do not record the time of drafting and verifying")
     drafting, verifying = (sum(sum(getattr(c, key)) for c in choices) for key in ("draft_time", "verify_time"))
     passes, tokens = rounds(choices), sum(sum(choice.proposed or []) for choice in choices)
-    alpha = stats.acceptance_rate(choices)
+    alpha = Drafts.of(choices).acceptance_rate
     if alpha is None or not (passes and tokens and drafting):
         raise LeftOut(f"{results[0].method} drafted nothing, or its files do not record what was accepted")
     return Pace(alpha, window(results[0]), drafting / tokens, verifying / passes)
@@ -78,7 +75,7 @@ def predicted_speedup(result: Result, measured: Pace) -> float:
     alpha, size, c = measured.alpha, measured.window, measured.c
     if schedule(result) == DRAFT_THEN_VERIFY and size is not None:
         return theory.draft_then_verify_speedup(alpha, size, c)
-    left_out = without(result)
+    left_out = result.without
     if left_out == NOTHING and size is not None:
         return theory.pearl_speedup(alpha, size, c)
     times = measured.draft_seconds, measured.verify_seconds, 0.0
@@ -90,13 +87,22 @@ def predicted_speedup(result: Result, measured: Pace) -> float:
 @cache
 def decode_speedup(result: Result) -> stats.Speedup:
     """The measured speedup with prefill left out of both sides, which the theory does not know, and its interval."""
-    from evaluation.judge.compare import pair_files
-
-    if result.base_path is None:
+    if result.base is None:
         raise LeftOut(f"{result.method} has no baseline beside it")
-    pairs = pair_files(result.run.path, result.base_path).pairs
+    pairs = result.pairs
     if stats.decode_speedup(pairs) is None:
         raise LeftOut(f"the files of {result.method} or of its baseline do not record the time of prefill")
     columns = {"tokens": "decode_tokens", "time": "decode_time"}
     columns |= {f"{name}_base": f"{column}_base" for name, column in columns.items()}
     return stats.speedup(pairs.assign(**{name: pairs[column] for name, column in columns.items()}))
+
+
+def baseline_rate(result: Result) -> float:
+    """Tokens per second of the baseline, prefill left out."""
+    return float(result.pairs["decode_tokens_base"].sum() / result.pairs["decode_time_base"].sum())
+
+
+def advantage(alpha: float, c: float) -> float:
+    """PEARL's speedup with a window as long as a pass, over draft-then-verify's with its best."""
+    best = theory.draft_then_verify_speedup(alpha, theory.best_window(alpha, c), c)
+    return theory.pearl_speedup(alpha, max(c, 1.0), c) / best

@@ -73,10 +73,10 @@ def judge(gate: Gate, groups: Sequence[Group], pairings: Sequence[Pairing] = ())
 def compare_all(groups: Sequence[Group]) -> dict[Result, Comparison]:
     """Every greedy run beside its baseline, token by token. Sampled output need not be equal."""
     return {
-        result: compare(result.run.path, result.base_path)
+        result: compare(result.run, result.base)
         for group in groups
         for result in group.measured
-        if result.base_path and result.header["sampling"]["temperature"] == 0
+        if result.base and result.header.greedy
     }
 
 
@@ -84,5 +84,5 @@ def identical_shares(groups: Sequence[Group]) -> list[float]:
     """Of each greedy run of a lossless method: the share of questions that are identical; 0 where none was answered."""
     equality = compare_all(groups)
     runs = [result for group in groups for result in group.results if result.method != BASELINE]
-    exact = [r for r in runs if r.header.get("lossless", True) and r.header["sampling"]["temperature"] == 0]
+    exact = [r for r in runs if r.header.exact and r.header.greedy]
     return [equality[r].identical / len(equality[r].questions) if r in equality else 0.0 for r in exact]

@@ -9,17 +9,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from evaluation.answers.header import Header, compressed, read_header
+from evaluation.answers.files import compressed
+from evaluation.answers.header import Role, RunHeader, of_role, read_header
 from evaluation.answers.record import Choice
 from evaluation.answers.run import Run
 from evaluation.judge.categories import OVERALL
-from evaluation.judge.compare import SAME_WORK
-from evaluation.judge.summary import Summary, summarize_by_category
-from evaluation.judge.wording import counted
+from evaluation.judge.compare import Comparison, pair
+from evaluation.judge.summary import Summary, by_category
+from evaluation.judge.wording import counted, sampling_words
 from methods import BASELINE, METHODS
 from methods.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HEADER = ".run.json"
 
@@ -30,11 +34,11 @@ class LeftOut(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """One run, and where its baseline's answers are (None: it has none to be measured by)."""
+    """One run, and its baseline's (None: it has none to be measured by)."""
 
     run: Run
-    header: Header
-    base_path: Path | None
+    header: RunHeader
+    base: Run | None
 
     @property
     def method(self) -> str:
@@ -43,7 +47,12 @@ class Result:
     @property
     def options(self) -> dict[str, Any]:
         """The method's own options, as the run had them."""
-        return self.header.get("options") or {}
+        return self.header.options or {}
+
+    @property
+    def without(self) -> str | None:
+        """What it leaves out of PEARL; None where it is another loop."""
+        return self.options.get("without") if self.header.loop == "pearl" else None
 
     @property
     def folder(self) -> Path:
@@ -53,16 +62,27 @@ class Result:
     @property
     def work(self) -> str:
         """Equal for runs that did the same work on the same machine."""
-        known = {key: self.header.get(key) for key in (*sorted(SAME_WORK), "pair")}
+        known = {key: self.header[key] for key in ("pair", *of_role(Role.WORK | Role.MACHINE))}
         return json.dumps(known, sort_keys=True)
 
     @cached_property
     def summaries(self) -> list[Summary]:
         """Against the baseline: one summary per category, the overall one last. Empty where there is nothing to
         compare: it is the baseline, has none, or all its questions failed."""
-        if self.method == BASELINE or self.base_path is None or not self.run.finished:
+        if self.method == BASELINE or self.base is None or not self.run.finished:
             return []
-        return summarize_by_category(self.run.path, self.base_path)
+        return by_category(self.comparison)
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """Beside its baseline, which it must have."""
+        assert self.base is not None, f"{self.run.path} has no baseline"
+        return pair(self.run, self.base)
+
+    @property
+    def pairs(self) -> "pd.DataFrame":
+        """Its measurements and the baseline's, side by side."""
+        return self.comparison.pairs
 
     @property
     def overall(self) -> Summary | None:
@@ -106,7 +126,7 @@ class Group:
         several the one with most options left at their defaults, then the latest. Not the fastest."""
         chosen: dict[object, Result] = {}
         for result in self.measured:
-            key = result.method, result.options.get("without")
+            key = result.method, result.without
             chosen[key] = max(chosen.get(key, result), result, key=_typicality)
         return list(chosen.values())
 
@@ -115,8 +135,12 @@ def read_groups(folders: Iterable[str | Path]) -> list[Group]:
     """All runs below the folders, of each pair and benchmark those with most questions first.
 
     Raises UserError where there are none, or one of their files cannot be used."""
-    results = [result for folder in folders for result in _read_folder(Path(folder))]
-    results = list({result.run.path.absolute(): result for result in results}.values())  # a folder named twice
+    runs: dict[Path, Run] = {}  # each file is read once, also of a folder that is named twice
+    for folder in folders:
+        for path in _answer_paths(Path(folder)):
+            if path.absolute() not in runs:
+                runs[path.absolute()] = _read(path)
+    results = [Result(run, run.header, _baseline(path, runs)) for path, run in list(runs.items()) if run.header]
     by_work: dict[str, list[Result]] = {}
     for result in sorted(results, key=_order):
         by_work.setdefault(result.work, []).append(result)
@@ -126,10 +150,11 @@ def read_groups(folders: Iterable[str | Path]) -> list[Group]:
 
 
 def _questions(group: Group) -> int:
-    return max(result.header.get("questions", 0) for result in group.results)
+    return max(result.header.questions or 0 for result in group.results)
 
 
-def _read_folder(folder: Path) -> list[Result]:
+def _answer_paths(folder: Path) -> list[Path]:
+    """Where the answers of the folder's runs are, or would be."""
     if not folder.is_dir():
         raise UserError(f"expected a results folder, got {folder}, which is no folder; check the path")
     if folder.resolve() == Path(folder.resolve().anchor):
@@ -140,15 +165,20 @@ def _read_folder(folder: Path) -> list[Result]:
             f"{folder} holds no runs (<benchmark>/<pair>/<method>.jsonl, each with its {HEADER}); "
             "name the --output folder of a run"
         )
-    return [_read_result(path.with_name(path.name.removesuffix(HEADER) + ".jsonl")) for path in paths]
+    return [path.with_name(path.name.removesuffix(HEADER) + ".jsonl") for path in paths]
 
 
-def _read_result(path: Path) -> Result:
-    header = read_header(path) or {}
+def _read(path: Path) -> Run:
+    """A run, of which nothing may be answered yet."""
+    return Run.read(path) if _answered(path) else Run(path, {}, read_header(path))
+
+
+def _baseline(path: Path, runs: dict[Path, Run]) -> Run | None:
+    """The run of the baseline in the same folder, which may have no header."""
     base = path.with_name(f"{BASELINE}.jsonl")
-    return Result(
-        Run.read(path) if _answered(path) else Run(path, {}, header), header, base if _answered(base) else None
-    )
+    if base not in runs and _answered(base):
+        runs[base] = Run.read(base)
+    return runs[base] if base in runs and runs[base].answers else None
 
 
 def _answered(path: Path) -> bool:
@@ -159,7 +189,7 @@ def _answered(path: Path) -> bool:
 def _typicality(result: Result) -> tuple[int, str]:
     options = METHODS[result.method].options if result.method in METHODS else {}
     defaults = sum(result.options.get(name) == option.default for name, option in options.items())
-    return defaults, str(result.header.get("created"))
+    return defaults, str(result.header.created)
 
 
 def _order(result: Result) -> tuple[int, str, list[tuple[float, str]]]:
@@ -170,7 +200,7 @@ def _order(result: Result) -> tuple[int, str, list[tuple[float, str]]]:
 
 
 def _name(result: Result) -> str:
-    return f"{result.header['pair']} · {result.header['benchmark']}"
+    return f"{result.header.pair} · {result.header.benchmark}"
 
 
 def _labels(
@@ -188,27 +218,18 @@ def _labels(
     return labels
 
 
-def sampling_words(header: Header) -> str:
-    """How the target's tokens were drawn."""
-    sampling = header["sampling"]
-    off = {"top_k": 0, "top_p": 1}
-    names = [name for name in ("temperature", "top_k", "top_p") if sampling[name] != off.get(name)]
-    drawn = [f"{name.replace('_', '-')} {sampling[name]:g}" for name in names]
-    return ", ".join(drawn) if sampling["temperature"] else "greedy"
-
-
 def _machine(result: Result) -> str:
-    return str(result.header.get("gpu") or result.header.get("cpu"))
+    return str(result.header.gpu or result.header.cpu)
 
 
 # What may tell two groups of one pair and benchmark apart, the most telling first.
 GROUP_WORDS: tuple[Callable[[Result], str], ...] = (
-    lambda r: r.header["dtype"],
-    lambda r: sampling_words(r.header),
-    lambda r: f"at most {r.header.get('max_new_tokens')} tokens",
-    lambda r: f"{r.header.get('questions')} questions",
+    lambda r: r.header.dtype,
+    lambda r: sampling_words(r.header.sampling),
+    lambda r: f"at most {r.header.max_new_tokens} tokens",
+    lambda r: f"{r.header.questions} questions",
     _machine,
-    lambda r: str(r.header.get("template")),
+    lambda r: str(r.header.template),
     lambda r: r.folder.name,
     lambda r: str(r.run.path.parent),
 )
@@ -219,8 +240,7 @@ def _option(name: str) -> Callable[[Result], str]:
 
 
 def _without(result: Result) -> str:
-    without = result.options.get("without", "nothing")
-    return "" if without == "nothing" else f"without {without}"
+    return "" if result.without in (None, "nothing") else f"without {result.without}"
 
 
 def _run_labels(results: list[Result]) -> dict[Result, str]:
@@ -228,11 +248,11 @@ def _run_labels(results: list[Result]) -> dict[Result, str]:
     names = list(dict.fromkeys(name for result in results for name in result.options if name != "without"))
     words: list[Callable[[Result], str]] = [_without, *map(_option, names)]
     words += [
-        lambda r: "draft " + str((r.header.get("draft") or {}).get("source")).rpartition("/")[2],
-        lambda r: f"{r.header.get('threads')} threads",
-        lambda r: f"{r.header.get('replicas')} replicas",
-        lambda r: f"seed {r.header.get('seed')}",
-        lambda r: f"{r.header.get('questions')} questions",
+        lambda r: "draft " + str(r.header.draft and r.header.draft["source"]).rpartition("/")[2],
+        lambda r: f"{r.header.threads} threads",
+        lambda r: f"{r.header.replicas} replicas",
+        lambda r: f"seed {r.header.seed}",
+        lambda r: f"{r.header.questions} questions",
         lambda r: r.folder.name,
         lambda r: str(r.folder),
     ]
@@ -249,20 +269,20 @@ def conditions(results: Iterable[Result]) -> str:
 def _conditions(result: Result) -> list[str]:
     h = result.header
     questions = result.overall.questions if result.overall else len(result.run.finished)
-    devices = " + ".join(h.get("devices") or ["device unknown"]) + f" ({_machine(result)})"
+    devices = " + ".join(h.devices or ["device unknown"]) + f" ({_machine(result)})"
     return [
-        h["pair"],
-        h["benchmark"],
+        h.pair,
+        h.benchmark,
         counted(questions, "question"),
-        h["dtype"],
-        sampling_words(h),
-        f"at most {h['max_new_tokens']} new tokens" if "max_new_tokens" in h else "",
+        h.dtype,
+        sampling_words(h.sampling),
+        f"at most {h.max_new_tokens} new tokens",
         devices,
-        counted(h["threads"], "thread") if h.get("threads") else "",
-        counted(h.get("ranks", 1), "rank"),
-        counted(h.get("replicas", 1), "replica"),
-        str(h.get("created", "date unknown"))[:10],
-        "commit " + short_commit(h.get("git_commit")),
+        counted(h.threads, "thread") if h.threads else "",
+        counted(h.ranks or 1, "rank"),
+        counted(h.replicas or 1, "replica"),
+        (h.created or "date unknown")[:10],
+        "commit " + short_commit(h.git_commit),
     ]
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.answers.header import Header
-from evaluation.answers.record import UNCATEGORIZED, Answer, Choice, QuestionId
+from evaluation.answers.header import QuestionId, RunHeader
+from evaluation.answers.record import UNCATEGORIZED, Answer, Choice
 from methods.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ def left_out_notes(
     return [note for note in told if note] + too_long_notes(too_long, base.header, method.header)
 
 
-def too_long_notes(turns: Mapping[Turn, bool], *headers: Header | None) -> list[str]:
+def too_long_notes(turns: Mapping[Turn, bool], *headers: RunHeader | None) -> list[str]:
     """How many questions and later turns are left out because they do not fit the context. `turns`: whether each
     turn is."""
     fits: dict[QuestionId, bool] = {}
     for (question, _, _), too_long in turns.items():
         fits[question] = fits.get(question, False) or not too_long
     later = sum(too_long for (question, _, _), too_long in turns.items() if fits[question])
-    lengths = {header["context_length"] for header in headers if header and "context_length" in header}
+    lengths = {header.context_length for header in headers if header and header.context_length}
     context = f"the context of {min(lengths):,} tokens" if lengths else "the context"
     counts = (list(fits.values()).count(False), len(fits), "question"), (later, len(turns), "turn")
     return [

@@ -1,6 +1,6 @@
 """Statistics of a comparison: what one method's answers say beside the baseline's. Pure functions, no files.
 
-Used by `evaluation/speed.py`. Terms: a *pass* is one forward of the target, an *accept length* the tokens one pass
+Terms: a *pass* is one forward of the target, an *accept length* the tokens one pass
 committed, *MAT* the mean accept length. Times are seconds, prefill included unless a name says "decode".
 """
 
@@ -165,36 +165,6 @@ def mean_accept_length(choices: Iterable[Choice]) -> float | None:
     return sum(map(sum, lengths)) / passes if passes else None
 
 
-def acceptance_by_position(choices: Iterable[Choice]) -> list[float] | None:
-    """Entry i: of the passes that drafted more than i tokens, the share that accepted more than i. None if unknown.
-
-    This is the chance that a whole prefix of i + 1 drafted tokens is accepted, so it falls with i in a chain.
-    """
-    drafted, accepted = _per_pass(choices)
-    if len(drafted) == 0:
-        return None
-    positions = np.arange(drafted.max())
-    return ((accepted[:, None] > positions).sum(axis=0) / (drafted[:, None] > positions).sum(axis=0)).tolist()
-
-
-def run_length(choices: Iterable[Choice]) -> float | None:
-    """Accepted draft tokens per rejection: how long a run of accepted tokens is, across passes. PEARL's own "mean
-    accepted tokens" (Liu et al. 2025), not to be compared with MAT. None where unknown or nothing was rejected.
-
-    A pass rejects where it accepts fewer tokens than were judged, so this is for chains."""
-    drafted, accepted = _per_pass(choices)
-    rejections = int((accepted < drafted).sum())
-    return float(accepted.sum()) / rejections if rejections else None
-
-
-def acceptance_rate(choices: Iterable[Choice]) -> float | None:
-    """alpha of the i.i.d. model: of the draft tokens up to and including each pass's first rejected one, the share that
-    was accepted. None where unknown or nothing was drafted."""
-    drafted, accepted = _per_pass(choices)
-    tried = int(accepted.sum() + (accepted < drafted).sum())
-    return float(accepted.sum()) / tried if tried else None
-
-
 def seconds_per_pass(choices: Sequence[Choice], key: str) -> float | None:
     """The mean of `draft_time`, `verify_time` or `wait_time` over the target's passes; None where not recorded."""
     times = [getattr(choice, key) for choice in choices]
@@ -202,9 +172,12 @@ def seconds_per_pass(choices: Sequence[Choice], key: str) -> float | None:
     return None if None in times or not passes else sum(map(sum, times)) / passes
 
 
-def drafted_tokens(choices: Sequence[Choice]) -> int | None:
-    """How many tokens were drafted; None where a choice does not record it."""
-    return None if any(choice.drafted is None for choice in choices) else int(_per_pass(choices)[0].sum())
+def nodes_per_pass(choices: Sequence[Choice]) -> float | None:
+    """The mean of the rows that a target pass scored, the prefill left out; None where a choice does not record it."""
+    if any(choice.nodes is None for choice in choices):
+        return None
+    passes = [n for choice in choices for turn in choice.nodes or [] for n in turn[1:]]
+    return sum(passes) / len(passes) if passes else None
 
 
 def repetition_share(choices: Iterable[Choice]) -> float | None:
@@ -283,13 +256,3 @@ def _log_change(launches: Sequence[Sequence[Floats]]) -> Floats:
 
 def _log_speedup(tokens: Floats, time: Floats, tokens_base: Floats, time_base: Floats) -> Floats:
     return np.log(tokens) - np.log(time) - (np.log(tokens_base) - np.log(time_base))
-
-
-def _per_pass(choices: Iterable[Choice]) -> tuple[Floats, Floats]:
-    """Tokens drafted and accepted in each pass that drafted, over all choices that record them."""
-    known = [c for c in choices if c.drafted is not None and c.accepted is not None]
-    drafted, accepted = (
-        np.fromiter((n for c in known for turn in getattr(c, key) for n in turn), int)
-        for key in ("drafted", "accepted")
-    )
-    return drafted[drafted > 0], accepted[drafted > 0]

@@ -2,18 +2,13 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.answers.header import Header
-from evaluation.answers.record import QuestionId
+from evaluation.answers.header import QuestionId, RunHeader
 from evaluation.answers.run import Run
 from evaluation.judge.categories import OVERALL, SPEC_BENCH_ORDER
-from evaluation.judge.compare import (
-    Comparison,
-    pair_files,
-    paired_choices,
-)
+from evaluation.judge.compare import Comparison, pair, paired_choices
+from evaluation.judge.wording import counted, sampling_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,9 +43,11 @@ class Summary:
     wait_seconds_per_pass: float | None
     run_length: float | None
     acceptance_rate: float | None
-    drafted: int | None
+    drafted: int | None  # judged draft tokens: of a tree all its nodes
     drafted_per_token: float | None
-    acceptance_by_position: list[float] | None
+    nodes_per_pass: float | None
+    conditional_acceptance: list[float] | None  # by draft position: given that all before it were accepted
+    joint_acceptance: list[float] | None  # by draft position: it and all before it
     repetition: float | None
     too_long: int  # questions that do not fit the context
     interleaved: bool
@@ -61,8 +58,8 @@ Count = Callable[[str], int]  # the tokens of a text, as Spec-Bench's script cou
 
 
 def summarize(
-    method_path: str | Path,
-    base_path: str | Path,
+    method: Run,
+    base: Run,
     question_ids: Collection[QuestionId] | None = None,
     count: Count | None = None,
 ) -> Summary:
@@ -71,13 +68,12 @@ def summarize(
     Rates are tokens per second, prefill included; a figure the files do not record is None. `count`: of the baseline's
     tokens, for Spec-Bench's own figure. Raises UserError where the two files cannot be compared.
     """
-    comparison = pair_files(method_path, base_path, question_ids)
+    comparison = pair(method, base, question_ids)
     return _summary(comparison, OVERALL, comparison.pairs, count)
 
 
-def summarize_by_category(method_path: str | Path, base_path: str | Path, count: Count | None = None) -> list[Summary]:
+def by_category(comparison: Comparison, count: Count | None = None) -> list[Summary]:
     """One summary for each category, those of MT-bench taken as one as Spec-Bench does, then the overall one."""
-    comparison = pair_files(method_path, base_path)
     groups = dict(list(comparison.pairs.groupby("group")))
     known = [group for group in SPEC_BENCH_ORDER if group in groups]
     order = known + sorted(set(groups) - set(known))
@@ -85,21 +81,27 @@ def summarize_by_category(method_path: str | Path, base_path: str | Path, count:
     return [_summary(comparison, group, pairs, count) for group, pairs in [*parts, (OVERALL, comparison.pairs)]]
 
 
+def summarize_by_category(method: Run, base: Run, count: Count | None = None) -> list[Summary]:
+    """The same of two runs."""
+    return by_category(pair(method, base), count)
+
+
 def _summary(comparison: Comparison, group: str, pairs: "pd.DataFrame", count: Count | None) -> Summary:
     from evaluation.judge import stats
+    from evaluation.judge.acceptance import drafts_of
 
     method, base = comparison.method, comparison.baseline
     result = stats.speedup(pairs)
     choices = paired_choices(method, pairs)
-    drafted = stats.drafted_tokens(choices)
-    header = method.header or {}
+    drafts = drafts_of(method, choices)
+    judged = drafts.judged
     return Summary(
         method=method.label,
         baseline=base.label,
-        pair=header.get("pair"),
-        benchmark=header.get("benchmark"),
+        pair=method.header.pair if method.header else None,
+        benchmark=method.header.benchmark if method.header else None,
         group=group,
-        conditions=_conditions(base.header or header),
+        conditions=_conditions(base.header or method.header),
         questions=result.questions,
         tokens_per_second=float(pairs["tokens"].sum() / pairs["time"].sum()),
         baseline_tokens_per_second=float(pairs["tokens_base"].sum() / pairs["time_base"].sum()),
@@ -116,11 +118,13 @@ def _summary(comparison: Comparison, group: str, pairs: "pd.DataFrame", count: C
         draft_seconds_per_pass=stats.seconds_per_pass(choices, "draft_time"),
         verify_seconds_per_pass=stats.seconds_per_pass(choices, "verify_time"),
         wait_seconds_per_pass=stats.seconds_per_pass(choices, "wait_time"),
-        run_length=stats.run_length(choices),
-        acceptance_rate=stats.acceptance_rate(choices),
-        drafted=drafted,
-        drafted_per_token=None if drafted is None else float(drafted / pairs["tokens"].sum()),
-        acceptance_by_position=stats.acceptance_by_position(choices),
+        run_length=drafts.run_length,
+        acceptance_rate=drafts.acceptance_rate,
+        drafted=judged,
+        drafted_per_token=None if judged is None else float(judged / pairs["tokens"].sum()),
+        nodes_per_pass=stats.nodes_per_pass(choices),
+        conditional_acceptance=drafts.conditional_acceptance,
+        joint_acceptance=drafts.joint_acceptance,
         repetition=stats.repetition_share(choices),
         too_long=comparison.too_long,
         interleaved=comparison.interleaved,
@@ -128,24 +132,16 @@ def _summary(comparison: Comparison, group: str, pairs: "pd.DataFrame", count: C
     )
 
 
-def _conditions(header: Header) -> str:
+def _conditions(header: RunHeader | None) -> str:
     """What was run, in words for a title, threads as the baseline had them; says so where it is not known."""
-    if not header:
+    if header is None:
         return "conditions unknown: no run header"
-    sampling = header["sampling"]
-    drawn = [f"{name} {sampling[name]:g}" for name in ("temperature", "top_k", "top_p") if sampling.get(name)]
-    words = [
-        header["pair"],
-        header["benchmark"],
-        header["dtype"],
-        " ".join(drawn) if sampling["temperature"] else "greedy",
-    ]
-    words.append(f"at most {header['max_new_tokens']} new tokens")
-    threads = header.get("threads")
-    return ", ".join(words + ([f"{threads} thread{'s' * (threads > 1)}"] if threads else []))
+    words = [header.pair, header.benchmark, header.dtype, sampling_words(header.sampling)]
+    words.append(f"at most {header.max_new_tokens} new tokens")
+    return ", ".join(words + ([counted(header.threads, "thread")] if header.threads else []))
 
 
 def _floor(*runs: Run) -> float | None:
     """Tokens per second if each token cost one reading of the target's weights, where a header has measured it."""
-    seconds = [run.header.get("floor_seconds_per_token") for run in runs if run.header]
+    seconds = [run.header.floor_seconds_per_token for run in runs if run.header]
     return next((1 / s for s in seconds if s), None)

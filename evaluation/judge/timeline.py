@@ -8,11 +8,12 @@ from evaluation.judge.groups import Result
 
 
 def spans_of(result: Result, trace: Trace) -> dict[Turn, list[TracedSpan]]:
-    """The turns of the run that the trace shows. It is the same run where the times agree, to a part in a million."""
+    """The turns of the run that the trace shows: both are of one launch, or the times agree to a part in a million."""
     found = {}
+    same_launch = trace.launch is not None and trace.launch == result.header.launch
     for (question, turn), spans in trace.answers.get(result.run.label, {}).items():
         answer = result.run.answers.get(question)
-        if answer and all(_agrees(spans, work, answer.choices, turn) for work in ("draft", "verify")):
+        if answer and (same_launch or all(_agrees(spans, work, answer.choices, turn) for work in ("draft", "verify"))):
             found[question, turn] = spans
     return found
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from evaluation.answers.header import UNSET, Header
+from evaluation.answers.header import UNSET, Role, RunHeader, SamplingKeys, of_role
 
 NAMES = {
     "target.source": "target",
@@ -27,11 +27,11 @@ NAMES = {
 PLURAL = ("devices", "eos_token_ids")
 
 
-def shares_of_machine(ours: Header, theirs: Header) -> list[str]:
+def shares_of_machine(ours: RunHeader, theirs: RunHeader) -> list[str]:
     """In what the method had more or less of the machine than the baseline: a sentence for each."""
     told = []
-    for key in ("devices", "threads", "replicas"):
-        mine, other = ours.get(key), theirs.get(key)
+    for key in of_role(Role.SHARE):
+        mine, other = ours[key], theirs[key]
         if mine != other:
             told.append(f"the method ran {_share(key, mine)}, the baseline {_share(key, other)}")
     return told
@@ -51,6 +51,16 @@ def _devices(devices: Sequence[str]) -> str:
     cores, others = sum(map(len, parts.values())), len(devices) - len(parts)
     counts = [counted(cores, "core")] * bool(cores) + [counted(others, "device")] * bool(others)
     return f"on {listed(counts)} ({listed(devices)})"
+
+
+def sampling_words(sampling: SamplingKeys) -> str:
+    """How the target's tokens were drawn; what is off is not named."""
+    if sampling["temperature"] == 0:
+        return "greedy"
+    words = [f"temperature {sampling['temperature']:g}"]
+    words += [f"top-k {sampling['top_k']}"] if sampling["top_k"] != 0 else []
+    words += [f"top-p {sampling['top_p']:g}"] if sampling["top_p"] != 1 else []
+    return ", ".join(words)
 
 
 def changed(key: str, was: object, now: object) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from evaluation.answers.header import header_path, read_header
+from evaluation.answers.files import header_path
+from evaluation.answers.header import read_header
 from evaluation.launch.benchmarks import EMBEDDED, benchmarks_here, known_benchmarks, sources
 from evaluation.launch.config import USAGE
 from evaluation.launch.hub import is_cached, is_hub_id
@@ -141,7 +142,8 @@ def _answered(header: Path) -> str:
     """Such as 20/20: questions that have an answer, of how many."""
     answers = header.with_name(header.name.removesuffix(HEADER) + ".jsonl")
     try:
-        wanted = (read_header(answers) or {}).get("questions", "?")
+        found = read_header(answers)
+        wanted = "?" if found is None or found.questions is None else found.questions
         lines = answers.read_bytes().count(b"\n")
     except (UserError, OSError):
         return "unreadable"

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evaluation.answers.header import answers_of, header_path
+from evaluation.answers.files import answers_of, header_path
 from evaluation.launch import arguments
 from evaluation.launch.benchmarks import known_benchmarks
 from methods import BASELINE, METHODS, VARIANT, MethodSpec, get_method

@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from evaluation.answers.header import answers_of
 from evaluation.launch.config import RunConfig
 from evaluation.launch.hub import is_hub_id, look_for_model
 from evaluation.launch.processes import launch, launched, run_rank
@@ -93,16 +92,17 @@ def open_session(config: RunConfig) -> "Session":
 def answer(session: "Session", console: Console) -> Counter[str]:
     """Let all methods answer what has no answer yet. Every rank must call it; rank 0 learns what failed, by method."""
     from evaluation.answers.trace import TraceWriter
+    from evaluation.launch.header import run_headers
     from evaluation.launch.parts import Store
     from evaluation.launch.ranks import gather
 
     config, ranks = session.config, session.ranks
     if config.trace is not None:
-        session.trace = TraceWriter(config.trace, ranks.replica)
+        session.trace = TraceWriter(config.trace, ranks.replica, session.launch)
         session.trace.collect(
             partial(gather, ranks), ranks.rank == 0
         )  # where it cannot be written, the user learns so before the run
-    headers = {spec.name: session.header(spec) for spec in config.specs} if ranks.leads else {}
+    headers = run_headers(session) if ranks.leads else {}
     with Store(config.folder, headers, ranks) as store:
         open_questions = [q for q in session.benchmark.questions if store.missing(q.question_id)]
         share = open_questions[ranks.replica :: ranks.replicas]
@@ -145,6 +145,8 @@ def measure(session: "Session", store: "Store", questions: "list[Question]", con
     """Let all methods answer the questions, in turn, and write each answer as soon as its question is done."""
     tally = Tally()
     session.meet()
+    for name, taps in session.taps().items():
+        store.files[name].note("taps", taps)
     with progress(console, len(questions)) as shown:
         session.warm_up()
         for name, settled in session.settled().items():
@@ -178,7 +180,3 @@ def answer_question(
                 if get_method(name).ranks > 1:  # the other rank is in the middle of that answer
                     raise RunError(f"{name} failed on question {question.question_id}; start again to go on") from None
     return choices
-
-
-def answer_path(config: RunConfig, method: str) -> Any:
-    return answers_of(config.folder, method)

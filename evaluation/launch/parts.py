@@ -7,19 +7,19 @@ parts together at the end, and at the start those that an interrupted launch lef
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from evaluation.answers.header import Header, answers_of, header_path, read_file, read_header
-from evaluation.answers.record import Answer, AnswerFile, QuestionId, parse_answers
+from evaluation.answers.files import answers_of, header_path, read_file
+from evaluation.answers.header import Failure, QuestionId, RunHeader, read_header
+from evaluation.answers.record import Answer, parse_answers
+from evaluation.answers.writer import AnswerFile
 from evaluation.launch.ranks import Ranks, gather
-
-Failure = dict[str, Any]
 
 
 class Store:
     """The answer files of one launch. `files` maps a method to the file that this process appends to (leaders only)."""
 
-    def __init__(self, folder: Path, headers: dict[str, Header], ranks: Ranks) -> None:
+    def __init__(self, folder: Path, headers: dict[str, RunHeader], ranks: Ranks) -> None:
         self.folder, self.headers, self.ranks = folder, headers, ranks
         self.files: dict[str, AnswerFile] = {}
         self._main: dict[str, AnswerFile] = {}  # rank 0: the methods' own files
@@ -79,7 +79,8 @@ class Store:
 def _read_part(path: Path) -> tuple[list[Answer], list[Failure]]:
     """The answers and failures in a replica's part; one that died in its first answer left none."""
     answers, _ = parse_answers(path, read_file(path))
-    return list(answers.values()), (read_header(path) or {}).get("failures", [])
+    header = read_header(path)
+    return list(answers.values()), header.failures if header else []
 
 
 def _take_over(file: AnswerFile, answers: list[Answer], failures: list[Failure]) -> None:

@@ -4,16 +4,15 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+from uuid import uuid4
 
-from evaluation.answers.header import SCHEMA_VERSION
 from evaluation.answers.record import Answer, Choice
 from evaluation.answers.trace import TraceWriter
 from evaluation.launch.benchmarks import Benchmark, Question
 from evaluation.launch.config import RunConfig
 from evaluation.launch.prompts import Prompter, decode, eos_ids
-from evaluation.launch.provenance import environment, read_bandwidth
 from evaluation.launch.ranks import Ranks, Share, all_devices
-from methods import BASELINE, MethodSpec, get_method
+from methods import MethodSpec, get_method
 from methods.base import Generation, Limits, Method, Reference, generate
 from methods.build import build_chain_drafter, build_method
 from methods.engine.link import Link
@@ -117,6 +116,11 @@ class Session:
                 with self._place(name):
                     generate(method, prompt, self._sampling("warm-up", 0, 0), limits)
 
+    def taps(self) -> dict[str, list[int]]:
+        """The target's features that the drafters read, of methods whose drafters do."""
+        ours = {name: method.target.taps for name, method in self.methods.items() if not isinstance(method, Reference)}
+        return {name: list(taps) for name, taps in ours.items() if taps}
+
     def settled(self) -> dict[str, dict[str, int]]:
         """Return what methods have chosen by themselves in the warm-up."""
         ours = {name: method.settled() for name, method in self.methods.items() if not isinstance(method, Reference)}
@@ -143,78 +147,16 @@ class Session:
     def answer(self, name: str, question: Question, choices: list[Choice]) -> Answer:
         return Answer(question.question_id, question.category, f"{self.config.pair.name}-{name}", choices)
 
-    def header(self, spec: MethodSpec) -> dict[str, Any]:
-        """Return the run header of a method: every condition that a reader or a later run must know."""
-        c, checkpoint = self.config, self.models.target_checkpoint
-        model = self.models.target.model
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "method": spec.method,
-            "options": c.options_of(spec),
-            "ranks": spec.ranks,
-            "lossless": spec.lossless,
-            "methods": list(c.methods),
-            "command": c.command,
-            "pair": c.pair.name,
-            "target": {
-                "source": checkpoint.source,
-                "revision": checkpoint.revision,
-                "weight_bytes": model.weight_bytes,
-            },
-            "draft": self._draft_header(spec) if spec.weights else None,
-            "dtype": c.dtype,
-            "devices": self.share.all_names if spec.all_devices or spec.ranks > 1 else self.share.names,
-            "threads": self.share.all_threads if spec.all_devices else self.share.threads,
-            "replicas": self.ranks.replicas,
-            "sampling": {"temperature": c.temperature, "top_k": c.top_k, "top_p": c.top_p},
-            "seed": c.seed,
-            "max_new_tokens": c.max_new_tokens,
-            "context_length": checkpoint.config.max_length,
-            "eos_token_ids": sorted(self.limits.eos_ids),
-            "template": c.template,
-            "prompt": self.prompter.description,
-            "benchmark": self.benchmark.name,
-            "benchmark_sha256": self.benchmark.sha256,
-            "questions": len(self.benchmark.questions),
-            "repeats": c.repeats,
-            "warm_up": len(WARM_UP),
-            "operators": model.stack.operators,  # bits and speed depend on it
-            "row_invariant": self.models.target.row_invariant,
-            **self.floor,
-            **self.environment,
-            "failures": [],
-        }
-
-    def _draft_header(self, spec: MethodSpec) -> dict[str, Any]:
-        models = self.models_of(spec)
-        return {"source": models.draft_source, "revision": models.draft_checkpoint.revision}
-
     @cached_property
-    def floor(self) -> dict[str, float]:
-        """Measure what reading the target's weights once costs on this machine now: no pass can be faster."""
-        bandwidth = read_bandwidth(self.share.threads, self.share.devices[0])
-        return {
-            "read_bandwidth": bandwidth,
-            "floor_seconds_per_token": self.models.target.model.weight_bytes / bandwidth,
-        }
-
-    @cached_property
-    def environment(self) -> dict[str, Any]:
-        """This part of a header is the same for all methods of the launch: by it `speed.py` knows that they were
-        interleaved."""
-        return environment()
-
-    @property
-    def lossless(self) -> list[str]:
-        """Return the methods whose output must equal the baseline's; none where sampling."""
-        if self.config.temperature > 0:
-            return []
-        return [name for name in self.config.methods if name != BASELINE and get_method(name).lossless]
+    def launch(self) -> str:
+        """An id that all headers and the trace of the launch share."""
+        return uuid4().hex
 
 
 def to_choice(turns: list[Generation], texts: list[str], repeat: int) -> Choice:
-    """Make a choice of an answer line from the generations of its turns."""
+    """One line's choice from the generations of its turns. Another library's loop does not tell what its passes do."""
     margins = [turn.margins or [] for turn in turns]
+    told = any(turn.spans for turn in turns) or all(len(turn.accept_lengths) <= 1 for turn in turns)
     return Choice(
         turns=texts,
         new_tokens=[len(turn.token_ids) for turn in turns],
@@ -228,9 +170,10 @@ def to_choice(turns: list[Generation], texts: list[str], repeat: int) -> Choice:
         draft_time=_seconds(turns, "draft"),
         verify_time=_seconds(turns, "verify"),
         wait_time=_seconds(turns, "wait"),
-        drafted=[turn.drafted for turn in turns],
-        accepted=[turn.accepted for turn in turns],
-        proposed=[turn.proposed for turn in turns],
+        drafted=[turn.drafted for turn in turns] if told else None,
+        accepted=[turn.accepted for turn in turns] if told else None,
+        nodes=[turn.nodes for turn in turns] if told else None,
+        proposed=[turn.proposed for turn in turns] if told else None,
         margins=margins if any(margins) else None,
     )
 

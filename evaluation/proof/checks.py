@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from evaluation.answers.files import answers_of
 from evaluation.answers.record import Answer, read_answers
+from evaluation.answers.run import Run
 from evaluation.judge.equality import compare
 from evaluation.judge.stats import holm
 from evaluation.launch.benchmarks import Question
 from evaluation.launch.config import RunConfig
-from evaluation.launch.measure import answer, answer_path, open_session, spoken, start
+from evaluation.launch.measure import answer, open_session, spoken, start
 from evaluation.proof.audit import auditing
 from evaluation.proof.goodness import Groups, group, next_token, p_value, samples_needed, uniformity
 from evaluation.proof.tiny_pair import TOKENS as TINY_TOKENS
@@ -69,9 +71,9 @@ def greedy(config: RunConfig, folder: Path) -> Check:
     """Every answer is the baseline's, token for token."""
     config = replace(config, temperature=0.0, top_k=0, top_p=1.0, output=folder / f"greedy-{config.dtype}")
     _run(config, _answer)
-    paths = [answer_path(config, name) for name in (config.methods[-1], BASELINE)]
-    comparison = compare(*paths)
-    tokens = sum(sum(choice.new_tokens) for a in read_answers(paths[0]).values() for choice in a.choices)
+    run, baseline = (Run.read(answers_of(config.folder, name)) for name in (config.methods[-1], BASELINE))
+    comparison = compare(run, baseline)
+    tokens = sum(sum(choice.new_tokens) for a in run.answers.values() for choice in a.choices)
     questions = len(comparison.questions)
     return Check(
         f"greedy, {config.dtype}",
@@ -163,7 +165,7 @@ def _sample(config: RunConfig, questions: list[Question], samples: int, folder: 
     )
     torch.cuda.empty_cache()  # what the choice of prompts needed, the run may need on the same GPU
     _run(config, _answer)
-    return read_answers(answer_path(config, name))
+    return read_answers(answers_of(config.folder, name))
 
 
 def audit(config: RunConfig, folder: Path) -> Iterator[Check]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from evaluation.answers.header import COMMON
 from evaluation.judge.change import Pairing, headline, interval_words
 from evaluation.judge.equality import Comparison
 from evaluation.judge.gates import Outcome, compare_all
@@ -21,11 +22,6 @@ Rows = list[list[str | Cell]]
 
 SHOWN_FAILURES = 50
 NEW_LINE = "\n"
-HEADER_ENTRIES = (
-    "pair", "target", "dtype", "benchmark", "benchmark_sha256", "questions", "template", "max_new_tokens",
-    "sampling", "seed", "repeats", "replicas", "threads", "devices", "cpu", "gpu", "operators", "row_invariant",
-    "versions", "git_commit", "created",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class Report:
     @property
     def origin(self) -> str:
         """Say how many runs there are, and of which days."""
-        dates = sorted({str(result.header.get("created", "date unknown"))[:10] for result in self.results})
+        dates = sorted({(result.header.created or "date unknown")[:10] for result in self.results})
         return f"{counted(len(self.results), 'run')} of {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}"
 
     @cached_property
@@ -61,19 +57,19 @@ class Report:
     @property
     def _exact(self) -> dict[Result, Comparison]:
         """Of the runs whose output must be the baseline's."""
-        return {r: c for r, c in self.equality.items() if r.header.get("lossless", True)}
+        return {r: c for r, c in self.equality.items() if r.header.exact}
 
     def glance(self) -> list[str]:
         """Name the fastest lossless method of each group, and say whether all that must be identical is."""
         items = []
         for group in self.groups:
-            lossless = [r for r in group.measured if r.header.get("lossless", True) and r.overall]
+            lossless = [r for r in group.measured if r.header.exact and r.overall]
             for best in sorted(lossless, key=lambda r: -r.summary.speedup)[:1]:
                 items.append(f"{group.name}: {group.labels[best]} is fastest, {_speedup_words(best.summary)}")
         if exact := list(self._exact.values()):
             right = f"{sum(comparison.equal for comparison in exact)} of {len(exact)} runs"
             items.append(f"output: {right} of lossless methods are identical to the baseline")
-        failures = sum(len(result.header.get("failures", [])) for result in self.results)
+        failures = sum(len(result.header.failures) for result in self.results)
         items.append(f"failures: {counted(failures, 'answer')}" if failures else "failures: none")
         return items
 
@@ -141,7 +137,7 @@ class Report:
             [f"{group.name}: {group.labels[result]}", str(failure["question_id"]), str(failure["error"])]
             for group in self.groups
             for result in group.results
-            for failure in result.header.get("failures", [])
+            for failure in result.header.failures
         ]
 
     def failures(self) -> Rows:
@@ -159,7 +155,7 @@ class Report:
         """Yield each launch's folder and what is needed to run it again."""
         launches: dict[str, list[Result]] = {}
         for result in self.results:
-            launched = [str(result.run.path.parent), result.header.get("methods"), result.header.get("created")]
+            launched = [str(result.run.path.parent), result.header.methods, result.header.created]
             launches.setdefault(json.dumps(launched), []).append(result)
         for results in launches.values():
             yield results[0].run.path.parent.relative_to(self.folder).as_posix(), _launch(results)
@@ -186,7 +182,7 @@ def _identical(result: Result, comparison: Comparison | None) -> Cell:
     if comparison is None:
         return Cell("sampled", "faint")
     text = f"{comparison.identical}/{len(comparison.questions)} identical"
-    if not result.header.get("lossless", True):
+    if not result.header.exact:
         return Cell(f"{text}\n(need not be)", "faint")
     return Cell(text, "good" if comparison.equal else "bad")
 
@@ -235,16 +231,17 @@ def _number(value: float | None, form: str, unit: str = "") -> str:
 def _launch(results: Sequence[Result]) -> Rows:
     """The entries of its run headers; those of older runs do not hold the command."""
     h = results[0].header
-    told = [["command", h["command"]]] if h.get("command") else []
-    methods = ", ".join(h.get("methods") or [r.method for r in results])
+    told = [["command", h.command]] if h.command else []
+    methods = ", ".join(h.methods or [r.method for r in results])
     options = [[f"options of {r.method}", _words(r.options)] for r in results if r.options]
     drafters: dict[str, list[str]] = {}
     for result in results:
-        if result.header.get("draft"):
-            drafters.setdefault(_words(result.header["draft"]), []).append(result.run.path.stem)
+        if result.header.draft:
+            drafters.setdefault(_words(result.header.draft), []).append(result.run.path.stem)
     drafts = [[f"draft of {', '.join(names)}", draft] for draft, names in drafters.items()]
-    entries = [[key, _words(h[key])] for key in HEADER_ENTRIES if h.get(key) is not None]
-    return [*told, ["methods", methods], *options, *drafts, *entries]
+    entries = [[key, _words(h[key])] for key in COMMON if h[key] is not None]
+    rows = [*told, ["methods", methods], *options, *drafts, *entries]
+    return [[name, value] for name, value in rows]
 
 
 def _words(value: object) -> str:

@@ -79,8 +79,9 @@ def details(summaries: Sequence[Summary]) -> Table:
         ("draft+\nverify ms", _milliseconds),
         ("wait\nms", _waited),
         ("run\nlength", lambda s: _number(s.run_length, ".2f")),
-        ("drafted\n/token", lambda s: _number(s.drafted_per_token, ".2f")),
-        ("accepted at\nposition, %", _positions),
+        ("nodes\n/pass", lambda s: _number(s.nodes_per_pass, ".2f")),
+        ("drafts\n/token", lambda s: _number(s.drafted_per_token, ".2f")),
+        ("accepted\nat n, %", _positions),
         ("in\nloops", lambda s: _number(s.repetition, ".1%")),
     ]
     return _table(summaries, columns, None)
@@ -136,7 +137,7 @@ def _waited(summary: Summary) -> str | None:
 
 
 def _positions(summary: Summary) -> str | None:
-    rates = summary.acceptance_by_position
+    rates = summary.conditional_acceptance
     return " ".join(f"{rate:.0%}"[:-1] for rate in rates[:POSITIONS_SHOWN]) if rates else None
 
 
@@ -144,7 +145,7 @@ LEGEND = """\
 speedup: tokens per second over the baseline's, prefill included; interval: over questions, by the jackknife
 floor: tokens per second at one reading of the target's weights per token; MAT: tokens per target pass
 draft+verify, wait: mean per target pass (on two ranks at the same time); run length: accepted drafts per rejection
-accepted at position n: drafts whose first n tokens were all accepted
+nodes: rows that a pass scores; accepted at n: of the n-th drafts behind n - 1 accepted ones
 in loops: tokens in a repetition that their answer ends in, which is easy to draft"""
 SPEC_BENCH_LEGEND = """
 Spec-Bench speedup: as its own script computes it, in brackets how far from ours: the mean over lines of their rates, of

@@ -2,41 +2,50 @@
 
 import json
 from collections import Counter
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from evaluation.answers.files import answers_of
+from evaluation.answers.header import QuestionId
+from evaluation.answers.run import Run
 from evaluation.launch.config import RunConfig
-from evaluation.launch.measure import answer_path
 from evaluation.show.tables import LEGEND, details, print_tables, table, terminal
-from methods import BASELINE
+from methods import BASELINE, get_method
 
 if TYPE_CHECKING:
     from evaluation.judge.equality import Comparison
     from evaluation.judge.summary import Summary
-    from evaluation.launch.worker import Session
 
 
-def judge(session: "Session", failed: Counter[str], console: Console) -> int:
+def judge(config: RunConfig, ids: Collection[QuestionId], failed: Counter[str], console: Console) -> int:
     """Print equality, then speed, of the questions of this run; with --json one document for programs instead, and
     these on stderr."""
-    config = session.config
     output = terminal(stderr=config.json)
-    wanted = len(session.benchmark.questions)
     for name, count in failed.items():
         console.print(f"{name}: {count} questions failed; the same command tries them again", style="red")
     # A method that failed everywhere has nothing to be judged by, and without the baseline nobody has.
-    judged = [name for name in config.methods if failed[name] < wanted]
+    judged = [name for name in config.methods if failed[name] < len(ids)]
     if BASELINE not in judged:
         print_json(config, {"error": f"{BASELINE} failed on every question, so there is nothing to compare with"})
         return 1
-    equal = print_equality(session, judged, output)
-    rows = print_speed(session, judged, output)
+    runs = {name: Run.read(answers_of(config.folder, name)) for name in judged}
+    equal = {} if config.temperature > 0 else print_equality(runs, ids, output)
+    if config.temperature > 0:
+        output.print("sampled output: distributions, not tokens, are equal; evaluation/lossless.py tests them")
+    rows = print_speed(runs, ids, output)
     names = zip(judged[1:] or judged, rows, strict=True)
     document = [json_row(config, name, row, equal.get(name)) for name, row in names]
     lost = [name for name in config.methods if name not in judged]
     print_json(config, document + [{"method": name, "error": "failed on every question"} for name in lost])
-    return int(bool(failed) or not all(name in equal and equal[name].equal for name in session.lossless))
+    return int(bool(failed) or not all(name in equal and equal[name].equal for name in _exact(config)))
+
+
+def _exact(config: RunConfig) -> list[str]:
+    """Methods whose output must equal the baseline's: where sampling, none."""
+    names = [] if config.temperature > 0 else config.methods
+    return [name for name in names if name != BASELINE and get_method(name).lossless]
 
 
 def print_json(config: RunConfig, document: object) -> None:
@@ -45,21 +54,15 @@ def print_json(config: RunConfig, document: object) -> None:
         print(json.dumps(document), flush=True)
 
 
-def print_equality(session: "Session", judged: list[str], output: Console) -> "dict[str, Comparison]":
-    """Print how each method's output compares. Sampled output is not compared, since it need not be equal."""
+def print_equality(runs: dict[str, Run], ids: Collection[QuestionId], output: Console) -> "dict[str, Comparison]":
+    """Return how each method's output compares with the baseline's."""
     from evaluation.judge.equality import compare
     from evaluation.show.equality import report
 
-    config = session.config
     found: dict[str, Comparison] = {}
-    ids = {question.question_id for question in session.benchmark.questions}
-    if config.temperature > 0:
-        output.print("sampled output: distributions, not tokens, are equal; evaluation/lossless.py tests them")
-        return found
-    for name in judged[1:]:
-        comparison = compare(answer_path(config, name), answer_path(config, BASELINE), ids)
-        found[name] = comparison
-        if name not in session.lossless:
+    for name in [name for name in runs if name != BASELINE]:
+        comparison = found[name] = compare(runs[name], runs[BASELINE], ids)
+        if not get_method(name).lossless:
             output.print(f"{name}: {comparison.line}; a reference row, which need not be")
         elif comparison.equal:
             output.print(f"{name}: {comparison.line}")
@@ -68,12 +71,11 @@ def print_equality(session: "Session", judged: list[str], output: Console) -> "d
     return found
 
 
-def print_speed(session: "Session", judged: list[str], output: Console) -> "list[Summary]":
+def print_speed(runs: dict[str, Run], ids: Collection[QuestionId], output: Console) -> "list[Summary]":
     from evaluation.judge.summary import summarize
 
-    config = session.config
-    ids = {question.question_id for question in session.benchmark.questions}
-    rows = [summarize(answer_path(config, name), answer_path(config, BASELINE), ids) for name in judged[1:] or judged]
+    others = [run for name, run in runs.items() if name != BASELINE]
+    rows = [summarize(run, runs[BASELINE], ids) for run in others or [runs[BASELINE]]]
     print_tables(output, table(rows), details(rows))
     output.print(LEGEND)
     for note in dict.fromkeys(note for row in rows for note in row.notes):

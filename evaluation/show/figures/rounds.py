@@ -1,8 +1,6 @@
 """These figures show what happens in a round: what a pass keeps, who waits for whom, and a timeline of both sides."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -10,11 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from evaluation.answers.record import Choice
-from evaluation.answers.trace import Trace, TracedSpan, Turn
-from evaluation.judge import stats
-from evaluation.judge.fit import rounds, schedule
-from evaluation.judge.groups import Group, LeftOut, Result, conditions
+from evaluation.answers.trace import Trace
+from evaluation.judge.acceptance import drafts_of
+from evaluation.judge.fit import schedule
+from evaluation.judge.groups import Group, LeftOut, conditions
+from evaluation.judge.rounds import Round, RoundTimes, first_rounds, own_rank, quantities, round_times
+from evaluation.judge.stats import mean_accept_length
 from evaluation.judge.timeline import spans_of
 from evaluation.show.figures.speed import Looks, file_name, whole
 from evaluation.show.figures.style import BLUE, FAINT, GREY, ORANGE, SMALL, Drawing, Look, add_legend, new_figure
@@ -34,29 +33,30 @@ LEGEND += [Patch(label="waits", **WORK["wait"])]
 
 
 def acceptance(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
-    """Draw how often each accept length and run length occurs, and the acceptance rate by draft position."""
-    results = [r for r in whole(group) if stats.acceptance_rate(r.choices) is not None]
+    """Accept lengths and run lengths as shares, and the acceptance rate by draft position."""
+    results = [r for r in whole(group) if len(drafts_of(r.run, r.choices).drafted)]
     if not results:
         raise LeftOut("needs a run that records what it drafted")
     figure = new_figure(f"What a target pass keeps, {group.name}", conditions(results), 3.4, 7.2, -(-len(results) // 4))
     panels = figure.subplots(1, 3)
     rows = []
     for place, result in enumerate(results):
-        quantities = _quantities(result)
-        for quantity, points in quantities.items():
+        found = quantities(result)
+        for quantity, points in found.items():
             rows += [
                 {"run": group.labels[result], "quantity": quantity, "value": value, "count": count, "share": share}
                 for value, count, share in points
             ]
         for axes, quantity in zip(panels, ("accept length", "run length"), strict=False):
-            _draw_shares(axes, quantities[quantity], looks[result.method], place, len(results))
-        positions = [(value, share) for value, _, share in quantities["draft position"] if value <= LONGEST_SHOWN]
+            _draw_shares(axes, found[quantity], looks[result.method], place, len(results))
+        positions = [(value, share) for value, _, share in found["draft position"] if value <= LONGEST_SHOWN]
         look = looks[result.method]
         style: dict[str, Any] = {"color": look.color, "marker": look.marker, "linestyle": look.line}
-        panels[2].plot(*zip(*positions, strict=True), **style, label=group.labels[result])
+        spots = [value for value, _ in positions], [share for _, share in positions]
+        panels[2].plot(*spots, **style, label=group.labels[result])
     titles = ("Accept length", "Run length", "Draft position")
     labels = ("tokens per target pass", "drafts kept between rejections", "n-th drafted token")
-    shares = ("share of passes", "share of runs", "first n all accepted")
+    shares = ("share of passes", "share of runs", "accepted, after n - 1")
     for axes, title, below, beside in zip(panels, titles, labels, shares, strict=True):
         axes.set(title=title, xlabel=below, ylabel=beside, ylim=(0, None))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -66,7 +66,8 @@ def acceptance(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
     add_legend(figure, handles if len(results) <= MOST_BARS else panels[2].get_legend_handles_labels()[0], 4)
     about = (
         "Left: tokens that one target pass decided. Middle: accepted drafts between two rejections, chains only. "
-        f"Right: drafts of at least n tokens of which the first n were accepted. Shown up to {LONGEST_SHOWN}."
+        "Right: of the n-th draft tokens behind accepted ones, the share that was accepted; chains only. "
+        f"Shown up to {LONGEST_SHOWN}."
     )
     return Drawing(file_name("acceptance", group, groups), figure, pd.DataFrame(rows), about, group.name)
 
@@ -86,64 +87,6 @@ def _draw_shares(axes: Axes, points: Sequence[tuple[int, int, float]], look: Loo
     axes.grid(axis="x", visible=False)
 
 
-def _quantities(result: Result) -> dict[str, list[tuple[int, int, float]]]:
-    """(value, count, share) of each quantity."""
-    choices = result.choices
-    lengths = Counter(length for choice in choices for length in choice.accept_lengths)
-    chain = "nodes" not in result.options
-    runs = Counter(length for choice in choices for length in run_lengths(choice)) if chain else Counter()
-    drafted = [n for choice in choices for turn in choice.drafted or [] for n in turn]
-    positions = enumerate(stats.acceptance_by_position(choices) or [], start=1)
-    return {
-        "accept length": _shares(lengths),
-        "run length": _shares(runs),
-        "draft position": [(n, sum(d >= n for d in drafted), rate) for n, rate in positions],
-    }
-
-
-def _shares(counts: Counter[int]) -> list[tuple[int, int, float]]:
-    total = sum(counts.values())
-    return [(n, counts[n], counts[n] / total) for n in range(min(counts, default=0), max(counts, default=-1) + 1)]
-
-
-def run_lengths(choice: Choice) -> Iterable[int]:
-    """Count the accepted drafts before each rejection. What follows an answer's last rejection is no whole run, and is
-    left out."""
-    for drafted, accepted in zip(choice.drafted or [], choice.accepted or [], strict=True):
-        length = 0
-        for judged, kept in zip(drafted, accepted, strict=True):
-            length += kept
-            if kept < judged:
-                yield length
-                length = 0
-
-
-@dataclass(frozen=True)
-class RoundTimes:
-    """This is how many seconds a round lasts on average, and how much of it each side works and waits."""
-
-    total: float
-    busy: dict[str, float]
-    waits: dict[str, float]
-
-
-def round_times(result: Result) -> RoundTimes:
-    """Measure the mean round of a run. On one device the two take turns: the target waits while the draft drafts, and
-    the draft waits all other time."""
-    choices, count = result.choices, rounds(result.choices)
-    times = [choice.prefill_time and choice.draft_time and choice.verify_time for choice in choices]
-    if not count or not all(times):
-        raise LeftOut(f"the files of {result.method} do not record the times of its rounds")
-
-    def mean(key: str) -> float:
-        return sum(sum(getattr(choice, key) or []) for choice in choices) / count
-
-    total, draft, verify = mean("wall_time") - mean("prefill_time"), mean("draft_time"), mean("verify_time")
-    own_rank = result.header.get("ranks", 1) > 1
-    target_waits = mean("wait_time") if own_rank else draft
-    return RoundTimes(total, {"draft": draft, "target": verify}, {"draft": total - draft, "target": target_waits})
-
-
 def waiting(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
     """Draw who waits how long in a round, by draft-then-verify and by PEARL."""
     results = [result for result in group.typical if schedule(result)]
@@ -161,7 +104,7 @@ def waiting(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
     axes.set_yticks(*zip(*ticks, strict=True), fontsize=7.5)
     axes.tick_params(axis="y", length=0)
     for place, result in enumerate(results):
-        tokens = stats.mean_accept_length(result.choices)
+        tokens = mean_accept_length(result.choices)
         text = f"{group.labels[result]}\n{tokens:.2f} tokens per pass"
         axes.annotate(text, (0, place), (-42, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
                       ha="right", va="center", fontsize=8)  # fmt: skip
@@ -194,39 +137,6 @@ def _waiting_bar(axes: Axes, spot: float, side: str, of_round: RoundTimes) -> di
     }
 
 
-@dataclass(frozen=True)
-class Round:
-    """A round is one target pass of a traced answer, with the tokens that it decided."""
-
-    spans: list[TracedSpan]
-    tokens: int
-    rejected: bool
-
-    def dropped(self, span: TracedSpan) -> bool:
-        """Say whether a draft is in vain: drafted beside a pass that rejected what it would have followed."""
-        passes = [s for s in self.spans if s.work == "verify"]
-        beside = span.rank == "draft" and span.end > passes[0].begin and span.begin < passes[-1].end
-        return span.work == "draft" and self.rejected and beside
-
-
-def first_rounds(result: Result, turn: Turn, spans: Iterable[TracedSpan]) -> list[Round]:
-    """Return the first rounds of an answer. Two ranks end a round by deciding, which is the second span of verifying; a
-    single rank ends it by telling its drafter."""
-    choice, at = result.run.answers[turn[0]].choices[0], turn[1]
-    behind_prefill = sum((choice.decoding_steps or [])[:at]) + 1
-    lengths = choice.accept_lengths[behind_prefill : behind_prefill + TIMELINE_ROUNDS]
-    judged, kept = ([] if turns is None else turns[at][1:] for turns in (choice.drafted, choice.accepted))
-    found: list[list[TracedSpan]] = [[]]
-    for span in spans:
-        found[-1].append(span)
-        works = [s.work for s in found[-1]]
-        two_ranks = result.header.get("ranks", 1) > 1
-        if works.count("verify") == 2 if two_ranks else works[-2:] == ["verify", "draft"]:
-            found.append([])
-    rounds_found = [Round(s, n, k < j) for s, n, j, k in zip(found, lengths, judged, kept, strict=False)]
-    return [one for one in rounds_found if any(span.work == "verify" for span in one.spans)]
-
-
 def timeline(trace: Trace, groups: Sequence[Group], looks: Looks) -> Drawing:
     """Draw what both sides do in the first rounds of one answer, by PEARL and by a method that drafts, then
     verifies."""
@@ -239,7 +149,7 @@ def timeline(trace: Trace, groups: Sequence[Group], looks: Looks) -> Drawing:
     if {schedule(result) for result in traced} != set(SCHEDULES) or not common:
         raise LeftOut(f"{trace.path} does not show one answer of the folders' runs by PEARL and by draft, then verify")
     turn = next(turn for turn in next(iter(traced.values())) if turn in common)
-    answers = {result: first_rounds(result, turn, turns[turn]) for result, turns in traced.items()}
+    answers = {result: first_rounds(result, turn, turns[turn], TIMELINE_ROUNDS) for result, turns in traced.items()}
     if not all(answers.values()):
         raise LeftOut(f"{trace.path} shows no whole round of an answer")
     small = f"question {turn[0]}, turn {turn[1] + 1} · {conditions(answers)}"
@@ -247,7 +157,7 @@ def timeline(trace: Trace, groups: Sequence[Group], looks: Looks) -> Drawing:
     panels = figure.subplots(len(answers), 1, sharex=True, squeeze=False)[:, 0]
     rows = []
     for axes, (result, its_rounds) in zip(panels, answers.items(), strict=True):
-        one_device = "" if result.header.get("ranks", 1) > 1 else ", on one device"
+        one_device = "" if own_rank(result) else ", on one device"
         rows += [{"run": labels[result]} | row for row in _draw_rounds(axes, its_rounds, labels[result], one_device)]
     panels[-1].set_xlabel("time since the first round began, ms")
     dropped = Patch(label="drafts, and it is dropped", **DROPPED)

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from evaluation.judge.categories import OVERALL, SPEC_BENCH_ORDER
-from evaluation.judge.fit import BOTH, NOTHING, POST_VERIFY, PRE_VERIFY, without
+from evaluation.judge.fit import BOTH, NOTHING, POST_VERIFY, PRE_VERIFY
 from evaluation.judge.groups import Group, LeftOut, Result, conditions
 from evaluation.judge.summary import Summary
 from evaluation.show.figures.style import (
@@ -164,8 +164,8 @@ def category_bars(group: Group, groups: Sequence[Group], looks: Looks) -> Drawin
 
 
 def whole(group: Group) -> list[Result]:
-    """Choose the runs of methods with all their parts: ablations have a figure of their own."""
-    return [result for result in group.typical if without(result) in (None, NOTHING)] or group.typical
+    """A run of each method with all its parts: what ablations show has a figure of its own."""
+    return [result for result in group.typical if result.without in (None, NOTHING)] or group.typical
 
 
 def _rows_of(entries: int) -> int:
@@ -245,15 +245,15 @@ def ablation_bars(groups: Sequence[Group], looks: Looks) -> Drawing:
         summaries = [result.overall for result in members if result.overall]
         spots, values = np.arange(len(members)), [s.speedup for s in summaries]
         for spot, result, value in zip(spots, members, values, strict=True):
-            whole = without(result) == NOTHING
+            whole = result.without == NOTHING
             axes.bar(spot, value, 0.62, **looks[result.method].bar | {"alpha": 1 if whole else 0.55})
         whiskers(axes, spots, values, yerr=_errors(summaries))
         _label_bars(axes, spots, summaries)
         one_line(axes)
-        axes.set_xticks(spots, [ABLATION[str(without(result))] for result in members])
+        axes.set_xticks(spots, [ABLATION[str(result.without)] for result in members])
         axes.set(title="\n".join(textwrap.wrap(title, 12 * len(members))), xlim=(-0.6, len(members) - 0.4))
         axes.grid(axis="x", visible=False)
-        rows += [_row(group, r, s) | {"without": without(r)} for r, s in zip(members, summaries, strict=True)]
+        rows += [_row(group, r, s) | {"without": r.without} for r, s in zip(members, summaries, strict=True)]
     panels[0].set(ylabel="speedup", ylim=(0, None))
     about = "PEARL, and PEARL without pre-verify, post-verify or both, each over the baseline of its own launch."
     return Drawing("ablation", figure, pd.DataFrame(rows), about)
@@ -264,7 +264,7 @@ def _ablations(group: Group) -> list[tuple[Group, str, list[Result]]]:
     alike in this too, as where a sweep has the full method as well, the one with most of the others in its folder."""
     alike: dict[str, list[Result]] = {}
     for result in group.measured:
-        if without(result) in ABLATION:
+        if result.without in ABLATION:
             others = [f"{name} {value}" for name, value in result.options.items() if name != "without"]
             alike.setdefault(", ".join([result.method, *others]), []).append(result)
     found = [(f"{group.name}: {title}", _one_of_each(members)) for title, members in alike.items()]
@@ -273,5 +273,5 @@ def _ablations(group: Group) -> list[tuple[Group, str, list[Result]]]:
 
 def _one_of_each(results: Sequence[Result]) -> list[Result]:
     together = Counter(result.folder for result in results)
-    chosen = {without(result): result for result in sorted(results, key=lambda r: together[r.folder])}
+    chosen = {result.without: result for result in sorted(results, key=lambda r: together[r.folder])}
     return [chosen[part] for part in ABLATION if part in chosen]

@@ -15,12 +15,13 @@ from evaluation.judge.fit import (
     DRAFT_THEN_VERIFY,
     NOTHING,
     Pace,
+    advantage,
+    baseline_rate,
     decode_speedup,
     pace,
     predicted_speedup,
     schedule,
     window,
-    without,
 )
 from evaluation.judge.groups import Group, LeftOut, Result, conditions
 from evaluation.show.figures.speed import Looks, file_name
@@ -87,7 +88,7 @@ def window_sweep(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing
 def _draw_sweep(axes: Axes, place: int, sweep: Sweep, looks: Looks) -> Iterator[dict[str, Any]]:
     """The sweep's points, curve and c; yields their numbers."""
     look, measured = looks[sweep.results[0].method], pace(sweep.results)
-    bases = [_baseline_rate(result) for result in sweep.results]
+    bases = [baseline_rate(result) for result in sweep.results]
     about = {"run": sweep.label, "alpha": measured.alpha, "c": measured.c}
     sizes = [size for size, _ in sweep.points]
     rows = [_point(size, result, base) for (size, result), base in zip(sweep.points, bases, strict=True)]
@@ -126,15 +127,7 @@ def _closed_form(result: Result) -> Callable[[float, float, float], float] | Non
     """Speedup by alpha, window and c."""
     if schedule(result) == DRAFT_THEN_VERIFY:
         return theory.draft_then_verify_speedup
-    return theory.pearl_speedup if without(result) == NOTHING else None
-
-
-def _baseline_rate(result: Result) -> float:
-    """Tokens per second of the baseline, prefill left out."""
-    from evaluation.judge.compare import pair_files
-
-    pairs = pair_files(result.run.path, result.base_path or "").pairs
-    return float(pairs["decode_tokens_base"].sum() / pairs["decode_time_base"].sum())
+    return theory.pearl_speedup if result.without == NOTHING else None
 
 
 def _measured_paces(groups: Sequence[Group]) -> tuple[dict[Result, Pace], list[str]]:
@@ -154,7 +147,7 @@ def prediction(groups: Sequence[Group], looks: Looks) -> Drawing:
     if not paces:
         raise LeftOut("; ".join(reasons) or "needs a run whose draft is a model, with its baseline")
     measured = {result: decode_speedup(result) for result in paces}
-    predicted = {r: predicted_speedup(r, p) / (p.verify_seconds * _baseline_rate(r)) for r, p in paces.items()}
+    predicted = {r: predicted_speedup(r, p) / (p.verify_seconds * baseline_rate(r)) for r, p in paces.items()}
     figure = new_figure(
         "Speedup, predicted and measured", f"{ASSUMES}\n{conditions(paces)}", 5.4, 5.2, _legend_rows(paces)
     )
@@ -256,9 +249,3 @@ def _draw_plane(axes: Axes, least: float, most: float) -> None:
         axes.text(x, y, text, transform=axes.transAxes, ha="center", fontweight="bold", path_effects=halo(3))
     axes.set_yscale("log")
     axes.grid(visible=False)
-
-
-def advantage(alpha: float, c: float) -> float:
-    """Return PEARL's speedup with a window as long as a pass over that of draft-then-verify with its best window."""
-    best = theory.draft_then_verify_speedup(alpha, theory.best_window(alpha, c), c)
-    return theory.pearl_speedup(alpha, max(c, 1.0), c) / best

@@ -1,0 +1,58 @@
+"""The run headers of a launch: every condition that a reader or a later run must know."""
+
+from typing import Any
+
+from evaluation.answers.header import Draft, RunHeader, what_it_is
+from evaluation.launch.provenance import environment, read_bandwidth
+from evaluation.launch.worker import WARM_UP, Session
+from methods import MethodSpec
+
+
+def run_headers(session: Session) -> dict[str, RunHeader]:
+    """Of each method. What they have in common is found out once."""
+    share, model = session.share, session.models.target.model
+    bandwidth = read_bandwidth(share.threads, share.devices[0])
+    floor = model.weight_bytes / bandwidth  # what reading the weights once costs now: no pass can be faster
+    found = environment() | {"read_bandwidth": bandwidth, "floor_seconds_per_token": floor}
+    return {spec.name: _header(session, spec, found) for spec in session.config.specs}
+
+
+def _header(session: Session, spec: MethodSpec, found: dict[str, Any]) -> RunHeader:
+    c, share, checkpoint = session.config, session.share, session.models.target_checkpoint
+    model = session.models.target.model
+    common = found | {"launch": session.launch, "methods": list(c.methods), "command": c.command}
+    return RunHeader(
+        method=spec.method,
+        pair=c.pair.name,
+        benchmark=session.benchmark.name,
+        dtype=c.dtype,
+        sampling={"temperature": c.temperature, "top_k": c.top_k, "top_p": c.top_p},
+        max_new_tokens=c.max_new_tokens,
+        options=c.options_of(spec),
+        **what_it_is(spec),
+        taps=[],
+        ranks=spec.ranks,
+        lossless=spec.lossless,
+        target={"source": checkpoint.source, "revision": checkpoint.revision, "weight_bytes": model.weight_bytes},
+        draft=_draft(session, spec) if spec.weights else None,
+        devices=share.all_names if spec.all_devices or spec.ranks > 1 else share.names,
+        threads=share.all_threads if spec.all_devices else share.threads,
+        replicas=session.ranks.replicas,
+        seed=c.seed,
+        context_length=checkpoint.config.max_length,
+        eos_token_ids=sorted(session.limits.eos_ids),
+        template=c.template,
+        prompt=session.prompter.description,
+        benchmark_sha256=session.benchmark.sha256,
+        questions=len(session.benchmark.questions),
+        repeats=c.repeats,
+        warm_up=len(WARM_UP),
+        operators=model.stack.operators,
+        row_invariant=session.models.target.row_invariant,
+        **common,
+    )
+
+
+def _draft(session: Session, spec: MethodSpec) -> Draft:
+    models = session.models_of(spec)
+    return {"source": models.draft_source or "", "revision": models.draft_checkpoint.revision}
