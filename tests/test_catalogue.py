@@ -35,7 +35,7 @@ def test_the_version_is_that_of_the_code() -> None:
 def test_the_list_says_what_is_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_hub: None) -> None:
     folder = tmp_path / "pld-1" / "humaneval" / PAIR
     folder.mkdir(parents=True)
-    (folder / "pld.run.json").write_text(json.dumps(header(questions=20)))
+    (folder / "pld.run.json").write_text(json.dumps(header(questions=20).to_json()))
     (folder / "pld.jsonl").write_text("{}\n{}\n")
     (folder / "sps.run.json").write_text("{")
     (tmp_path / "latest").symlink_to("pld-1")

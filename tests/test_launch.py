@@ -122,7 +122,7 @@ STARTER = """
 import os, signal, sys
 from functools import partial
 from multiprocessing.context import SpawnProcess
-from evaluation.launch import launch
+from evaluation.launch.processes import launch
 from methods.errors import command_line
 from tests.test_launch import job, lasts
 start, started = SpawnProcess.start, []
@@ -186,7 +186,7 @@ def _alive(pid: int) -> bool:
 
 
 def test_a_rank_whose_starter_had_ended_before_it_could_be_told_ends() -> None:
-    code = "from evaluation.launch import _die_with; _die_with({}); print('lives')"
+    code = "from evaluation.launch.processes import _die_with; _die_with({}); print('lives')"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     for starter, status in ((os.getpid(), 0), (os.getppid(), 1)):
         done = subprocess.run([sys.executable, "-c", code.format(starter)], env=env, capture_output=True, text=True)

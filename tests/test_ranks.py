@@ -311,7 +311,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(
     "rank, module, name, function",
-    [(1, "methods.drafters.model", "ModelDrafter", "draft"), (0, "methods.pearl", "Pearl", "_decide")],
+    [(1, "methods.drafters.language_model", "ModelDrafter", "draft"), (0, "methods.pearl.target", "Pearl", "_decide")],
     ids=["draft", "target"],
 )
 def test_an_exception_in_either_rank_ends_both(

@@ -61,7 +61,7 @@ def outer_launch(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[subproc
     """Two ranks with nothing to do for minutes, started as an outer launcher does, when both have given signs; and the
     launcher's store, in a list that holds it alone."""
     stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)]
-    code = "from evaluation.launch import run_rank; import time; run_rank(lambda: time.sleep(200) or 0)"
+    code = "from evaluation.launch.processes import run_rank; import time; run_rank(lambda: time.sleep(200) or 0)"
     ours = {"PYTHONPATH": str(ROOT), "PEARL_BENCH_PATIENCE": "0.6", "WORLD_SIZE": "2"}
     here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(stores[0].port)}
     ranks = []

@@ -7,27 +7,26 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from enum import Flag, auto
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Required, Self, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Required, Self, get_type_hints
 
-from annotated_types import Ge, Le, Predicate
+from annotated_types import Ge, Le
 from typing_extensions import TypedDict
 
 from evaluation.answers.files import header_path, read_file, write_whole
+from evaluation.answers.kinds import Count, Line, Positive, QuestionNumber, Rate
 from methods import METHODS, MethodSpec
+from methods.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 SCHEMA_VERSION = 2
 SCHEMAS = (1, SCHEMA_VERSION)  # that can be read; 1 does not say what a run is (loop, drafter, shape, taps)
+RESTORE = "restore it, or delete it and its answer file"
+SINCE_2 = ("loop", "drafter", "shape", "taps")  # keys that headers have since schema 2
 UNSET = "unset"  # what a key is called in a header that lacks it
-
-LARGEST_ID = 2**63 - 1
-QuestionId = int | str
-Count = Annotated[int, Ge(0), Le(2**40)]
-Number = Annotated[float, Ge(-1e30), Le(1e30)]  # neither infinite nor NaN
-Line = Annotated[str, Predicate(str.isprintable)]
-Positive = Annotated[int, Ge(1), Le(2**40)]
-Rate = Annotated[float, Ge(1e-12), Le(1e30)]  # of which the reciprocal is a number too
-QuestionNumber = Annotated[int, Ge(-LARGEST_ID), Le(LARGEST_ID)]
 
 
 class Role(Flag):
@@ -134,8 +133,6 @@ class RunHeader:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], place: object = "a run header") -> Self:
         """The header of these keys. Raises UserError, naming the `place`, where they cannot be one's."""
-        from evaluation.answers.schema import check_header
-
         check_header(raw, place)
         known = {name: raw[name] for name in KEYS if name in raw}
         others = {name: value for name, value in raw.items() if name not in KEYS and name != "schema_version"}
@@ -223,9 +220,50 @@ def read_header(path: str | Path) -> RunHeader | None:
     path = header_path(path)
     if not path.exists():
         return None
-    from evaluation.answers.schema import parse_header
+    from pydantic_core import from_json  # pydantic takes a moment to load
 
-    return parse_header(read_file(path), path)
+    try:
+        raw = from_json(read_file(path), allow_inf_nan=False)
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); {RESTORE}") from None
+    return RunHeader.from_json(raw, path)
+
+
+@cache
+def _adapter() -> "TypeAdapter[Any]":
+    """It checks the keys of a header."""
+    from pydantic import TypeAdapter
+
+    keys = {name: HINTS[name] if name in NEEDED else NotRequired[HINTS[name]] for name in KEYS}
+    return TypeAdapter(TypedDict("HeaderKeys", keys))  # type: ignore[operator]
+
+
+def check_header(raw: Any, place: object) -> None:
+    """Raises UserError where these cannot be the keys of a run header."""
+    from evaluation.answers.schema import sentence, shown
+
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if type(version) is not int or version not in SCHEMAS:
+        expected = " or ".join(map(str, SCHEMAS))
+        raise UserError(f"{place} has schema_version {shown(version)}, not {expected}; read it with a matching release")
+    from pydantic import ValidationError
+
+    try:
+        _adapter().validate_python(raw, strict=True)
+    except ValidationError as error:
+        raise UserError(f"{place}: {sentence(error.errors(include_url=False), 'run header')}; {RESTORE}") from None
+    for name in [name for name in SINCE_2 if version > 1 and name not in raw]:
+        raise UserError(f"{place}: no key '{name}', as every run header has; {RESTORE}")
+    for name, value, expected in _wrong_options(raw):
+        raise UserError(f"{place}: options.{name}: expected {expected}, got {shown(value)}; {RESTORE}")
+
+
+def _wrong_options(header: dict[str, Any]) -> Iterator[tuple[str, object, str]]:
+    """The options that their method cannot have had: their name, their value, and what was expected."""
+    known = METHODS[header["method"]].options if header["method"] in METHODS else {}
+    for name, value in (header.get("options") or {}).items():
+        if name in known and (isinstance(value, bool) or known[name].read(str(value)) != value):
+            yield name, value, known[name].expected
 
 
 def write_header(path: Path, header: RunHeader) -> None:

@@ -6,23 +6,28 @@ written by Spec-Bench's own scripts, which have fewer keys and no header, are re
 """
 
 import gc
+import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from io import BytesIO
 from itertools import chain
 from operator import le
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le
 
 from evaluation.answers.files import read_file, uncompressed
-from evaluation.answers.header import LARGEST_ID, Count, Number, Positive, QuestionId
+from evaluation.answers.kinds import LARGEST_ID, Count, Number, Positive, QuestionId
 from evaluation.answers.lines import to_line
 from methods.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Seconds = Annotated[float, Ge(0), Le(1e9)]
 
@@ -186,8 +191,48 @@ def parse_answers(
         return _parse(path, data, keep)
 
 
+@cache
+def _adapter() -> "TypeAdapter[Answer]":
+    """It checks an answer line and makes it an Answer."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Answer)
+
+
+def parse_answer(line: bytes, place: str) -> Answer:
+    """The answer of a line of any answer file. `place`: where it stands, for the UserError if it is none."""
+    from pydantic import ValidationError
+    from pydantic_core import from_json
+
+    from evaluation.answers.schema import sentence
+
+    try:
+        return _adapter().validate_json(line, strict=True)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)
+    if wrong[0]["type"] == "json_invalid":
+        raise UserError(f"{place} is not valid JSON ({wrong[0]['ctx']['error']}); remove that line")
+    if any(detail["type"] == "missing" for detail in wrong):
+        translated = json.dumps(_translated(from_json(line))).encode()
+        try:
+            return _adapter().validate_json(translated, strict=True)
+        except ValidationError as error:
+            wrong = error.errors(include_url=False)
+    raise UserError(f"{place}: {sentence(wrong, 'answer file')}; correct or remove that line")
+
+
+def _translated(record: Any) -> Any:
+    """A line of the scripts of REST or Medusa in Spec-Bench's keys: these have no categories; REST's accept lengths
+    have a key of their own, and Medusa's are not there. Ours, which hold token ids, are left as they are."""
+    choices = record.get("choices") if isinstance(record, dict) else None
+    if not isinstance(choices, list) or not all(isinstance(c, dict) and "token_ids" not in c for c in choices):
+        return record
+    lengths = [{"accept_lengths": choice.get("accept_lengths:", [])} | choice for choice in choices]
+    return {"category": UNCATEGORIZED} | record | {"choices": lengths}
+
+
 def _parse(path: Path, data: bytes, keep: Callable[[Answer], Answer] | None) -> tuple[dict[QuestionId, Answer], int]:
-    from evaluation.answers.schema import parse_answer, torn
+    from evaluation.answers.schema import torn
 
     answers: dict[QuestionId, Answer] = {}
     seen: set[str] = set()

@@ -5,7 +5,8 @@ from functools import cached_property
 from pathlib import Path
 
 from evaluation.answers.files import uncompressed
-from evaluation.answers.header import Failure, QuestionId, RunHeader, read_header
+from evaluation.answers.header import Failure, RunHeader, read_header
+from evaluation.answers.kinds import QuestionId
 from evaluation.answers.packing import pack
 from evaluation.answers.record import Answer, read_answers
 from methods import VARIANT

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.answers.files import read_file, uncompressed
-from evaluation.answers.header import QuestionId
+from evaluation.answers.kinds import QuestionId
 from methods.base import Generation
 from methods.errors import UserError
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from evaluation.answers.files import compressed, header_path, read_file, told
-from evaluation.answers.header import Failure, QuestionId, RunHeader, read_header, write_header
+from evaluation.answers.header import Failure, RunHeader, read_header, write_header
+from evaluation.answers.kinds import QuestionId
 from evaluation.answers.record import Answer, parse_answers
 from methods.errors import UserError
 

@@ -4,7 +4,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from evaluation.answers.header import QuestionId, Role
+from evaluation.answers.header import Role
+from evaluation.answers.kinds import QuestionId
 from evaluation.answers.record import Answer, Choice
 from evaluation.answers.run import Run
 from evaluation.judge.categories import _belongs, _groups

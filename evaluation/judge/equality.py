@@ -5,7 +5,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from evaluation.answers.header import QuestionId, Role, RunHeader
+from evaluation.answers.header import Role, RunHeader
+from evaluation.answers.kinds import QuestionId
 from evaluation.answers.record import Answer, Choice
 from evaluation.answers.run import Run
 from evaluation.judge.left_out import too_long_notes

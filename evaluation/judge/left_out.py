@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.answers.header import QuestionId, RunHeader
+from evaluation.answers.header import RunHeader
+from evaluation.answers.kinds import QuestionId
 from evaluation.answers.record import UNCATEGORIZED, Answer, Choice
 from methods.errors import UserError
 

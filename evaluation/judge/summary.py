@@ -4,7 +4,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from evaluation.answers.header import QuestionId, RunHeader
+from evaluation.answers.header import RunHeader
+from evaluation.answers.kinds import QuestionId
 from evaluation.answers.run import Run
 from evaluation.judge.categories import OVERALL, SPEC_BENCH_ORDER
 from evaluation.judge.compare import Comparison, pair, paired_choices

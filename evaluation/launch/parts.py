@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Self
 
 from evaluation.answers.files import answers_of, header_path, read_file
-from evaluation.answers.header import Failure, QuestionId, RunHeader, read_header
+from evaluation.answers.header import Failure, RunHeader, read_header
+from evaluation.answers.kinds import QuestionId
 from evaluation.answers.record import Answer, parse_answers
 from evaluation.answers.writer import AnswerFile
 from evaluation.launch.ranks import Ranks, gather

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from evaluation.answers.files import answers_of
-from evaluation.answers.header import QuestionId
+from evaluation.answers.kinds import QuestionId
 from evaluation.answers.run import Run
 from evaluation.launch.config import RunConfig
 from evaluation.show.tables import LEGEND, details, print_tables, table, terminal
