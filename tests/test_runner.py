@@ -228,7 +228,7 @@ def test_drafts_are_compared_in_one_run(folder: Path, tmp_path: Path) -> None:
         (["sps", "--target", "/nowhere"], "needs a draft model"),
         (["pld", "--target", "/nowhere"], "expected a model folder"),
         (["pld", "smollm2-135m", "--temperature", "-1"], "temperature >= 0"),
-        (["sps", "smollm2-135m", "--max-ngram", "2"], "none of autoregressive, sps has an option --max-ngram"),
+        (["sps", "smollm2-135m", "--nodes", "2"], "none of autoregressive, sps has an option --nodes"),
         (["pld", "smollm2-135m", "--gamma", "0"], "--gamma to be a number from 1 to 1000000000, got 0"),
     ],
 )
