@@ -20,7 +20,7 @@ from evaluation.answers.trace import TracedSpan, read_trace
 from methods.errors import command_line
 
 
-class Round(NamedTuple):
+class RoundSeconds(NamedTuple):
     """Seconds."""
 
     whole: float
@@ -30,7 +30,7 @@ class Round(NamedTuple):
     lost: float
 
 
-def rounds(spans: list[TracedSpan]) -> list[Round]:
+def rounds(spans: list[TracedSpan]) -> list[RoundSeconds]:
     """Of one answer, the last round left out: nobody says when it ended."""
     starts = [s.begin for s in sorted(spans, key=lambda s: s.begin) if (s.rank, s.work) == ("target", "verify")]
     # A pass has two such spans, scoring and deciding, where the draft comes in between: the first begins the round.
@@ -38,11 +38,11 @@ def rounds(spans: list[TracedSpan]) -> list[Round]:
     return [_round(spans, begin, end) for begin, end in pairwise(starts)]
 
 
-def _round(spans: list[TracedSpan], begin: float, end: float) -> Round:
+def _round(spans: list[TracedSpan], begin: float, end: float) -> RoundSeconds:
     inside = [(s, max(s.begin, begin), min(s.end, end)) for s in spans if s.begin < end and s.end > begin]
     draft, verify, wait = (sum(e - b for s, b, e in inside if s.work == work) for work in ("draft", "verify", "wait"))
     covered = _covered(sorted((b, e) for s, b, e in inside if s.work != "wait"))
-    return Round(end - begin, draft, verify, wait, end - begin - covered)
+    return RoundSeconds(end - begin, draft, verify, wait, end - begin - covered)
 
 
 def _covered(intervals: list[tuple[float, float]]) -> float:

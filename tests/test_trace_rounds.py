@@ -1,7 +1,7 @@
 """A round's time by hand."""
 
 import pytest
-from trace_rounds import Round, rounds
+from trace_rounds import RoundSeconds, rounds
 
 from evaluation.answers.trace import TracedSpan
 
@@ -16,7 +16,7 @@ def test_a_round_is_what_one_rank_or_the_other_does_and_what_nobody_does() -> No
         TracedSpan("target", "verify", 9.5, 12.0),
         TracedSpan("target", "verify", 12.5, 13.0),
     ]
-    assert rounds(spans) == [pytest.approx(Round(8.5, 5.5, 5.0, 2.0, 2.0))]
+    assert rounds(spans) == [pytest.approx(RoundSeconds(8.5, 5.5, 5.0, 2.0, 2.0))]
 
 
 def test_draft_then_verify_is_cut_at_its_passes() -> None:
@@ -26,4 +26,4 @@ def test_draft_then_verify_is_cut_at_its_passes() -> None:
         TracedSpan("target", "draft", 3.25, 5.0),
         TracedSpan("target", "verify", 5.0, 7.0),
     ]
-    assert rounds(spans) == [pytest.approx(Round(4.0, 1.75, 2.0, 0.0, 0.25))]
+    assert rounds(spans) == [pytest.approx(RoundSeconds(4.0, 1.75, 2.0, 0.0, 0.25))]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedRuns:
     """A method's run beside the baseline's, and what a reader must know about the two."""
 
     method: Run
@@ -43,7 +43,7 @@ class Comparison:
         return ours, theirs
 
 
-def pair(method: Run, base: Run, question_ids: Collection[QuestionId] | None = None) -> Comparison:
+def pair(method: Run, base: Run, question_ids: Collection[QuestionId] | None = None) -> PairedRuns:
     """Put the measurements of two runs side by side, on all questions of either or on `question_ids` alone. Raises
     UserError, one sentence, where a comparison would mean nothing."""
     from evaluation.judge.stats import KEYS, pair_answers
@@ -68,7 +68,7 @@ def pair(method: Run, base: Run, question_ids: Collection[QuestionId] | None = N
     notes += left_out_notes(method, base, wanted, too_long, len(pairs))
     notes += lacking_notes(method, base, paired_choices(method, pairs))
     unfit = len((method.too_long | base.too_long) & wanted)
-    return Comparison(method, base, pairs, wanted, unfit, _interleaved(method, base), notes)
+    return PairedRuns(method, base, pairs, wanted, unfit, _interleaved(method, base), notes)
 
 
 def _compare_headers(method: Run, base: Run) -> list[str]:

@@ -27,7 +27,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class GateResult:
     """What a gate found: the lowest value there is, None if there is none to be had."""
 
     gate: Gate
@@ -49,25 +49,25 @@ def parse_gate(text: str) -> Gate:
     return Gate(text, match[1], float(match[2]))
 
 
-def judge(gate: Gate, groups: Sequence[Group], pairings: Sequence[Pairing] = ()) -> Outcome:
+def judge(gate: Gate, groups: Sequence[Group], pairings: Sequence[Pairing] = ()) -> GateResult:
     """Raises UserError for a name that no run has, or where there is nothing to compare."""
     if gate.name == CHANGE:
         changes = [pairing.change.ratio for pairing in pairings if pairing.change]
         if not changes:
             raise UserError(f"'{gate.text}' needs an earlier folder to compare with; pass --compare OTHER")
-        return Outcome(gate, min(changes))
+        return GateResult(gate, min(changes))
     if gate.name == IDENTICAL:
         shares = identical_shares(groups)
         if not shares:
             raise UserError(f"'{gate.text}' cannot be judged: the folder has no greedy run of a lossless method")
-        return Outcome(gate, min(shares))
+        return GateResult(gate, min(shares))
     runs = [result for group in groups for result in group.results if result.method == gate.name]
     if not runs or gate.name == BASELINE:
         names = {result.method for group in groups for result in group.results} - {BASELINE} | {IDENTICAL, CHANGE}
         raise UserError(f"'{gate.text}' names no method measured in the folder{nearest(gate.name, names)}")
     speedups = [result.overall.speedup if result.overall else None for result in runs]
     known = [speedup for speedup in speedups if speedup is not None]
-    return Outcome(gate, min(known) if len(known) == len(runs) else None)
+    return GateResult(gate, min(known) if len(known) == len(runs) else None)
 
 
 def compare_all(groups: Sequence[Group]) -> dict[Result, Comparison]:

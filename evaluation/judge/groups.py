@@ -16,7 +16,7 @@ from evaluation.answers.header import Role, RunHeader, of_role, read_header
 from evaluation.answers.record import Choice
 from evaluation.answers.run import Run
 from evaluation.judge.categories import OVERALL
-from evaluation.judge.compare import Comparison, pair
+from evaluation.judge.compare import PairedRuns, pair
 from evaluation.judge.summary import Summary, by_category
 from evaluation.judge.wording import counted, sampling_words
 from methods import BASELINE, METHODS
@@ -74,7 +74,7 @@ class Result:
         return by_category(self.comparison)
 
     @cached_property
-    def comparison(self) -> Comparison:
+    def comparison(self) -> PairedRuns:
         """Beside its baseline, which it must have."""
         assert self.base is not None, f"{self.run.path} has no baseline"
         return pair(self.run, self.base)

@@ -8,7 +8,7 @@ from evaluation.answers.header import RunHeader
 from evaluation.answers.kinds import QuestionId
 from evaluation.answers.run import Run
 from evaluation.judge.categories import OVERALL, SPEC_BENCH_ORDER
-from evaluation.judge.compare import Comparison, pair, paired_choices
+from evaluation.judge.compare import PairedRuns, pair, paired_choices
 from evaluation.judge.wording import counted, sampling_words
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def summarize(
     return _summary(comparison, OVERALL, comparison.pairs, count)
 
 
-def by_category(comparison: Comparison, count: Count | None = None) -> list[Summary]:
+def by_category(comparison: PairedRuns, count: Count | None = None) -> list[Summary]:
     """One summary for each category, those of MT-bench taken as one as Spec-Bench does, then the overall one."""
     groups = dict(list(comparison.pairs.groupby("group")))
     known = [group for group in SPEC_BENCH_ORDER if group in groups]
@@ -87,7 +87,7 @@ def summarize_by_category(method: Run, base: Run, count: Count | None = None) ->
     return by_category(pair(method, base), count)
 
 
-def _summary(comparison: Comparison, group: str, pairs: "pd.DataFrame", count: Count | None) -> Summary:
+def _summary(comparison: PairedRuns, group: str, pairs: "pd.DataFrame", count: Count | None) -> Summary:
     from evaluation.judge import stats
     from evaluation.judge.acceptance import drafts_of
 

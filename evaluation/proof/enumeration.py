@@ -17,7 +17,7 @@ from torch import Tensor
 from evaluation.proof.patching import substituted
 from methods.engine import sampling
 
-Answer = tuple[int, ...]
+Tokens = tuple[int, ...]
 
 
 @dataclass
@@ -58,11 +58,11 @@ class _Coin:
         return self.choices.choose([1 - rate, rate]) == 1
 
 
-def enumerated(answer: Callable[[], Sequence[int]]) -> tuple[Counter[Answer], int]:
+def enumerated(answer: Callable[[], Sequence[int]]) -> tuple[Counter[Tokens], int]:
     """The probability of each answer over all random choices, and how many runs that took.
 
     `answer` runs the method once, in this process; with the same choices it must do the same."""
-    found: Counter[Answer] = Counter()
+    found: Counter[Tokens] = Counter()
     run, runs = Choices([]), 0
     path: list[int] | None = []
 

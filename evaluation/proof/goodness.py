@@ -18,8 +18,8 @@ from methods.engine.decoder import Decoder
 from methods.engine.sampling import Sampling, probabilities
 from methods.engine.tree import TokenTree
 
-Answer = tuple[int, ...]
-NextToken = Callable[[Answer], Tensor]  # what has been answered so far -> p_V of the next token
+Tokens = tuple[int, ...]
+NextToken = Callable[[Tokens], Tensor]  # what has been answered so far -> p_V of the next token
 FEWEST = 5  # expected samples of a group (Cochran 1954); smaller groups are taken together
 IMPOSSIBLE = 0  # the group of what the target never says, as top-k and top-p make it
 OPEN = -1  # in the place of a group: the tokens behind this one decide
@@ -31,7 +31,7 @@ def next_token(decoder: Decoder, prompt_T: Sequence[int], sampling: Sampling) ->
     To be used before the decoder is given another prompt."""
     first_V = probabilities(decoder.prefill(prompt_T).logits_NV, sampling)[0].cpu()
 
-    def after(answer: Answer) -> Tensor:
+    def after(answer: Tokens) -> Tensor:
         if not answer:
             return first_V
         logits_NV = decoder.score(TokenTree.chain(list(answer))).logits_NV
@@ -40,9 +40,9 @@ def next_token(decoder: Decoder, prompt_T: Sequence[int], sampling: Sampling) ->
     return after
 
 
-def all_answers(after: NextToken, tokens: int) -> dict[Answer, float]:
+def all_answers(after: NextToken, tokens: int) -> dict[Tokens, float]:
     """The probability of every answer of so many tokens; for a small vocabulary."""
-    chances: dict[Answer, float] = {(): 1.0}
+    chances: dict[Tokens, float] = {(): 1.0}
     for _ in range(tokens):
         chances = {
             (*answer, token): chance * p for answer, chance in chances.items() for token, p in _tokens(after(answer))
@@ -60,7 +60,7 @@ class Groups:
     each next token, or OPEN."""
 
     mass_G: list[float] = field(default_factory=lambda: [0.0])
-    places: dict[Answer, Tensor] = field(default_factory=dict)
+    places: dict[Tokens, Tensor] = field(default_factory=dict)
 
     def of(self, answer: Sequence[int]) -> int:
         """The group of an answer."""
@@ -87,7 +87,7 @@ def group(after: NextToken, tokens: int, ends: frozenset[int], least: float) -> 
     An answer of a probability of at least `least` is a group of its own. Where the first tokens of one are that
     probable, but none of the next, the next tokens are put in bands, the most probable first, of about `least` each."""
     groups = Groups()
-    reached: list[tuple[Answer, float]] = [((), 1.0)]
+    reached: list[tuple[Tokens, float]] = [((), 1.0)]
     for answer, chance in reached:  # which grows on the way
         mass_V = chance * after(answer)
         groups.places[answer] = place_V = torch.full_like(mass_V, IMPOSSIBLE, dtype=torch.long)

@@ -9,7 +9,7 @@ from pathlib import Path
 from evaluation.answers.header import COMMON
 from evaluation.judge.change import Pairing, headline, interval_words
 from evaluation.judge.equality import Comparison
-from evaluation.judge.gates import Outcome, compare_all
+from evaluation.judge.gates import GateResult, compare_all
 from evaluation.judge.groups import Group, Result, conditions
 from evaluation.judge.summary import Summary
 from evaluation.judge.wording import counted
@@ -30,7 +30,7 @@ class Report:
 
     groups: list[Group]
     drawings: list[Drawing]
-    outcomes: list[Outcome]
+    outcomes: list[GateResult]
     pairings: list[Pairing]
     folder: Path
     compared: Path | None
