@@ -12,21 +12,8 @@ from tests import toy_head  # noqa: F401  (adds a row to the table of methods)
 from tests.tiny import save_model
 from tests.weights import WEIGHTS
 
-
 # Files that take longest, first: the workers then end together.
 SLOW = ("ranks", "train_draft", "runner", "loader", "lossless", "setup", "verify", "native", "launch", "distill")
-    "ranks",
-    "train_draft",
-    "runner",
-    "loader",
-    "lossless",
-    "setup",
-    "verify",
-    "native",
-    "launch",
-    "distill",
-    "watch",
-)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

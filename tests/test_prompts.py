@@ -164,7 +164,7 @@ def test_embedded_model() -> None:
 
 def test_fastchat_model_code_is_not_imported() -> None:
     code = (
-        "import sys\nfrom evaluation.prompts import eos_ids, _fschat\n"
+        "import sys\nfrom evaluation.launch.prompts import eos_ids, _fschat\n"
         "before = 'fastchat' in sys.modules\n_fschat('fschat:vicuna_v1.1')\n"
         "print(before, sorted(m for m in ('fastchat.model', 'torch', 'transformers') if m in sys.modules))"
     )

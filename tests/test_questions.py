@@ -305,7 +305,9 @@ def test_through_datasets(cache: Path, tmp_path: Path, monkeypatch: pytest.Monke
 def test_without_a_network(cache: Path) -> None:
     with pytest.raises(UserError, match=r"spec_bench is not here: fetch it .*scripts/fetch.py spec_bench.*--questions"):
         load_questions("spec_bench")
-    program = "from evaluation.questions import load_questions as f; from methods.errors import command_line as c; "
+    program = (
+        "from evaluation.launch.benchmarks import load_questions as f; from methods.errors import command_line as c; "
+    )
     done = subprocess.run(
         [sys.executable, "-c", program + "c(lambda: f('gsm8k'))"],
         capture_output=True,
