@@ -12,14 +12,6 @@ from tests import toy_head  # noqa: F401  (adds a row to the table of methods)
 from tests.tiny import save_model
 from tests.weights import WEIGHTS
 
-# Files that take longest, first: the workers then end together.
-SLOW = ("ranks", "train_draft", "runner", "loader", "lossless", "setup", "verify", "native", "launch", "distill")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    place = {f"test_{name}": number for number, name in enumerate(SLOW)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(SLOW)))
-
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
