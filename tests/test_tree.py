@@ -5,7 +5,9 @@ import random
 import pytest
 import torch
 
+from methods.engine.sampling import Sampling
 from methods.engine.tree import TokenTree
+from methods.engine.verify import verify
 
 
 def ancestors(parents: list[int], node: int) -> list[int]:
@@ -50,3 +52,24 @@ def test_chain_rows_of_q_follow_the_root() -> None:
 def test_impossible_parents_are_refused(parents: list[int]) -> None:
     with pytest.raises(ValueError, match="parent"):
         TokenTree(torch.zeros(len(parents)), torch.tensor(parents, dtype=torch.long))
+
+
+def test_paths_become_a_trie_whose_siblings_differ() -> None:
+    tree = TokenTree.of(9, [[1, 2, 3], [1, 2, 4], [5], [1, 2]])
+    assert tree.tokens_N.tolist() == [9, 1, 2, 3, 4, 5]
+    assert tree.parents_N.tolist() == [-1, 0, 1, 2, 2, 0]
+    assert TokenTree.of(9, []).tokens_N.tolist() == [9]
+
+
+def test_nodes_behind_the_judged_ones_are_scored_and_never_kept() -> None:
+    """The target wants 1, then 2, then 3; the node of the 2 is one that is scored only."""
+    tokens, parents = torch.tensor([9, 1, 2]), torch.tensor([-1, 0, 1])
+    logits_NV = torch.eye(4)[[1, 2, 3]] * 9
+    for sampling in (Sampling(), Sampling(1e-3)):
+        whole, part = (
+            verify(TokenTree(tokens, parents, judged=judged), logits_NV, sampling, sampling.generator("verify"))
+            for judged in (None, 2)
+        )
+        assert (whole.path_A, whole.next_token) == ([0, 1, 2], 3)
+        assert (part.path_A, part.next_token) == ([0, 1], 2)
+    assert TokenTree(tokens, parents, judged=2).drafted == 1
