@@ -12,7 +12,7 @@ from methods.engine.decoder import PROBE_TOKENS, Decoder
 from methods.engine.int8 import EMBEDDING, Int8Weights
 from methods.engine.link import Link
 from methods.engine.loader import DTYPES, Checkpoint, find_checkpoint
-from methods.engine.model import Transformer
+from methods.engine.transformer import Transformer
 from methods.engine.schema import enough_memory
 from methods.engine.trained_draft import is_trained_draft, load_draft
 from methods.errors import UserError

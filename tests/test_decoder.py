@@ -7,7 +7,7 @@ import torch
 
 from methods.engine.decoder import Decoder, Scores, probe_row_invariance
 from methods.engine.loader import find_checkpoint
-from methods.engine.model import FINAL
+from methods.engine.transformer import FINAL
 from methods.engine.tree import TokenTree
 from methods.models import Models
 
@@ -170,7 +170,7 @@ def test_layers_on_several_devices_give_the_same_bits(tiny: Path) -> None:
     """Two names of the CPU stand for two devices: each has its own cache."""
     checkpoint = find_checkpoint(str(tiny))
     one = Decoder(checkpoint.transformer("float32", CPU))
-    from methods.engine.model import Transformer
+    from methods.engine.transformer import Transformer
 
     spread = [torch.device("cpu"), torch.device("cpu", 0), torch.device("cpu", 0)]
     two = Decoder(Transformer(checkpoint.config, checkpoint.weights, torch.float32, spread))

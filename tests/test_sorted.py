@@ -25,7 +25,7 @@ from methods.drafters.sd2.tree import SortedTreeDrafter
 from methods.engine.backends import cpu as native
 from methods.engine.backends.pytorch import TorchStack, packs_bf16
 from methods.engine.int8 import Int8
-from methods.engine.model import matrix
+from methods.engine.transformer import matrix
 from methods.engine.sampling import Sampling, probabilities
 from methods.engine.trained_draft import DraftWeights
 from methods.engine.tree import TokenTree

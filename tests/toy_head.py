@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from methods.drafters.base import ChainDrafter, Draft
-from methods.engine.model import FINAL
 from methods.engine.sampling import Sampling
+from methods.engine.transformer import FINAL
 from methods.models import Models
 from methods.table import DrafterSpec, add_drafter
 from methods.target import Outcome

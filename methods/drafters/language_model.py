@@ -11,7 +11,7 @@ from torch import Tensor
 
 from methods.drafters.base import ChainDrafter, Draft
 from methods.engine.decoder import Decoder
-from methods.engine.model import Transformer
+from methods.engine.transformer import Transformer
 from methods.engine.sampling import Sampling, draw, probabilities
 from methods.models import Models
 from methods.target import Outcome

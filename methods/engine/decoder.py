@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from methods.engine.backends.base import KeyValueCache
-from methods.engine.model import Transformer
 from methods.engine.schema import enough_memory
+from methods.engine.transformer import Transformer
 from methods.engine.tree import TokenTree
 from methods.errors import UserError
 

@@ -14,8 +14,8 @@ from pydantic import Field
 
 from methods.engine.config import ModelConfig
 from methods.engine.gguf import converted, packaged_gguf
-from methods.engine.model import Transformer
 from methods.engine.schema import Schema, checked, enough_memory, is_out_of_memory, read_table
+from methods.engine.transformer import Transformer
 from methods.engine.weights import SAFETENSORS, Weights, check_weights
 from methods.errors import UserError, one_line, shown
 from methods.paths import ROOT

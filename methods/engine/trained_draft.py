@@ -15,8 +15,8 @@ from torch import Tensor
 from methods.engine.config import ModelConfig
 from methods.engine.int8 import EMBEDDING, SCALE
 from methods.engine.loader import DTYPES, Checkpoint
-from methods.engine.model import Transformer
 from methods.engine.schema import Schema, checked
+from methods.engine.transformer import Transformer
 from methods.engine.weights import check_weights, kind_of
 from methods.errors import UserError, shown
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from methods.engine.decoder import new_cache
-from methods.engine.model import Transformer
+from methods.engine.transformer import Transformer
 from methods.engine.tree import TokenTree
 
 

@@ -1,7 +1,7 @@
 """What the Transformer asks of the operators that it runs on. Each backend keeps the contract of row-invariance: a row
 has the same bits however many rows are computed together, and wherever in the cache its keys lie.
 
-Legend: N rows of a pass, A kept rows of a tree, I inputs, O outputs, D width.
+Legend: N rows of a pass, A kept rows of a tree, I inputs, O outputs, D width, E width of what lies beside.
 """
 
 from typing import Any, Protocol
@@ -27,7 +27,8 @@ class LayerParts(Protocol):
     """A layer of the Transformer, whose parts a stack may run its own way."""
 
     device: torch.device
-    attention_norm_D: Tensor
+    attention_norm_D: Tensor | None
+    beside_norm_E: Tensor | None
     mlp_norm_D: Tensor
     q_norm_d: Tensor | None
     k_norm_d: Tensor | None
@@ -36,7 +37,9 @@ class LayerParts(Protocol):
     gate_up: LinearLayer
     down: LinearLayer
 
-    def __call__(self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], attend: Any) -> Tensor: ...
+    def __call__(
+        self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], attend: Any, beside_NE: Tensor | None = None
+    ) -> Tensor: ...
 
 
 class KeyValueCache(Protocol):
@@ -73,6 +76,15 @@ class Stack(Protocol):
         """x / rms(x) * weight over the last dimension (Zhang and Sennrich 2019)."""
         ...
 
-    def __call__(self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], view: Any, first: int, stop: int) -> Tensor:
-        """The residual stream x_ND after layers first .. stop. `rotation`: cosine and signed sine, [N, 1, d], fp32."""
+    def __call__(
+        self,
+        x_ND: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        view: Any,
+        first: int,
+        stop: int,
+        beside_NE: Tensor | None = None,
+    ) -> Tensor:
+        """The residual stream x_ND after layers first .. stop. `rotation`: cosine and signed sine, [N, 1, d], fp32.
+        `beside_NE`: what layers that have a norm for it read beside the stream."""
         ...

@@ -45,7 +45,7 @@ class LayerArguments(ctypes.Structure):
     """`Layer` of native.c."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")),
+        *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm", "beside_norm", "q_norm", "k_norm")),
         *((name, LinearArguments) for name in ("qkv", "out", "gate_up", "down")),
     ]
 
@@ -54,10 +54,11 @@ class PassArguments(ctypes.Structure):
     """`Pass` of native.c."""
 
     _fields_ = [
-        *((name, ctypes.c_long) for name in ("threads", "bf16", "width", "heads", "kv_heads", "head_dim", "mlp_width")),
+        *((name, ctypes.c_long) for name in ("threads", "bf16", "width", "heads", "kv_heads", "head_dim")),
+        *((name, ctypes.c_long) for name in ("mlp_width", "beside_width")),
         ("eps", ctypes.c_double),
         *((name, ctypes.c_long) for name in ("rows", "start", "known", "capacity")),
-        *((name, ctypes.c_void_p) for name in ("parents", "cosines", "sines", "keys", "values")),
+        *((name, ctypes.c_void_p) for name in ("parents", "cosines", "sines", "keys", "values", "beside")),
     ]
 
 
@@ -197,10 +198,11 @@ class LayerStack:
         self.config, self.dtype = config, dtype
         self._kept: list[Tensor | None] = []  # what the arguments point to
         self._layers = [self._arguments(layer) for layer in layers]
+        self._beside = [0 if layer.beside_norm_E is None else len(layer.beside_norm_E) for layer in layers]
         self._table = (ctypes.c_void_p * len(layers))(*map(ctypes.addressof, self._layers))
 
     def _arguments(self, layer: LayerParts) -> LayerArguments:
-        norms = (layer.attention_norm_D, layer.mlp_norm_D, layer.q_norm_d, layer.k_norm_d)
+        norms = (layer.attention_norm_D, layer.mlp_norm_D, layer.beside_norm_E, layer.q_norm_d, layer.k_norm_d)
         floats = [None if norm is None else norm.float() for norm in norms]
         self._kept += floats
         linears = [part for part in (layer.qkv, layer.out, layer.gate_up, layer.down) if isinstance(part, NativeLinear)]
@@ -213,18 +215,28 @@ class LayerStack:
         return rms_norm(x_ND, weight_D, eps)
 
     def __call__(
-        self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], view: "PackedView", first: int, stop: int
+        self,
+        x_ND: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        view: "PackedView",
+        first: int,
+        stop: int,
+        beside_NE: Tensor | None = None,
     ) -> Tensor:
-        """The residual stream x_ND after layers first .. stop. `rotation`: cosine, signed sine, [N, 1, d] in fp32."""
         x_ND, cache = _checked(x_ND, self.dtype, self.config.width).clone(), view.cache
+        width = max(self._beside[first:stop], default=0)
+        if width:
+            beside_NE = _checked(x_ND[:, :0] if beside_NE is None else beside_NE, self.dtype, width)
         behind = view.start + view.known
         if behind + len(x_ND) > cache.rows or stop > min(len(self._layers), len(cache.keys)):
             raise ValueError(f"expected {behind} + {len(x_ND)} rows of {stop} layers to fit the cache")
+        if beside_NE is not None and len(beside_NE) != len(x_ND):
+            raise ValueError(f"expected {len(x_ND)} rows beside as many, got {len(beside_NE)}")
         c, (cosines, sines) = self.config, rotation
         arguments = PassArguments(
             *(torch.get_num_threads(), self.dtype == torch.bfloat16, c.width, c.heads, c.kv_heads, c.head_dim),
-            *(c.mlp_width, c.norm_eps, len(x_ND), view.start, view.known, cache.rows),
-            *map(_pointer, (view.parents_N, cosines, sines, cache.keys, cache.values)),
+            *(c.mlp_width, width, c.norm_eps, len(x_ND), view.start, view.known, cache.rows),
+            *map(_pointer, (view.parents_N, cosines, sines, cache.keys, cache.values, beside_NE)),
         )
         if _lib().run_layers(ctypes.byref(arguments), self._table, first, stop - first, x_ND.data_ptr()):
             raise MemoryError(f"no memory for a pass over {len(x_ND)} rows")

@@ -29,18 +29,20 @@ typedef struct { /* rows of a linear layer's inputs */
 } Inputs;
 
 typedef struct {
-    const float *attention_norm, *mlp_norm, *q_norm, *k_norm; /* the last two may be NULL */
+    const float *attention_norm, *mlp_norm;       /* the first may be NULL: x is taken as it is */
+    const float *beside_norm, *q_norm, *k_norm;   /* NULL where the layer has none */
     Linear qkv, out, gate_up, down;
 } Layer;
 
 typedef struct {
-    long threads, bf16, width, heads, kv_heads, head_dim, mlp_width;
+    long threads, bf16, width, heads, kv_heads, head_dim, mlp_width, beside_width;
     double eps;
     long rows;                    /* n, which become the cache rows start + known ... start + known + n */
     long start, known, capacity;  /* committed rows, provisional ones of an earlier pass behind them, all in the cache */
     const long *parents;          /* of each provisional row, the known ones first: another one, or -1. NULL: a chain */
     const float *cosines, *sines; /* [n][head_dim], the sines of the first half negated */
     char *keys, *values;          /* of layer 0 */
+    const char *beside;           /* [n][beside_width]: what layers with a beside_norm read before x */
 } Pass;
 
 typedef struct { /* of one pass, shared by its threads; of each thread, for a block of query rows */
@@ -94,6 +96,20 @@ static void rms_norm_row(const char *x, const float *weight, long width, float e
 static void rms_norm_rows(Step *step, const Pass *p, const char *x, const float *weight, char *y) {
     long row = p->width * size_of(p->bf16);
     SHARED(step, p->rows, p->threads, n) rms_norm_row(x + n * row, weight, p->width, p->eps, p->bf16, y + n * row);
+}
+
+/* y [n][qkv.inputs] = what q, k and v are made of: the normed x, behind the normed rows beside it if the layer has them */
+static void attention_inputs(Step *step, const Pass *p, const Layer *l, const char *x, char *y) {
+    const long size = size_of(p->bf16), row = p->width * size, beside = l->beside_norm ? p->beside_width * size : 0;
+    SHARED(step, p->rows, p->threads, n) {
+        char *to = y + n * (beside + row);
+        if (beside) rms_norm_row(p->beside + n * beside, l->beside_norm, p->beside_width, p->eps, p->bf16, to);
+        to += beside;
+        if (l->attention_norm)
+            rms_norm_row(x + n * row, l->attention_norm, p->width, p->eps, p->bf16, to);
+        else
+            memcpy(to, x + n * row, row);
+    }
 }
 
 /* Bytes that halves and scales of rows of inputs take. */
@@ -285,7 +301,7 @@ static void layer(Step *step, const Pass *p, const Layer *l, const Buffers *b, l
     const long threads = p->threads, rows = p->rows, bf16 = p->bf16;
     const long cached = index * p->kv_heads * p->capacity * size_of(bf16);
     char *keys = p->keys + cached * p->head_dim, *values = p->values + cached * tiles(p->head_dim) * TILE;
-    rms_norm_rows(step++, p, x, l->attention_norm, b->normed);
+    attention_inputs(step++, p, l, x, b->normed);
     linear_rows(step++, threads, &l->qkv, bf16, rows, b->normed, b->halves, (char *)b->qkv, 0, 0);
     place_heads(step++, p, l, b, keys, values);
     attention(step++, p, b, keys, values);
@@ -308,9 +324,10 @@ long group(void) { return GROUP; }
 long run_layers(const Pass *p, const Layer *const *layers, long first, long count, char *x) {
     const long rows = p->rows, inner = p->heads * p->head_dim, qkv = inner + 2 * p->kv_heads * p->head_dim;
     const long behind = p->known + rows, stride = tiles(p->start + behind) * TILE, weights = p->width * (qkv + inner + 3 * p->mlp_width);
-    const long shared = 4 * rows * (qkv + p->width + 2 * inner + p->mlp_width), steps = STEPS * count * sizeof(Step);
+    const long wide = p->beside_width + p->width; /* of what q, k and v are made of, at most */
+    const long shared = 4 * rows * (qkv + wide + 2 * inner + p->mlp_width), steps = STEPS * count * sizeof(Step);
     const long widest = p->mlp_width > inner ? p->mlp_width : inner;
-    const long halves = layers[first]->down.scale ? halves_size(rows, widest > p->width ? widest : p->width) : 0;
+    const long halves = layers[first]->down.scale ? halves_size(rows, widest > wide ? widest : wide) : 0;
     const long own = halves + ROWS * (4 * stride + sizeof(long) * behind); /* bytes, like `shared` and `steps` */
     char *memory = aligned_alloc(64, (steps + shared + p->threads * own + 63) / 64 * 64);
     if (!memory) return 1;
@@ -319,7 +336,7 @@ long run_layers(const Pass *p, const Layer *const *layers, long first, long coun
     {
         Buffers b = {.qkv = (float *)(memory + steps), .stride = stride};
         b.normed = (char *)(b.qkv + rows * qkv);
-        b.q = b.normed + 4 * rows * p->width;
+        b.q = b.normed + 4 * rows * wide;
         b.attended = b.q + 4 * rows * inner;
         b.product = b.attended + 4 * rows * inner;
         b.halves = memory + steps + shared + omp_get_thread_num() * own;

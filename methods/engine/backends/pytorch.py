@@ -169,13 +169,21 @@ class TorchStack:
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         return rms_norm(x_ND, weight_D, eps)
 
-    def __call__(self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], view: Attend, first: int, stop: int) -> Tensor:
+    def __call__(
+        self,
+        x_ND: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        view: Attend,
+        first: int,
+        stop: int,
+        beside_NE: Tensor | None = None,
+    ) -> Tensor:
         for layer in self.layers[first:stop]:
             if layer.device != x_ND.device:
                 x_ND = x_ND.to(layer.device)
             if layer.device != rotation[0].device:
                 rotation = (rotation[0].to(layer.device), rotation[1].to(layer.device))
-            x_ND = layer(x_ND, rotation, view)
+            x_ND = layer(x_ND, rotation, view, beside_NE)
         return x_ND
 
 

@@ -1,7 +1,8 @@
 """The one Transformer: Llama, Mistral, Qwen2 and Qwen3 families, for inference, one sequence at a time.
 
 Legend: N rows (positions computed in this pass), D width, H query heads, K key/value heads, d head width, I MLP width,
-V vocabulary, R rows of a reduced head. Read top-down: Transformer, Layer, then the pieces.
+V vocabulary, R rows of a reduced head, E width of what lies beside a state. Read top-down: Layers, Transformer, Layer,
+then the pieces.
 """
 
 import math
@@ -21,8 +22,9 @@ from methods.engine.int8 import SCALE, Int8
 FINAL = -1  # a tap: the state after the final norm
 
 
-class Transformer:
-    """Embedding, layers, final norm and head. Attention is passed in: the cache decides what a row sees."""
+class Layers:
+    """Layers of a Transformer: a model's, or those of a head, which reads a model's states. Attention is passed in: the
+    cache decides what a row sees."""
 
     def __init__(
         self,
@@ -31,30 +33,67 @@ class Transformer:
         dtype: torch.dtype,
         devices: Sequence[torch.device],
     ) -> None:
-        """`weights` by Hugging Face names; `devices`: one per layer. The embedding lives on the first layer's device,
-        the head on the last layer's. `lm_head.tokens`: the token of each row of a head over part of the vocabulary."""
+        """`weights` by Hugging Face names; `devices`: one per layer."""
         self.config, self.dtype, self.devices = config, dtype, list(devices)
+        self.layers = [Layer(config, i, weights, dtype, device) for i, device in enumerate(self.devices)]
+        self.frequencies_d = rope_frequencies(config.rope, config.head_dim)
+        self._rotations = rope_rotation(torch.arange(0), self.frequencies_d, self.devices[0])
+        self.stack = choose(config, self.layers, dtype, self.devices)
 
+    def rotation(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
+        """What `run` must know of its rows' positions: rows of a table that grows with the longest sequence."""
+        longest = int(positions_N.max()) + 1
+        if longest > len(self._rotations[0]):
+            positions = torch.arange(1 << max(8, (longest - 1).bit_length()))
+            self._rotations = rope_rotation(positions, self.frequencies_d, self.devices[0])
+        cosines, sines = self._rotations
+        return cosines[positions_N], sines[positions_N]
+
+    def run(
+        self,
+        x_ND: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        view: Any,
+        first: int,
+        stop: int,
+        beside_NE: Tensor | None = None,
+    ) -> Tensor:
+        """The states after layers first .. stop, from those before. `view`: what the rows see, of a cache that
+        `new_cache` gave. `beside_NE`: what the layers that have a norm for it read beside the states."""
+        return self.stack(x_ND, rotation, view, first, stop, beside_NE)
+
+    def new_cache(self, rows: int) -> KeyValueCache:
+        """An empty cache for these layers."""
+        return self.stack.new_cache(len(self.layers), rows)
+
+
+class Transformer(Layers):
+    """Embedding, layers, final norm and head: a language model."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        devices: Sequence[torch.device],
+    ) -> None:
+        """The embedding lives on the first layer's device, the head on the last layer's. `lm_head.tokens`: the token of
+        each row of a head over part of the vocabulary."""
+        super().__init__(config, weights, dtype, devices)
         first, last = self.devices[0], self.devices[-1]
         self.embedding_VD = weights["model.embed_tokens.weight"].to(first, dtype)
-        self.layers = [Layer(config, i, weights, dtype, device) for i, device in enumerate(self.devices)]
         self.norm_D = weights["model.norm.weight"].to(last, dtype)
         tied = config.tied and "lm_head.weight" not in weights
         head_VD = self.embedding_VD.to(last) if tied else matrix(weights, ["lm_head.weight"], dtype, last)
         self.head = linear(head_VD, out_dtype=torch.float32)
         self.tokens_R = weights["lm_head.tokens"].long() if "lm_head.tokens" in weights else None
-        self.frequencies_d = rope_frequencies(config.rope, config.head_dim)
-        self._rotations = rope_rotation(torch.arange(0), self.frequencies_d, first)
-        self.stack = choose(config, self.layers, dtype, self.devices)
 
     def __call__(
         self, tokens_N: Tensor, positions_N: Tensor, view: Any, taps: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor | None]:
         """The residual stream behind the last layer, [N, D], and the features that `taps` ask for, side by side in
         their order, [N, len(taps) * D]; None without taps. A tap i >= 0 is the stream after layer i, FINAL the state
-        after the final norm, which the head reads.
-
-        `view`: what the rows see, of a cache that `new_cache` gave."""
+        after the final norm, which the head reads. `view` as `run` has it."""
         x_ND, done = self.embed(tokens_N), 0
         rotation = self.rotation(positions_N)
         states: dict[int, Tensor] = {}
@@ -68,23 +107,6 @@ class Transformer:
     def embed(self, tokens_N: Tensor) -> Tensor:
         """The states before the first layer, [N, D]."""
         return F.embedding(tokens_N.to(self.devices[0]), self.embedding_VD)
-
-    def rotation(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
-        """What `run` must know of its rows' positions: rows of a table that grows with the longest sequence."""
-        longest = int(positions_N.max()) + 1
-        if longest > len(self._rotations[0]):
-            positions = torch.arange(1 << max(8, (longest - 1).bit_length()))
-            self._rotations = rope_rotation(positions, self.frequencies_d, self.devices[0])
-        cosines, sines = self._rotations
-        return cosines[positions_N], sines[positions_N]
-
-    def run(self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], view: Any, first: int, stop: int) -> Tensor:
-        """The states after layers first .. stop, from those before."""
-        return self.stack(x_ND, rotation, view, first, stop)
-
-    def new_cache(self, rows: int) -> KeyValueCache:
-        """An empty cache for the layers of this model."""
-        return self.stack.new_cache(len(self.layers), rows)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Next-token logits in fp32, [N, V], of states before the final norm; of a reduced head [N, R], of the tokens
@@ -110,13 +132,19 @@ class Transformer:
 
 
 class Layer:
-    """Pre-norm attention and SwiGLU MLP, each added to the residual stream."""
+    """Pre-norm attention and SwiGLU MLP, each added to the residual stream.
+
+    A layer of a head may lack the norm before its attention; or have rows beside the stream, of width E, whose norm
+    `beside_norm` comes before the stream's in the inputs of q, k and v (EAGLE-3, Li et al. 2025)."""
 
     def __init__(
         self, config: ModelConfig, index: int, weights: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
     ) -> None:
         def get(name: str) -> Tensor:
             return weights[f"model.layers.{index}.{name}"].to(device, dtype)
+
+        def optional(name: str) -> Tensor | None:
+            return get(name) if f"model.layers.{index}.{name}" in weights else None
 
         def fused(part: str, *names: str) -> LinearLayer:
             stems = [f"model.layers.{index}.{part}.{name}" for name in names]
@@ -125,7 +153,8 @@ class Layer:
             return linear(matrix(weights, [f"{stem}.weight" for stem in stems], dtype, device), bias)
 
         self.config, self.index, self.device = config, index, device
-        self.attention_norm_D = get("input_layernorm.weight")
+        self.attention_norm_D = optional("input_layernorm.weight")
+        self.beside_norm_E = optional("beside_norm.weight")
         self.qkv = fused("self_attn", "q_proj", "k_proj", "v_proj")
         self.q_norm_d = get("self_attn.q_norm.weight") if config.qk_norm else None
         self.k_norm_d = get("self_attn.k_norm.weight") if config.qk_norm else None
@@ -134,9 +163,11 @@ class Layer:
         self.gate_up = fused("mlp", "gate_proj", "up_proj")
         self.down = fused("mlp", "down_proj")
 
-    def __call__(self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def __call__(
+        self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend, beside_NE: Tensor | None = None
+    ) -> Tensor:
         c = self.config
-        qkv = self.qkv(rms_norm(x_ND, self.attention_norm_D, c.norm_eps)).view(len(x_ND), -1, c.head_dim)
+        qkv = self.qkv(self._attention_inputs(x_ND, beside_NE)).view(len(x_ND), -1, c.head_dim)
         q, k, v = qkv.split((c.heads, c.kv_heads, c.kv_heads), 1)
         if self.q_norm_d is not None and self.k_norm_d is not None:
             q, k = rms_norm(q, self.q_norm_d, c.norm_eps), rms_norm(k, self.k_norm_d, c.norm_eps)
@@ -146,6 +177,13 @@ class Layer:
         x_ND = x_ND + self.out(attend(self.index, q, k, v))
         gate, up = self.gate_up(rms_norm(x_ND, self.mlp_norm_D, c.norm_eps)).split(c.mlp_width, 1)
         return x_ND + self.down(F.silu(gate) * up)
+
+    def _attention_inputs(self, x_ND: Tensor, beside_NE: Tensor | None) -> Tensor:
+        eps = self.config.norm_eps
+        normed_ND = x_ND if self.attention_norm_D is None else rms_norm(x_ND, self.attention_norm_D, eps)
+        if self.beside_norm_E is None or beside_NE is None:
+            return normed_ND
+        return torch.cat((rms_norm(beside_NE, self.beside_norm_E, eps), normed_ND), 1)
 
 
 def matrix(
