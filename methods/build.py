@@ -49,10 +49,8 @@ def build_chain_drafter(spec: MethodSpec, models: Models, options: Mapping[str, 
 
 def check_weights(spec: MethodSpec, models: Models) -> None:
     """Refuse a draft that the method cannot use, by what its files say of it: nothing is loaded."""
-    if spec.drafter is not None and spec.drafter.check:
-        _function(spec.drafter.check)(models)
-    elif spec.weights:
-        _ = models.draft_checkpoint
+    if spec.check:
+        _function(spec.check)(models)
 
 
 def chosen_options(spec: MethodSpec, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class DrafterSpec:
 class MethodSpec:
     """One row: a loop over a drafter (None: the target alone, or another library's own loop).
 
-    `weights`: the kind that it needs beside the target's, "" for none; `options`: the loop's and the drafter's;
+    `weights` and `check`: as a drafter has them; `options`: the loop's and the drafter's;
     `beside`: methods that are measured with it; `all_devices`: it runs on what all ranks of a replica own; `lossless`:
     its greedy output must be the baseline's (False: another library's arithmetic); `peer`: "module:function" that
     builds another library's loop. `fixed`: options of a variant, which the command line's do not change; `draft`: a
@@ -53,6 +53,7 @@ class MethodSpec:
     drafter: DrafterSpec | None = None
     paper: str = ""
     weights: str = ""
+    check: str = ""
     options: Mapping[str, Option] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
     all_devices: bool = False
@@ -115,6 +116,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
             "a smaller language model",
             "Leviathan et al. 2023; Chen et al. 2023",
             weights="model",
+            check="methods.drafters.draft_model:check",
         ),
         DrafterSpec(
             "pld",
@@ -159,7 +161,7 @@ def _turns(spec: DrafterSpec) -> MethodSpec:
     """Draft, then verify."""
     options = {**({"gamma": _window(spec.gamma)} if spec.shape == "chain" else {}), **spec.options}
     name, about = "sps" if spec.name == "model" else spec.name, f"drafts by {spec.about}, then verifies"
-    return MethodSpec(name, "turns", about, spec, spec.paper, spec.weights, options)
+    return MethodSpec(name, "turns", about, spec, spec.paper, spec.weights, spec.check, options)
 
 
 def _pearl(turns: MethodSpec) -> MethodSpec:
@@ -173,6 +175,7 @@ def _pearl(turns: MethodSpec) -> MethodSpec:
         spec,
         "; ".join(filter(None, ("Liu et al. 2025", spec.paper))),
         spec.weights,
+        spec.check,
         {**_PEARL, **spec.options},
         beside=(ALL_DEVICES, turns.name),
     )
@@ -201,6 +204,7 @@ _PEERS = (
         "peer",
         "Transformers' assisted generation with the pair's draft, for reference",
         weights="model",
+        check="methods.drafters.draft_model:check",
         options={"gamma": _window(5)},
         lossless=False,
         peer="methods.peers.hf:build_assisted",

@@ -26,6 +26,7 @@ from evaluation.launch.provenance import read_bandwidth
 from evaluation.launch.worker import Session
 from methods import get_method
 from methods.base import Limits, generate
+from methods.drafters.draft_model import draft_model
 from methods.drafters.language_model import ModelDrafter
 from methods.drafters.sd2.chain import exits_here
 from methods.drafters.sd2.exits import StagedDecoder
@@ -99,11 +100,11 @@ def profile(decoder: Decoder, rounds: int) -> dict[str, float]:
 
 def draft_seconds(models: Models, rounds: int) -> dict[int, float]:
     """Median seconds of a draft token by the layers of the draft it takes, interleaved, each after a target pass."""
-    exits = exits_here(models) if is_trained_draft(models.draft_checkpoint) else (models.draft_model.config.layers,)
+    exits = exits_here(models) if is_trained_draft(models.draft_checkpoint) else (draft_model(models).config.layers,)
     prompt, tree = [1 + i % 200 for i in range(CACHED)], TokenTree.chain([1])
     drafters = {}
     for exit in exits:
-        drafters[exit] = ModelDrafter(StagedDecoder(models.draft_model, [exit], 0.0, 2 * CACHED), models.vocabulary)
+        drafters[exit] = ModelDrafter(StagedDecoder(draft_model(models), [exit], 0.0, 2 * CACHED), models.vocabulary)
     times: dict[int, list[float]] = {exit: [] for exit in exits}
     models.target.prefill(prompt)
     for _ in range(rounds):
@@ -140,7 +141,7 @@ def measure(config: RunConfig, rounds: int, tokens: int) -> dict[str, Any]:
     own = median(seconds["autoregressive"])
     models = session.models_of(get_method("sps"))
     draft = draft_seconds(models, rounds)
-    draft_floor = {exit: models.draft_model.bytes_up_to(exit) / bandwidth for exit in draft}
+    draft_floor = {exit: draft_model(models).bytes_up_to(exit) / bandwidth for exit in draft}
     return {
         "pair": config.pair.name,
         "dtype": config.dtype,

@@ -9,6 +9,7 @@ import torch
 from methods import BASELINE, METHODS, get_method
 from methods.base import Generation, Limits, Step, generate
 from methods.build import build_method
+from methods.drafters.draft_model import draft_decoder, draft_model
 from methods.engine.decoder import Decoder
 from methods.engine.sampling import Sampling
 from methods.errors import UserError
@@ -171,13 +172,13 @@ def test_a_draft_of_another_vocabulary_is_refused(tiny: Path, tmp_path: Path) ->
 
     save_tokenizer(save_model(tmp_path / "other"), first=33)
     with pytest.raises(UserError, match="another vocabulary"):
-        _ = models(tiny, tmp_path / "other").draft
+        _ = draft_model(models(tiny, tmp_path / "other"))
 
 
 @pytest.mark.parametrize("source, message", [("first-3", "1 to 2"), ("first-0", "1 to 2")])
 def test_a_draft_of_first_layers_must_be_shorter(tiny: Path, source: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        _ = Models(str(tiny), source, "float32", [torch.device("cpu")]).draft
+        _ = draft_model(Models(str(tiny), source, "float32", [torch.device("cpu")]))
 
 
 def test_a_draft_of_the_first_layers_is_lossless(tiny: Path) -> None:
@@ -193,7 +194,7 @@ def test_a_draft_in_the_targets_cache_drafts_as_in_its_own(tiny: Path, dtype: st
     from methods.speculative import Speculative
 
     pair = Models(str(tiny), "first-2", dtype, [torch.device("cpu")])
-    own = Speculative(pair.target, ModelDrafter(pair.draft, pair.vocabulary), 4)
+    own = Speculative(pair.target, ModelDrafter(draft_decoder(pair), pair.vocabulary), 4)
     shared = Speculative(pair.target, build(pair), 4)
     assert isinstance(shared.drafter, SelfDrafter)
     for sampling in (GREEDY, Sampling(1.0, seed=3)):
@@ -213,7 +214,7 @@ def test_the_target_in_8_bits_drafts_nearly_the_same(tmp_path: Path, tied: bool,
 
     folder = save_model(tmp_path, layers=3, tie_word_embeddings=tied)
     pair = Models(str(folder), "int8", "float32", [torch.device("cpu")])
-    draft = Models(str(folder), "int8", "float32", [torch.device("cpu")], drafts_only=drafts_only).draft_model
+    draft = draft_model(Models(str(folder), "int8", "float32", [torch.device("cpu")], drafts_only=drafts_only))
     logits = []
     for model in (draft, pair.target.model):
         decoder = Decoder(model)

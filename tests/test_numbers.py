@@ -11,6 +11,7 @@ from evaluation.proof.audit import distribution
 from methods import get_method
 from methods.base import Limits, generate
 from methods.build import build_method
+from methods.drafters.draft_model import draft_model
 from methods.engine.decoder import PROBE_TOKENS, Decoder, probe_tokens
 from methods.engine.sampling import Sampling, draw, probabilities
 from methods.engine.tree import TokenTree
@@ -52,7 +53,7 @@ def test_so_is_a_draft(tiny: Path, tiny_draft: Path, tiny_sorted: Path, tmp_path
         target = spoilt(tiny, tmp_path / "spoilt", "model.norm.weight", float("nan"))
         pair = Models(str(target), kind, "float32", CPU, drafts_only=True)
     with pytest.raises(UserError, match=f"expected the draft {pair.draft_source} to give finite logits"):
-        _ = pair.draft_model
+        _ = draft_model(pair)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])

@@ -16,6 +16,7 @@ from evaluation.answers.record import read_answers
 from evaluation.launch.config import parse
 from evaluation.launch.measure import open_session
 from evaluation.run import main
+from methods.drafters.draft_model import draft_model
 from methods.errors import command_line
 from methods.paths import ROOT
 from tests.tiny import save_model
@@ -186,7 +187,7 @@ def test_variants_of_a_method_are_compared_in_one_run(folder: Path, tmp_path: Pa
 def test_methods_of_one_draft_share_it_and_all_share_the_target(folder: Path, tmp_path: Path) -> None:
     session = open_session(parse(command(folder, tmp_path, methods="sps,sps@gamma=3,sps@draft=int8")))
     one, other, own = (session.models_of(spec) for spec in session.config.specs if spec.weights)
-    assert one.draft_model is other.draft_model is not own.draft_model
+    assert draft_model(one) is draft_model(other) is not draft_model(own)
     assert one.target is own.target
 
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from methods import BASELINE, get_method
 from methods.base import Limits, generate
 from methods.build import build_method
+from methods.drafters.draft_model import draft_decoder, draft_model
 from methods.drafters.language_model import ModelDrafter
 from methods.drafters.sd2.chain import SortedDrafter
 from methods.drafters.sd2.exits import StagedDecoder
@@ -25,9 +26,9 @@ from methods.drafters.sd2.tree import SortedTreeDrafter
 from methods.engine.backends import cpu as native
 from methods.engine.backends.pytorch import TorchStack, packs_bf16
 from methods.engine.int8 import Int8
-from methods.engine.transformer import matrix
 from methods.engine.sampling import Sampling, probabilities
 from methods.engine.trained_draft import DraftWeights
+from methods.engine.transformer import matrix
 from methods.engine.tree import TokenTree
 from methods.errors import UserError
 from methods.models import Models
@@ -52,13 +53,13 @@ def models(target: Path, draft: Path | str, dtype: str = "float32") -> Models:
 def pair(request: pytest.FixtureRequest, tiny: Path, tiny_sorted: Path) -> Models:
     both = models(tiny, tiny_sorted)
     if request.param == "torch":
-        model = both.draft_model
+        model = draft_model(both)
         model.stack = TorchStack(model.config, model.layers, model.dtype, model.devices)
     return both
 
 
 def staged(pair: Models, exits: tuple[int, ...] = EXITS, threshold: float = 1.0) -> StagedDecoder:
-    return StagedDecoder(pair.draft_model, exits, threshold)
+    return StagedDecoder(draft_model(pair), exits, threshold)
 
 
 def test_every_exit_is_the_trained_models(pair: Models, tiny: Path, tiny_sorted: Path) -> None:
@@ -78,7 +79,8 @@ def test_every_exit_is_the_trained_models(pair: Models, tiny: Path, tiny_sorted:
         decoder.prefill(TEXT[:-3])
         expected = state_1TD[0, -1:] @ trained.head.T  # natively the inputs of int8 weights may be rounded to 16 bits
         torch.testing.assert_close(decoder.extend(TEXT[-3:]), expected, rtol=1e-3, atol=2e-3)
-    assert pair.draft_model.tokens_R is not None and torch.equal(pair.draft_model.tokens_R, tokens_R)
+    known_R = draft_model(pair).tokens_R
+    assert known_R is not None and torch.equal(known_R, tokens_R)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -87,8 +89,8 @@ def test_int8_rows_stay_int8_where_operators_take_them(
     tiny: Path, tiny_sorted: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = models(tiny, tiny_sorted, dtype)
-    assert both.draft_model.dtype == both.target.model.dtype == getattr(torch, dtype)
-    assert both.draft_model.embedding_VD is both.target.model.embedding_VD
+    assert draft_model(both).dtype == both.target.model.dtype == getattr(torch, dtype)
+    assert draft_model(both).embedding_VD is both.target.model.embedding_VD
     original = load_file(tiny / "model.safetensors")["model.layers.1.mlp.down_proj.weight"]
     weights = DraftWeights(both.draft_checkpoint.weights, both.target.model.embedding_VD)
     int8 = matrix(weights, ["model.layers.1.mlp.down_proj.weight"], torch.float32, CPU[0])
@@ -106,7 +108,7 @@ def test_int8_rows_stay_int8_where_operators_take_them(
     widened = models(tiny, tiny_sorted, dtype)
     logits.append(logits_of(widened))
     size = 2 if dtype == "bfloat16" and packs_bf16() else 4  # else widened to fp32
-    assert widened.draft_model.bytes_up_to(2) == size * both.draft_model.bytes_up_to(2)
+    assert draft_model(widened).bytes_up_to(2) == size * draft_model(both).bytes_up_to(2)
     precision = 1e-3 if dtype == "float32" else 0.1  # bf16 weights are rounded twice, and the tiny model is restless
     assert (logits[0] - logits[1]).norm() < precision * logits[1].norm()
 
@@ -127,7 +129,7 @@ def test_late_stages_catch_up_bit_for_bit(pair: Models) -> None:
         fresh = staged(pair, threshold=decoder.threshold)
         fresh.prefill(text[:-1])
         expected = fresh.extend(text[-1:])
-        if pair.draft_model.stack.operators == "native":
+        if draft_model(pair).stack.operators == "native":
             assert torch.equal(logits, expected)
         torch.testing.assert_close(logits, expected, rtol=1e-3, atol=3e-3)
         lengths = [stage.length for stage in decoder._stages]
@@ -321,7 +323,7 @@ def test_sampled_output_has_the_targets_distribution(
 
 
 def test_tokens_outside_the_head_have_no_probability(pair: Models) -> None:
-    drafter = ModelDrafter(pair.draft, VOCABULARY)
+    drafter = ModelDrafter(draft_decoder(pair), VOCABULARY)
     drafter.begin(TEXT, Sampling(1.0), None)
     drafter.settle(decided(4))
     draft = drafter.draft(40)
@@ -376,7 +378,7 @@ def test_a_draft_that_does_not_fit_is_refused(
     tiny: Path, tiny_sorted: Path, tmp_path: Path, change: Change, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        _ = models(tiny, edited(tiny_sorted, tmp_path / "draft", change)).draft_model
+        _ = draft_model(models(tiny, edited(tiny_sorted, tmp_path / "draft", change)))
 
 
 def test_mistakes_get_one_sentence(tiny: Path, tiny_draft: Path, tiny_sorted: Path) -> None:
@@ -394,7 +396,7 @@ def test_mistakes_get_one_sentence(tiny: Path, tiny_draft: Path, tiny_sorted: Pa
 
 
 def test_the_context_is_a_hard_limit(pair: Models) -> None:
-    decoder = StagedDecoder(pair.draft_model, EXITS, 0.5, max_length=10)
+    decoder = StagedDecoder(draft_model(pair), EXITS, 0.5, max_length=10)
     decoder.prefill(TEXT[:8])
     with pytest.raises(ValueError, match="at most 2 tokens, got 3"):
         decoder.extend(TEXT[:3])

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from methods.drafters.base import ChainDrafter, Draft
+from methods.drafters.draft_model import draft_decoder, draft_model
 from methods.engine.decoder import Decoder
-from methods.engine.transformer import Transformer
 from methods.engine.sampling import Sampling, draw, probabilities
+from methods.engine.transformer import Transformer
 from methods.models import Models
 from methods.target import Outcome
 
@@ -115,5 +116,5 @@ class SelfDrafter(ModelDrafter):
 def build(models: Models) -> ModelDrafter:
     """The pair's draft model; one of the target's own layers works in the target's cache where that is on this rank."""
     if models.draft_is_target and not models.drafts_only:
-        return SelfDrafter(Decoder(models.draft_model, host=models.target), models.target, models.vocabulary)
-    return ModelDrafter(models.draft, models.vocabulary)
+        return SelfDrafter(Decoder(draft_model(models), host=models.target), models.target, models.vocabulary)
+    return ModelDrafter(draft_decoder(models), models.vocabulary)

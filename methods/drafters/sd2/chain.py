@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from methods.drafters.draft_model import draft_model
 from methods.drafters.language_model import ModelDrafter
 from methods.drafters.sd2.exits import StagedDecoder
 from methods.engine.sampling import Sampling
@@ -43,4 +44,4 @@ def staged_decoder(models: Models, threshold: float, exit: int) -> StagedDecoder
     exits = exits_here(models)
     if exit not in (0, *exits):
         raise UserError(f"expected exit to be 0 (adaptive) or one of {', '.join(map(str, exits))}, got {exit}")
-    return StagedDecoder(models.draft_model, [exit] if exit else exits, threshold, models.max_length)
+    return StagedDecoder(draft_model(models), [exit] if exit else exits, threshold, models.max_length)

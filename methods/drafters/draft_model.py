@@ -1,0 +1,92 @@
+"""A pair's draft model, wherever its weights come from: a model of its own, the target's first K layers, the target in
+8 bits, or what scripts/train_draft.py exports. Loaded once for all methods that have the same."""
+
+import copy
+from dataclasses import replace
+
+from methods.engine.decoder import PROBE_TOKENS, Decoder
+from methods.engine.int8 import Int8Weights
+from methods.engine.loader import DTYPES, Checkpoint
+from methods.engine.schema import enough_memory
+from methods.engine.trained_draft import is_trained_draft, load_draft
+from methods.engine.transformer import Transformer
+from methods.errors import UserError
+from methods.models import INT8, Models
+
+
+def check(models: Models) -> None:
+    """Refuse a draft that cannot be this target's, by what its files say."""
+    if models.draft_layers is not None:
+        _check_layers(models, models.draft_layers)
+    if not models.draft_is_target and not is_trained_draft(models.draft_checkpoint):  # that has the target's own tokens
+        check_same_tokenizer(models.target_checkpoint, models.draft_checkpoint)
+
+
+def draft_decoder(models: Models) -> Decoder:
+    """The draft with a cache of its own."""
+    return models.once("draft decoder", lambda: Decoder(draft_model(models), models.max_length))
+
+
+def draft_model(models: Models) -> Transformer:
+    """The draft on the target's (first) device; where both are loaded it shares what it can."""
+    return models.once("draft model", lambda: _loaded(models))
+
+
+def _loaded(models: Models) -> Transformer:
+    check(models)
+    with enough_memory(f"for the draft {models.draft_source}"):
+        model = _load(models)
+    Decoder(model, PROBE_TOKENS).probe_numbers(f"the draft {models.draft_source}")
+    return model
+
+
+def _load(models: Models) -> Transformer:
+    checkpoint, dtype = models.draft_checkpoint, DTYPES[models.dtype]
+    if models.draft_layers is not None:
+        return _first_layers(models, models.draft_layers)
+    if models.draft_source == INT8:
+        weights, layers = Int8Weights(checkpoint.weights, models.embedding_VD), checkpoint.config.layers
+        devices = models.devices[:1] * layers if models.drafts_only else models.target.model.devices
+        return Transformer(checkpoint.config, weights, dtype, devices)
+    if is_trained_draft(checkpoint):
+        config = models.target_checkpoint.config
+        return load_draft(checkpoint, config, models.embedding_VD, models.dtype, models.devices[0])
+    return checkpoint.transformer(models.dtype, models.devices[:1])
+
+
+def _check_layers(models: Models, count: int) -> None:
+    most = models.target_checkpoint.config.layers - 1
+    if not most:
+        raise UserError("a target of one layer has no first layers to draft with; choose another draft")
+    if not 0 < count <= most:
+        raise UserError(f"expected a draft of 1 to {most} of the target's layers, got {models.draft_source}")
+
+
+def _first_layers(models: Models, count: int) -> Transformer:
+    checkpoint = models.target_checkpoint
+    if not models.drafts_only:
+        return first_layers(models.target.model, count)
+    short = replace(checkpoint.config, layers=count)
+    return Transformer(short, checkpoint.weights, DTYPES[models.dtype], models.devices[:1] * count)
+
+
+def first_layers(model: Transformer, count: int) -> Transformer:
+    """A draft of the target's first layers with its final norm and head; shares the target's weights."""
+    short = copy.copy(model)
+    short.config = replace(model.config, layers=count)
+    short.layers, short.devices = model.layers[:count], model.devices[:count]
+    return short
+
+
+def check_same_tokenizer(target: Checkpoint, draft: Checkpoint) -> None:
+    """A draft must know every token of the target by the same id. It may know more (CodeLlama's infilling tokens),
+    and the models' sizes may differ (Qwen2.5's padding)."""
+    ours, theirs = target.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
+    differing = [token for token, number in ours.items() if theirs.get(token) != number]
+    if not differing:
+        return
+    example = min(differing, key=ours.__getitem__)
+    raise UserError(
+        f"the draft {draft.source} has another vocabulary than the target {target.source}: {len(differing)} tokens "
+        f"differ, for example {example!r}; choose a draft of the same tokenizer"
+    )
