@@ -248,7 +248,7 @@ def test_a_tree_has_the_most_confident_nodes(pair: Models) -> None:
         level, found = children, found | children
     best = sorted(found, key=lambda path: -found[path])[:9]
     got = [tuple(tree.tokens_N[tree.path(node)[1:]].tolist()) for node in range(1, 10)]
-    assert got == best and max(map(len, got)) > 1
+    assert sorted(got) == sorted(best) and max(map(len, got)) > 1
     assert len(drafter.propose(4).tokens_N) == 5 and len(drafter.propose(0).tokens_N) == 1
 
 
