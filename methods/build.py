@@ -7,7 +7,7 @@ from typing import Any
 from methods.base import Method, Reference
 from methods.drafters.base import ChainDrafter, Drafter
 from methods.models import Models
-from methods.table import MethodSpec
+from methods.table import CHAIN, MethodSpec
 
 
 def build_method(spec: MethodSpec, models: Models, options: Mapping[str, Any]) -> Method | Reference:
@@ -22,7 +22,8 @@ def build_method(spec: MethodSpec, models: Models, options: Mapping[str, Any]) -
         case "turns":
             from methods.speculative import Speculative
 
-            return Speculative(models.target, build_drafter(spec, models, options), chosen.get("gamma"))
+            window = chosen.get("gamma") if spec.shape(chosen) == CHAIN else None
+            return Speculative(models.target, build_drafter(spec, models, options), window)
         case "pearl":
             from methods.pearl.target import build
 
@@ -35,8 +36,11 @@ def build_drafter(spec: MethodSpec, models: Models, options: Mapping[str, Any]) 
     """The drafter of a method, with the same options: of PEARL for the draft's rank."""
     if spec.drafter is None:
         raise ValueError(f"expected a method with a drafter, got {spec.name}")
-    chosen = chosen_options(spec, options)
-    return _function(spec.drafter.build)(models, **{name: chosen[name] for name in spec.drafter.options})
+    taken: dict[str, Any] = {name: option.default for name, option in spec.drafter.all_options.items()}
+    taken |= {name: value for name, value in chosen_options(spec, options).items() if name in taken}
+    if "shape" in taken:
+        taken["shape"] = spec.shape(taken)
+    return _function(spec.drafter.build)(models, **taken)
 
 
 def build_chain_drafter(spec: MethodSpec, models: Models, options: Mapping[str, Any]) -> ChainDrafter:
@@ -54,8 +58,8 @@ def check_weights(spec: MethodSpec, models: Models) -> None:
 
 
 def chosen_options(spec: MethodSpec, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's own options, each as given or by default."""
-    return {name: options.get(name, option.default) for name, option in spec.options.items()}
+    """A method's own options, each as its variant has it, as given, or by default."""
+    return {name: options.get(name, option.default) for name, option in spec.options.items()} | dict(spec.fixed)
 
 
 def _function(entry: str) -> Any:

@@ -5,7 +5,7 @@ A method is a loop over a drafter. To add a drafter: one file below `drafters/` 
 DRAFTERS; those of METHODS, draft-then-verify and PEARL, come by themselves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -17,14 +17,17 @@ ALL_DEVICES = "autoregressive-all"
 
 Loop = Literal["alone", "turns", "pearl", "peer"]
 Shape = Literal["chain", "tree"]
+CHAIN: Shape = "chain"
+TREE: Shape = "tree"
 
 
 @dataclass(frozen=True)
 class DrafterSpec:
     """A drafter. `build`: "module:function" of (models, **options) that builds it; `about`: completes "by ...";
     `weights`: the kind of weights that it needs, as pairs name them, "" for none; `check`: "module:function" of
-    (models) that refuses weights which do not fit, before anything is loaded; `shape`: of what it proposes. A drafter
-    of chains may be PEARL's; `gamma`: its default window in draft-then-verify."""
+    (models) that refuses weights which do not fit, before anything is loaded; `shapes`: of what it proposes, the first
+    by default. A drafter of both is built with an option `shape`. One of chains may be PEARL's. `gamma`: the default
+    window of its chains in draft-then-verify; `tree`: options of its trees alone, of which PEARL has none."""
 
     name: str
     build: str
@@ -32,9 +35,21 @@ class DrafterSpec:
     paper: str = ""
     weights: str = ""
     check: str = ""
-    shape: Shape = "chain"
+    shapes: tuple[Shape, ...] = (CHAIN,)
     gamma: int = 5
     options: Mapping[str, Option] = field(default_factory=dict)
+    tree: Mapping[str, Option] = field(default_factory=dict)
+
+    @property
+    def all_options(self) -> dict[str, Option]:
+        """What its `build` takes."""
+        return {**self._shape, **self.tree, **self.options}
+
+    @property
+    def _shape(self) -> dict[str, Option]:
+        if len(self.shapes) == 1:
+            return {}
+        return {"shape": Option(self.shapes[0], "of what is drafted", least=None, words=self.shapes, flag=True)}
 
 
 @dataclass(frozen=True)
@@ -72,10 +87,12 @@ class MethodSpec:
         """Processes that it needs: PEARL's target and draft have one each."""
         return 2 if self.loop == "pearl" else 1
 
-    @property
-    def shape(self) -> Shape | None:
-        """Of what is drafted."""
-        return self.drafter.shape if self.drafter else None
+    def shape(self, options: Mapping[str, object]) -> Shape | None:
+        """Of what is drafted under these options."""
+        if self.drafter is None:
+            return None
+        chosen = CHAIN if self.loop == "pearl" else options.get("shape")
+        return next((shape for shape in self.drafter.shapes if shape == chosen), self.drafter.shapes[0])
 
 
 def _window(default: int | str, help: str = "tokens drafted per round", words: tuple[str, ...] = ()) -> Option:
@@ -142,16 +159,17 @@ DRAFTERS: dict[str, DrafterSpec] = {
             "Kavehzadeh et al. 2024",
             weights="sorted",
             check="methods.drafters.sd2.chain:exits_here",
-            shape="tree",
-            options={**_TREE, **_EXITS},
+            shapes=(TREE,),
+            tree=_TREE,
+            options=_EXITS,
         ),
         DrafterSpec(
             "recycling",
             "methods.drafters.recycling:build",
             "the target's own runners-up of the last time that a token came, as a tree",
             "Luo et al. 2025",
-            shape="tree",
-            options={"nodes": Option(80, "drafted tokens in the tree; 80: the paper's", flag=True)},
+            shapes=(TREE,),
+            tree={"nodes": Option(80, "drafted tokens in the tree; 80: the paper's", flag=True)},
         ),
     )
 }
@@ -159,7 +177,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
 
 def _turns(spec: DrafterSpec) -> MethodSpec:
     """Draft, then verify."""
-    options = {**({"gamma": _window(spec.gamma)} if spec.shape == "chain" else {}), **spec.options}
+    options = {**({"gamma": _window(spec.gamma)} if CHAIN in spec.shapes else {}), **spec.all_options}
     name, about = "sps" if spec.name == "model" else spec.name, f"drafts by {spec.about}, then verifies"
     return MethodSpec(name, "turns", about, spec, spec.paper, spec.weights, spec.check, options)
 
@@ -179,6 +197,11 @@ def _pearl(turns: MethodSpec) -> MethodSpec:
         {**_PEARL, **spec.options},
         beside=(ALL_DEVICES, turns.name),
     )
+
+
+def _pearls(rows: Iterable[MethodSpec]) -> list[MethodSpec]:
+    """PEARL over every drafter of chains."""
+    return [_pearl(row) for row in rows if row.drafter is not None and CHAIN in row.drafter.shapes]
 
 
 _ALONE = (
@@ -218,16 +241,14 @@ _PEERS = (
         peer="methods.peers.hf:build_pld",
     ),
 )
-METHODS: dict[str, MethodSpec] = {
-    spec.name: spec for spec in (*_ALONE, *_TURNS, *(_pearl(row) for row in _TURNS if row.shape == "chain"), *_PEERS)
-}
+METHODS: dict[str, MethodSpec] = {spec.name: spec for spec in (*_ALONE, *_TURNS, *_pearls(_TURNS), *_PEERS)}
 
 
 def add_drafter(spec: DrafterSpec) -> None:
     """Give a drafter of your own its rows: draft-then-verify by its name, and PEARL where it drafts chains."""
     DRAFTERS[spec.name] = spec
     turns = _turns(spec)
-    METHODS.update({row.name: row for row in (turns, *([_pearl(turns)] if spec.shape == "chain" else []))})
+    METHODS.update({row.name: row for row in (turns, *_pearls([turns]))})
 
 
 def weight_kinds() -> list[str]:

@@ -58,7 +58,7 @@ def keys(method: str = "pld", **changes: Any) -> dict[str, Any]:
     return {
         "schema_version": 2,
         "method": method,
-        **(what_it_is(row) if row else {"loop": None, "drafter": None, "shape": None}),
+        **(what_it_is(row, changes.get("options") or {}) if row else {"loop": None, "drafter": None, "shape": None}),
         "taps": [],
         "methods": ["autoregressive", "pld"],
         "pair": "tiny",

@@ -142,7 +142,9 @@ class RunHeader:
     def _as_the_table_has_it(self) -> Self:
         """With what the oldest headers lack: what the run was, by its method's row."""
         spec = METHODS.get(self.method)
-        return replace(self, **what_it_is(spec), taps=[]) if spec else self  # no drafter read features then
+        return (
+            replace(self, **what_it_is(spec, self.options or {}), taps=[]) if spec else self
+        )  # no drafter read features then
 
     def to_json(self) -> dict[str, Any]:
         """The keys as they stand in a file."""
@@ -202,9 +204,9 @@ def of_role(role: Role) -> list[str]:
     return [name for name in KEYS if ROLES[name] & role]
 
 
-def what_it_is(spec: MethodSpec) -> dict[str, Any]:
-    """What a header says of its method's row."""
-    return {"loop": spec.loop, "drafter": spec.drafter.name if spec.drafter else None, "shape": spec.shape}
+def what_it_is(spec: MethodSpec, options: Mapping[str, object]) -> dict[str, Any]:
+    """What a header says of its method's row under these options."""
+    return {"loop": spec.loop, "drafter": spec.drafter.name if spec.drafter else None, "shape": spec.shape(options)}
 
 
 def _flatten(keys: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

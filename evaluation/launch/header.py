@@ -29,7 +29,7 @@ def _header(session: Session, spec: MethodSpec, found: dict[str, Any]) -> RunHea
         sampling={"temperature": c.temperature, "top_k": c.top_k, "top_p": c.top_p},
         max_new_tokens=c.max_new_tokens,
         options=c.options_of(spec),
-        **what_it_is(spec),
+        **what_it_is(spec, c.options_of(spec)),
         taps=[],
         ranks=spec.ranks,
         lossless=spec.lossless,
