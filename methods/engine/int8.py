@@ -71,3 +71,22 @@ class Int8Weights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(set(self.weights) | {HEAD})
+
+
+class ScaledWeights(Mapping[str, Tensor]):
+    """Tensors as a file holds them, of which any matrix may be in int8. Scales are found, but not listed."""
+
+    def __init__(self, stored: Mapping[str, Tensor]) -> None:
+        self.stored = stored
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.stored[name]
+        if tensor.dtype == torch.int8 and name + SCALE not in self.stored:
+            raise KeyError(name)  # without its scales a matrix is not there
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self.stored if not name.endswith(SCALE))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

@@ -21,6 +21,7 @@ from methods.errors import UserError, one_line, shown
 from methods.paths import ROOT
 
 FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]  # what is wanted of a hub repository
+PICKLED = ["pytorch_model*.bin", "*_lm_head.pt"]  # the same where there are no safetensors: of models, of heads
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -152,7 +153,8 @@ def _from_hub(source: str) -> Checkpoint:
     try:
         folder = Path(snapshot_download(source, allow_patterns=FILES))
         if not list(folder.glob(f"{SAFETENSORS}*")):
-            folder = Path(snapshot_download(source, allow_patterns=[*FILES, "pytorch_model*.bin"]))
+            pickles = ["pytorch_model*.bin"] if list(folder.glob("*.safetensors")) else PICKLED
+            folder = Path(snapshot_download(source, allow_patterns=[*FILES, *pickles]))
     except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:  # ValueError: no name for the hub
         message = f"cannot get {source} from the Hugging Face hub: {one_line(error)}; check the name, the network"
         raise UserError(f"{message} and your login, or give a local folder") from None

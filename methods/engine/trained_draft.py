@@ -13,35 +13,29 @@ from pydantic import Field
 from torch import Tensor
 
 from methods.engine.config import ModelConfig
-from methods.engine.int8 import EMBEDDING, SCALE
+from methods.engine.int8 import EMBEDDING, ScaledWeights
 from methods.engine.loader import DTYPES, Checkpoint
 from methods.engine.schema import Schema, checked
 from methods.engine.transformer import Transformer
-from methods.engine.weights import check_weights, kind_of
+from methods.engine.weights import TOKENS, check_weights, kind_of
 from methods.errors import UserError, shown
 
-TOKENS = "lm_head.tokens"
 FORMAT = 1
 
 
-class DraftWeights(Mapping[str, Tensor]):
-    """The stored tensors as a Transformer wants them: with the target's embedding. Scales are found, but not listed."""
+class DraftWeights(ScaledWeights):
+    """The stored tensors as a Transformer wants them: with the target's embedding."""
 
     def __init__(self, stored: Mapping[str, Tensor], embedding_VD: Tensor) -> None:
-        self.stored, self.embedding_VD = stored, embedding_VD
+        super().__init__(stored)
+        self.embedding_VD = embedding_VD
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self.embedding_VD if name == EMBEDDING else self.stored[name]
-        if tensor.dtype == torch.int8 and name + SCALE not in self.stored:
-            raise KeyError(name)  # without its scales a matrix is not there
-        return tensor
+        return self.embedding_VD if name == EMBEDDING else super().__getitem__(name)
 
     def __iter__(self) -> Iterator[str]:
         yield EMBEDDING
-        yield from (name for name in self.stored if not name.endswith(SCALE))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
+        yield from super().__iter__()
 
 
 class DraftTable(Schema):

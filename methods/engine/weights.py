@@ -22,8 +22,13 @@ from methods.errors import UserError, one_line, shown
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"
 PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+PICKLES = (".bin", ".pt")
 REALS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 NAMED = 5  # tensors, or files, named in a sentence
+CONSTANTS = "rotary_emb.inv_freq"  # tensors that older files carry, and that no model is made of
+TOKENS = "lm_head.tokens"  # of a head over part of the vocabulary: the token of each row
+
+Shapes = Mapping[str, tuple[int, ...]]  # of tensors by name
 
 
 class IndexTable(Schema):
@@ -35,8 +40,12 @@ class IndexTable(Schema):
 class Weights(Mapping[str, Tensor]):
     """Tensors of a folder by name, each read when asked for. safetensors, else PyTorch's weights-only files."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, file: str | None = None) -> None:
+        """`file`: the only one that is read; None: whichever hold a model."""
         self._pickled: dict[Path, dict[str, Tensor]] = {}
+        if file is not None:
+            self._file_of = self._unambiguous([folder / file])
+            return
         index = next((p for name in (SAFETENSORS, PICKLE) if (p := _index(folder, name)).is_file()), None)
         single = next((p for name in (SAFETENSORS, PICKLE) if (p := folder / name).is_file()), None)
         if index is not None and (index.name.startswith(SAFETENSORS) or single is None or single.name == PICKLE):
@@ -75,7 +84,7 @@ class Weights(Mapping[str, Tensor]):
         return file_of
 
     def _names(self, path: Path) -> list[str]:
-        if path.suffix == ".bin":
+        if path.suffix in PICKLES:
             self._pickled[path] = read_pickle(path)
             return list(self._pickled[path])
         from safetensors import SafetensorError, safe_open
@@ -174,33 +183,45 @@ def expected_shapes(config: ModelConfig, head_rows: int | None = None) -> dict[s
     }
     shapes |= {f"model.layers.{i}.{name}": shape for i in range(config.layers) for name, shape in layer.items()}
     if head_rows is not None:
-        return shapes | {"lm_head.weight": (head_rows, config.width), "lm_head.tokens": (head_rows,)}
+        return shapes | {"lm_head.weight": (head_rows, config.width), TOKENS: (head_rows,)}
     return shapes if config.tied else shapes | {"lm_head.weight": (config.vocab_size, config.width)}
 
 
 def check_weights(
     config: ModelConfig, weights: Mapping[str, Tensor], source: str, head_rows: int | None = None, int8: bool = False
 ) -> None:
-    """Every expected tensor is there in its shape, of real numbers, and nothing else (but constants that older files
-    carry). `int8`: matrices may be stored so, beside their scales."""
+    """The weights are those of a model of this configuration. `int8`: matrices may be stored so."""
+    optional = {"lm_head.weight": (config.vocab_size, config.width)} if config.tied else {}
     shapes = expected_shapes(config, head_rows)
-    optional = {"lm_head.weight"} if config.tied else set()
-    missing = [name for name in shapes if name not in weights]
-    unexpected = [n for n in weights if n not in shapes and n not in optional and not n.endswith("rotary_emb.inv_freq")]
+    check_tensors(weights, shapes, optional, source, "its config.json does not fit", int8)
+
+
+def check_tensors(
+    weights: Mapping[str, Tensor], needed: Shapes, optional: Shapes, source: str, advice: str, int8: bool
+) -> None:
+    """Every needed tensor is there in its shape, of real numbers, an optional one too where it is, and nothing else,
+    but constants that older files carry. `int8`: matrices may be stored so, beside their scales. `advice`: where names
+    do not fit."""
+    missing = [name for name in needed if name not in weights]
+    known = {*needed, *optional}
+    unexpected = [name for name in weights if name not in known and not name.endswith(CONSTANTS)]
     for found, names in (("misses", missing), ("has unexpected", unexpected)):
         if names:
-            raise UserError(f"{source} {found} weights: {listed(names)}; its config.json does not fit")
-    head = {name: (config.vocab_size, config.width) for name in optional if name in weights}
-    for name, shape in (shapes | head).items():
-        tensor = weights[name]
-        if tuple(tensor.shape) != shape:
-            raise UserError(f"{source}: expected {name} of shape {shape}, got {tuple(tensor.shape)}")
-        scaled = int8 and tensor.dtype == torch.int8 and len(shape) == 2
-        if tensor.layout != torch.strided or not (scaled or tensor.dtype in REALS or name == "lm_head.tokens"):
-            kinds = "float32, bfloat16 or float16" + ", or int8 for matrices" * int8
-            raise UserError(f"{source}: expected {name} in {kinds}, got {kind_of(tensor)}")
+            raise UserError(f"{source} {found} weights: {listed(names)}; {advice}")
+    there = {name: shape for name, shape in {**needed, **optional}.items() if name in weights}
+    for name, shape in there.items():
+        _check_tensor(name, weights[name], shape, source, int8)
     if int8:
-        check_scales(weights, [name for name in shapes if weights[name].dtype == torch.int8], source)
+        check_scales(weights, [name for name in there if weights[name].dtype == torch.int8], source)
+
+
+def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], source: str, int8: bool) -> None:
+    if tuple(tensor.shape) != shape:
+        raise UserError(f"{source}: expected {name} of shape {shape}, got {tuple(tensor.shape)}")
+    scaled = int8 and tensor.dtype == torch.int8 and len(shape) == 2
+    if tensor.layout != torch.strided or not (scaled or tensor.dtype in REALS or name == TOKENS):
+        kinds = "float32, bfloat16 or float16" + ", or int8 for matrices" * int8
+        raise UserError(f"{source}: expected {name} in {kinds}, got {kind_of(tensor)}")
 
 
 def check_scales(weights: Mapping[str, Tensor], matrices: Iterable[str], source: str) -> None:
