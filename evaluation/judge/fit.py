@@ -3,7 +3,7 @@
 What the files of a run cannot tell is not guessed: `LeftOut` says so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -84,6 +84,22 @@ def predicted_speedup(result: Result, measured: Pace) -> float:
     return simulated.tokens_per_second * measured.verify_seconds
 
 
+def predicted_over_baseline(result: Result, measured: Pace) -> float:
+    """The same over the baseline as it was measured, whose passes may take another time than the run's own."""
+    return predicted_speedup(result, measured) / (measured.verify_seconds * baseline_rate(result))
+
+
+def predicted_rate(result: Result, measured: Pace) -> Callable[[float], float] | None:
+    """Tokens per second by the window, at the measured acceptance rate and c; None where there is no closed form."""
+    if schedule(result) == DRAFT_THEN_VERIFY:
+        speedup = theory.draft_then_verify_speedup
+    elif result.without == NOTHING:
+        speedup = theory.pearl_speedup
+    else:
+        return None
+    return lambda size: speedup(measured.alpha, size, measured.c) / measured.verify_seconds
+
+
 @cache
 def decode_speedup(result: Result) -> stats.Speedup:
     """The measured speedup with prefill left out of both sides, which the theory does not know, and its interval."""
@@ -100,6 +116,23 @@ def decode_speedup(result: Result) -> stats.Speedup:
 def baseline_rate(result: Result) -> float:
     """Tokens per second of the baseline, prefill left out."""
     return float(result.pairs["decode_tokens_base"].sum() / result.pairs["decode_time_base"].sum())
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Tokens per second, prefill left out, with the interval of the speedup times the baseline's rate."""
+
+    tokens_per_second: float
+    low: float | None
+    high: float | None
+    baseline: float
+
+
+def decode_rate(result: Result) -> Rate:
+    """The run's speedup and the interval of that, times its own baseline's rate."""
+    speedup, base = decode_speedup(result), baseline_rate(result)
+    low, high = (None if end is None else end * base for end in (speedup.low, speedup.high))
+    return Rate(speedup.ratio * base, low, high, base)
 
 
 def advantage(alpha: float, c: float) -> float:

@@ -37,6 +37,9 @@ class RoundTimes:
     busy: dict[str, float]
     waits: dict[str, float]
 
+    def waiting_share(self, side: str) -> float:
+        return self.waits[side] / self.total
+
 
 def round_times(result: Result) -> RoundTimes:
     """On one device the two take turns: the target waits while the draft drafts. The draft waits all other time."""

@@ -126,14 +126,15 @@ def _waiting_bar(axes: Axes, spot: float, side: str, of_round: RoundTimes) -> di
     axes.barh(spot, total * 1e3, 0.34, color="white", edgecolor=FAINT)
     axes.barh(spot, busy * 1e3, 0.34, **WORK[work])
     axes.barh(spot, waits * 1e3, 0.34, left=busy * 1e3, linewidth=0.6, **WORK["wait"])
-    text = f"waits {waits / total:.0%}"
+    share = of_round.waiting_share(side)
+    text = f"waits {share:.0%}"
     axes.annotate(text, (total * 1e3, spot), (4, 0), textcoords="offset points", va="center", fontsize=7)
     return {
         "side": side,
         "round_seconds": total,
         "busy_seconds": busy,
         "waiting_seconds": waits,
-        "waiting_share": waits / total,
+        "waiting_share": share,
     }
 
 

@@ -5,7 +5,6 @@ Each function draws one figure, or raises `LeftOut` where the data do not allow 
 """
 
 import textwrap
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from matplotlib.axes import Axes
 from evaluation.judge.categories import OVERALL, SPEC_BENCH_ORDER
 from evaluation.judge.fit import BOTH, NOTHING, POST_VERIFY, PRE_VERIFY
 from evaluation.judge.groups import Group, LeftOut, Result, conditions
+from evaluation.judge.series import ablations
 from evaluation.judge.summary import Summary
 from evaluation.show.figures.style import (
     BLACK,
@@ -231,17 +231,18 @@ def radar(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
 
 def ablation_bars(groups: Sequence[Group], looks: Looks) -> Drawing:
     """Draw PEARL without its parts, from the folders of its ablations."""
-    sets = [found for group in groups for found in _ablations(group)]
-    if not sets:
+    shown = [ablation for group in groups for ablation in ablations(group)]
+    if not shown:
         raise LeftOut("needs runs of PEARL that differ in --without, on the same questions")
-    results = [result for _, _, members in sets for result in members]
+    results = [result for ablation in shown for result in ablation.results]
     figure = new_figure(
         "What the parts of PEARL bring", f"{INTERVALS}\n{conditions(results)}", 3.3, max(7.2, 0.8 + 0.85 * len(results))
     )
-    ratios = [len(members) + 0.5 for _, _, members in sets]
-    panels = figure.subplots(1, len(sets), sharey=True, squeeze=False, width_ratios=ratios)[0]
+    ratios = [len(ablation.results) + 0.5 for ablation in shown]
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False, width_ratios=ratios)[0]
     rows = []
-    for axes, (group, title, members) in zip(panels, sets, strict=True):
+    for axes, ablation in zip(panels, shown, strict=True):
+        members = ablation.results
         summaries = [result.overall for result in members if result.overall]
         spots, values = np.arange(len(members)), [s.speedup for s in summaries]
         for spot, result, value in zip(spots, members, values, strict=True):
@@ -251,27 +252,9 @@ def ablation_bars(groups: Sequence[Group], looks: Looks) -> Drawing:
         _label_bars(axes, spots, summaries)
         one_line(axes)
         axes.set_xticks(spots, [ABLATION[str(result.without)] for result in members])
-        axes.set(title="\n".join(textwrap.wrap(title, 12 * len(members))), xlim=(-0.6, len(members) - 0.4))
+        axes.set(title="\n".join(textwrap.wrap(ablation.label, 12 * len(members))), xlim=(-0.6, len(members) - 0.4))
         axes.grid(axis="x", visible=False)
-        rows += [_row(group, r, s) | {"without": r.without} for r, s in zip(members, summaries, strict=True)]
+        rows += [_row(ablation.group, r, s) | {"without": r.without} for r, s in zip(members, summaries, strict=True)]
     panels[0].set(ylabel="speedup", ylim=(0, None))
     about = "PEARL, and PEARL without pre-verify, post-verify or both, each over the baseline of its own launch."
     return Drawing("ablation", figure, pd.DataFrame(rows), about)
-
-
-def _ablations(group: Group) -> list[tuple[Group, str, list[Result]]]:
-    """Runs that differ in what they leave out only: at least two of them, the full method last. Of several that are
-    alike in this too, as where a sweep has the full method as well, the one with most of the others in its folder."""
-    alike: dict[str, list[Result]] = {}
-    for result in group.measured:
-        if result.without in ABLATION:
-            others = [f"{name} {value}" for name, value in result.options.items() if name != "without"]
-            alike.setdefault(", ".join([result.method, *others]), []).append(result)
-    found = [(f"{group.name}: {title}", _one_of_each(members)) for title, members in alike.items()]
-    return [(group, title, members) for title, members in found if len(members) > 1]
-
-
-def _one_of_each(results: Sequence[Result]) -> list[Result]:
-    together = Counter(result.folder for result in results)
-    chosen = {result.without: result for result in sorted(results, key=lambda r: together[r.folder])}
-    return [chosen[part] for part in ABLATION if part in chosen]

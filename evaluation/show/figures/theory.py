@@ -1,8 +1,8 @@
 """These figures set measurements beside the theory: speed against the window, predicted against measured speedup, and
 where PEARL beats draft-then-verify."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,18 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from evaluation.judge.fit import (
-    DRAFT_THEN_VERIFY,
-    NOTHING,
     Pace,
     advantage,
-    baseline_rate,
+    decode_rate,
     decode_speedup,
     pace,
-    predicted_speedup,
-    schedule,
-    window,
+    predicted_over_baseline,
+    predicted_rate,
 )
 from evaluation.judge.groups import Group, LeftOut, Result, conditions
+from evaluation.judge.series import Sweep, mean_baseline_rate, measured_paces, sweeps
 from evaluation.show.figures.speed import Looks, file_name
 from evaluation.show.figures.style import BLACK, GREY, Drawing, add_legend, halo, new_figure, whiskers
 from methods import theory
@@ -35,46 +33,16 @@ C_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 GRID = 90  # of the plane, a side
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep is a list of runs that differ in their window only; `points` are (window, run)."""
-
-    label: str
-    points: list[tuple[int, Result]]
-
-    @property
-    def results(self) -> list[Result]:
-        return [result for _, result in self.points]
-
-
-def _sweeps(group: Group) -> tuple[list[Sweep], list[str]]:
-    """The sweeps, and why some runs are in none."""
-    reasons = []
-    alike: dict[str, list[tuple[int, Result]]] = {}
-    for result in (r for r in group.measured if schedule(r)):
-        others = [f"{k} {v}" for k, v in result.options.items() if k != "gamma" and (k, v) != ("without", NOTHING)]
-        try:
-            size = window(result)
-        except LeftOut as reason:
-            reasons.append(str(reason))
-            continue
-        if size is not None:
-            alike.setdefault(", ".join([result.method, *others]), []).append((size, result))
-    found = [Sweep(label, sorted(points, key=lambda point: point[0])) for label, points in alike.items()]
-    return [sweep for sweep in found if len({size for size, _ in sweep.points}) > 1], reasons
-
-
 def window_sweep(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
     """Draw tokens per second against the window, with the theory's curve at the sweep's own alpha and c."""
-    sweeps, reasons = _sweeps(group)
-    if not sweeps:
+    shown, reasons = sweeps(group)
+    if not shown:
         raise LeftOut("needs runs of a method with two windows (--gamma) or more, on the same questions")
-    results = [result for sweep in sweeps for result in sweep.results]
-    figure = new_figure(f"Speed by window, {group.name}", f"{ASSUMES}\n{conditions(results)}", 4.1, 7.2, len(sweeps))
+    results = [result for sweep in shown for result in sweep.results]
+    figure = new_figure(f"Speed by window, {group.name}", f"{ASSUMES}\n{conditions(results)}", 4.1, 7.2, len(shown))
     axes = figure.subplots()
-    rows = [row for place, sweep in enumerate(sweeps) for row in _draw_sweep(axes, place, sweep, looks)]
-    base = float(np.mean([row["baseline"] for row in rows if row["kind"] == "measured"]))
-    axes.axhline(base, color=BLACK, linewidth=1, linestyle=(0, (4, 2)), label="baseline")
+    rows = [row for place, sweep in enumerate(shown) for row in _draw_sweep(axes, place, sweep, looks)]
+    axes.axhline(mean_baseline_rate(results), color=BLACK, linewidth=1, linestyle=(0, (4, 2)), label="baseline")
     axes.set(xlabel="window (gamma), tokens drafted per round", ylabel="tokens per second, decoding", ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     add_legend(figure, _by_column(axes), 3)
@@ -88,17 +56,16 @@ def window_sweep(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing
 def _draw_sweep(axes: Axes, place: int, sweep: Sweep, looks: Looks) -> Iterator[dict[str, Any]]:
     """The sweep's points, curve and c; yields their numbers."""
     look, measured = looks[sweep.results[0].method], pace(sweep.results)
-    bases = [baseline_rate(result) for result in sweep.results]
     about = {"run": sweep.label, "alpha": measured.alpha, "c": measured.c}
     sizes = [size for size, _ in sweep.points]
-    rows = [_point(size, result, base) for (size, result), base in zip(sweep.points, bases, strict=True)]
+    rows = [{"kind": "measured", "window": size} | asdict(decode_rate(result)) for size, result in sweep.points]
     rates, low, high = (np.array([row[key] for row in rows], float) for key in ("tokens_per_second", "low", "high"))
     whiskers(axes, sizes, rates, yerr=[rates - low, high - rates])
     axes.plot(sizes, rates, look.marker, color=look.color, zorder=5, label=sweep.label)
     yield from (about | row for row in rows)
-    if formula := _closed_form(sweep.results[0]):
+    if rate_by_window := predicted_rate(sweep.results[0], measured):
         curve = np.linspace(1, max(*sizes, measured.c) * 1.08, CURVE_POINTS)
-        predicted = [formula(measured.alpha, size, measured.c) / measured.verify_seconds for size in curve]
+        predicted = [rate_by_window(size) for size in curve]
         label = f"theory: alpha {measured.alpha:.2f}, c {measured.c:.1f}"
         axes.plot(curve, predicted, look.line, color=look.color, label=label, alpha=0.85)
         for size, rate in zip(curve, predicted, strict=True):
@@ -109,45 +76,19 @@ def _draw_sweep(axes: Axes, place: int, sweep: Sweep, looks: Looks) -> Iterator[
     axes.annotate(f"c = {measured.c:.1f}", spot, (3, 0), xycoords=("data", "axes fraction"), **style)
 
 
-def _point(size: int, result: Result, base: float) -> dict[str, Any]:
-    """A run's tokens per second: its speedup and the interval of that, times its own baseline's rate."""
-    speedup = decode_speedup(result)
-    low, high = (None if end is None else end * base for end in (speedup.low, speedup.high))
-    rate = speedup.ratio * base
-    return {"kind": "measured", "window": size, "tokens_per_second": rate, "low": low, "high": high, "baseline": base}
-
-
 def _by_column(axes: Axes) -> list[Any]:
     """The legend's entries, which fill it by column: the runs, their theory, the baseline."""
     entries = axes.get_legend_handles_labels()[0]
     return sorted(entries[:-1], key=lambda entry: str(entry.get_label()).startswith("theory")) + entries[-1:]
 
 
-def _closed_form(result: Result) -> Callable[[float, float, float], float] | None:
-    """Speedup by alpha, window and c."""
-    if schedule(result) == DRAFT_THEN_VERIFY:
-        return theory.draft_then_verify_speedup
-    return theory.pearl_speedup if result.without == NOTHING else None
-
-
-def _measured_paces(groups: Sequence[Group]) -> tuple[dict[Result, Pace], list[str]]:
-    """The pace of every run that the theory covers, and why others have none."""
-    paces, reasons = {}, []
-    for result in (r for group in groups for r in group.measured if schedule(r)):
-        try:
-            paces[result] = pace([result])
-        except LeftOut as reason:
-            reasons.append(str(reason))
-    return paces, reasons
-
-
 def prediction(groups: Sequence[Group], looks: Looks) -> Drawing:
     """Draw the theory's speedup against the measured one."""
-    paces, reasons = _measured_paces(groups)
+    paces, reasons = measured_paces(groups)
     if not paces:
         raise LeftOut("; ".join(reasons) or "needs a run whose draft is a model, with its baseline")
     measured = {result: decode_speedup(result) for result in paces}
-    predicted = {r: predicted_speedup(r, p) / (p.verify_seconds * baseline_rate(r)) for r, p in paces.items()}
+    predicted = {result: predicted_over_baseline(result, its_pace) for result, its_pace in paces.items()}
     figure = new_figure(
         "Speedup, predicted and measured", f"{ASSUMES}\n{conditions(paces)}", 5.4, 5.2, _legend_rows(paces)
     )
@@ -206,7 +147,7 @@ def _name_points(figure: Figure, axes: Axes, looks: Looks, results: Sequence[Res
 
 def plane(groups: Sequence[Group], looks: Looks) -> Drawing:
     """Draw PEARL against draft-then-verify for every alpha and c, and where the measured runs lie."""
-    paces, reasons = _measured_paces(groups)
+    paces, reasons = measured_paces(groups)
     if not paces:
         raise LeftOut("; ".join(reasons) or "needs a run whose draft is a model, with its baseline")
     figure = new_figure(
