@@ -261,12 +261,12 @@ def _run_labels(results: list[Result]) -> dict[Result, str]:
 
 def conditions(results: Iterable[Result]) -> str:
     """Under which conditions the runs were made, in one line; where they differ, all that occur."""
-    columns = zip(*(_conditions(result) for result in results), strict=True)
+    columns = zip(*(_condition_words(result) for result in results), strict=True)
     words = [" / ".join(dict.fromkeys(filter(None, column))) for column in columns]
     return " · ".join(word for word in words if word not in ("", "1 rank", "1 replica"))
 
 
-def _conditions(result: Result) -> list[str]:
+def _condition_words(result: Result) -> list[str]:
     h = result.header
     questions = result.overall.questions if result.overall else len(result.run.finished)
     devices = " + ".join(h.devices or ["device unknown"]) + f" ({_machine(result)})"

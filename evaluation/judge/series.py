@@ -8,7 +8,7 @@ from statistics import fmean
 from evaluation.judge.fit import BOTH, NOTHING, POST_VERIFY, PRE_VERIFY, Pace, baseline_rate, pace, schedule, window
 from evaluation.judge.groups import Group, LeftOut, Result
 
-PARTS = (BOTH, POST_VERIFY, PRE_VERIFY, NOTHING)  # what the runs of an ablation are without, the whole method last
+ABLATED = (BOTH, POST_VERIFY, PRE_VERIFY, NOTHING)  # what the runs of an ablation are without, the whole method last
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def mean_baseline_rate(results: Iterable[Result]) -> float:
 
 @dataclass(frozen=True)
 class Ablation:
-    """Runs that differ in what they leave out of PEARL only, in the order of `PARTS`."""
+    """Runs that differ in what they leave out of PEARL only, in the order of `ABLATED`."""
 
     group: Group
     label: str
@@ -58,7 +58,7 @@ def ablations(group: Group) -> list[Ablation]:
     it takes the one with most of the others in its folder."""
     alike: dict[str, list[Result]] = {}
     for result in group.measured:
-        if result.without in PARTS:
+        if result.without in ABLATED:
             alike.setdefault(_without_option(result, "without"), []).append(result)
     found = [Ablation(group, f"{group.name}: {label}", _one_of_each(results)) for label, results in alike.items()]
     return [ablation for ablation in found if len(ablation.results) > 1]
@@ -73,7 +73,7 @@ def _without_option(result: Result, left_out: str) -> str:
 def _one_of_each(results: Sequence[Result]) -> list[Result]:
     together = Counter(result.folder for result in results)
     chosen = {result.without: result for result in sorted(results, key=lambda r: together[r.folder])}
-    return [chosen[part] for part in PARTS if part in chosen]
+    return [chosen[part] for part in ABLATED if part in chosen]
 
 
 def measured_paces(groups: Sequence[Group]) -> tuple[dict[Result, Pace], list[str]]:

@@ -102,7 +102,7 @@ def _summary(comparison: PairedRuns, group: str, pairs: "pd.DataFrame", count: C
         pair=method.header.pair if method.header else None,
         benchmark=method.header.benchmark if method.header else None,
         group=group,
-        conditions=_conditions(base.header or method.header),
+        conditions=_title_words(base.header or method.header),
         questions=result.questions,
         tokens_per_second=float(pairs["tokens"].sum() / pairs["time"].sum()),
         baseline_tokens_per_second=float(pairs["tokens_base"].sum() / pairs["time_base"].sum()),
@@ -133,7 +133,7 @@ def _summary(comparison: PairedRuns, group: str, pairs: "pd.DataFrame", count: C
     )
 
 
-def _conditions(header: RunHeader | None) -> str:
+def _title_words(header: RunHeader | None) -> str:
     """What was run, in words for a title, threads as the baseline had them; says so where it is not known."""
     if header is None:
         return "conditions unknown: no run header"

@@ -14,7 +14,7 @@ from evaluation.judge.groups import read_groups
 from evaluation.judge.stats import Ratio
 from evaluation.show.tables import print_tables, terminal
 
-LEGEND = """\
+CHANGE_EXPLAINED = """\
 change: the speedup of now over that of before, on the same questions; its interval: over these
 inside: the speedup of now lies in the interval of before
 What differs between two launches as wholes, such as the load of the machine, is in neither interval."""
@@ -50,7 +50,7 @@ def compare_folders(now: Path, before: Path, as_json: bool) -> int:
     console = terminal()
     print_tables(console, _table(pairings))
     console.print(headline(pairings), soft_wrap=True)
-    console.print(LEGEND, style="dim", soft_wrap=True)
+    console.print(CHANGE_EXPLAINED, style="dim", soft_wrap=True)
     for told in dict.fromkeys(told for pairing in pairings for told in pairing.differences):
         console.print(Text(f"note: other conditions: {told}", style="yellow"), soft_wrap=True)
     summaries = [summary for pairing in pairings for summary in (pairing.now, pairing.before)]

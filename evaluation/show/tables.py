@@ -141,13 +141,13 @@ def _positions(summary: Summary) -> str | None:
     return " ".join(f"{rate:.0%}"[:-1] for rate in rates[:POSITIONS_SHOWN]) if rates else None
 
 
-LEGEND = """\
+COLUMNS_EXPLAINED = """\
 speedup: tokens per second over the baseline's, prefill included; interval: over questions, by the jackknife
 floor: tokens per second at one reading of the target's weights per token; MAT: tokens per target pass
 draft+verify, wait: mean per target pass (on two ranks at the same time); run length: accepted drafts per rejection
 nodes: rows that a pass scores; accepted at n: of the n-th drafts behind n - 1 accepted ones
 in loops: tokens in a repetition that their answer ends in, which is easy to draft"""
-SPEC_BENCH_LEGEND = """
+SPEC_BENCH_EXPLAINED = """
 Spec-Bench speedup: as its own script computes it, in brackets how far from ours: the mean over lines of their rates, of
 each line its first choice, failed turns and lines without a partner included"""
 
@@ -156,7 +156,7 @@ def show(summaries: Sequence[Summary], spec_bench: bool, recorded: bool) -> None
     """Print the tables and the notes. `spec_bench`: with its own figure, of tokens `recorded` or counted anew."""
     console = terminal()
     print_tables(console, table(summaries, spec_bench), details(summaries))
-    console.print(LEGEND + SPEC_BENCH_LEGEND * spec_bench, style="dim", soft_wrap=True)
+    console.print(COLUMNS_EXPLAINED + SPEC_BENCH_EXPLAINED * spec_bench, style="dim", soft_wrap=True)
     notes = summaries[-1].notes + (spec_bench_notes(summaries, recorded) if spec_bench else [])
     for note in notes:
         console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)

@@ -11,7 +11,7 @@ from evaluation.answers.files import answers_of
 from evaluation.answers.kinds import QuestionId
 from evaluation.answers.run import Run
 from evaluation.launch.config import RunConfig
-from evaluation.show.tables import LEGEND, details, print_tables, table, terminal
+from evaluation.show.tables import COLUMNS_EXPLAINED, details, print_tables, table, terminal
 from methods import BASELINE, get_method
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def print_speed(runs: dict[str, Run], ids: Collection[QuestionId], output: Conso
     others = [run for name, run in runs.items() if name != BASELINE]
     rows = [summarize(run, runs[BASELINE], ids) for run in others or [runs[BASELINE]]]
     print_tables(output, table(rows), details(rows))
-    output.print(LEGEND)
+    output.print(COLUMNS_EXPLAINED)
     for note in dict.fromkeys(note for row in rows for note in row.notes):
         output.print(f"note: {note}", style="yellow", soft_wrap=True)
     return rows

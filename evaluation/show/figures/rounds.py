@@ -28,8 +28,8 @@ WORK: Mapping[str, dict[str, Any]] = {
     "draft": {"facecolor": ORANGE, "edgecolor": "white", "hatch": "////"},
     "wait": {"facecolor": "white", "edgecolor": GREY, "hatch": ".."},
 }
-LEGEND = [Patch(label=name, **look) for name, look in (("verifies", WORK["verify"]), ("drafts", WORK["draft"]))]
-LEGEND += [Patch(label="waits", **WORK["wait"])]
+WORK_HANDLES = [Patch(label=name, **look) for name, look in (("verifies", WORK["verify"]), ("drafts", WORK["draft"]))]
+WORK_HANDLES += [Patch(label="waits", **WORK["wait"])]
 
 
 def acceptance(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
@@ -111,7 +111,7 @@ def waiting(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
     axes.set(xlabel="mean time of a round, ms", ylim=(len(results) - 0.45, -0.55))
     axes.set_xlim(0, max(of_round.total for of_round in times.values()) * 1e3 * 1.12)
     axes.grid(axis="y", visible=False)
-    add_legend(figure, LEGEND, 3)
+    add_legend(figure, WORK_HANDLES, 3)
     about = (
         "The mean round of each method: what the target's and the draft's side do, and how long each waits for the "
         "other. On one device the two take turns. What is blank is neither: messages, bookkeeping."
@@ -162,7 +162,7 @@ def timeline(trace: Trace, groups: Sequence[Group], looks: Looks) -> Drawing:
         rows += [{"run": labels[result]} | row for row in _draw_rounds(axes, its_rounds, labels[result], one_device)]
     panels[-1].set_xlabel("time since the first round began, ms")
     dropped = Patch(label="drafts, and it is dropped", **DROPPED)
-    add_legend(figure, [*LEGEND[:2], dropped, LEGEND[2]], 4)
+    add_legend(figure, [*WORK_HANDLES[:2], dropped, WORK_HANDLES[2]], 4)
     about = (
         f"The first {TIMELINE_ROUNDS} rounds of one answer, on one scale of time; +n are the tokens that each target "
         "pass decided. Drafts beside a pass that rejects are dropped."

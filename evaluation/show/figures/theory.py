@@ -22,13 +22,12 @@ from evaluation.judge.fit import (
 )
 from evaluation.judge.groups import Group, LeftOut, Result, conditions
 from evaluation.judge.series import Sweep, mean_baseline_rate, measured_paces, sweeps
-from evaluation.show.figures.speed import Looks, file_name
+from evaluation.show.figures.speed import LEGEND_COLUMNS, Looks, file_name
 from evaluation.show.figures.style import BLACK, GREY, Drawing, add_legend, halo, new_figure, whiskers
 from methods import theory
 
 ASSUMES = "Theory: every draft token is accepted with the same chance; draft tokens and passes take their mean time."
 CURVE_POINTS = 200
-LEGEND_COLUMNS = 5
 C_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 GRID = 90  # of the plane, a side
 
