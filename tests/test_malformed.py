@@ -18,7 +18,7 @@ from evaluation.answers.header import read_header
 from evaluation.answers.record import read_answers
 from evaluation.answers.writer import AnswerFile
 from evaluation.equal import main as equal
-from evaluation.launch.parts import _read_part
+from evaluation.launch.parts import read_part
 from evaluation.plot import main as plot
 from evaluation.report import main as report
 from evaluation.speed import main as speed
@@ -333,7 +333,7 @@ def test_a_part_whose_first_answer_is_torn_is_an_empty_part_and_a_broken_one_is_
     write(path, [answer(81)])
     whole = path.read_bytes()
     path.write_bytes(whole[:50])
-    assert _read_part(path) == ([], [])
+    assert read_part(path, header("pld")) == ([], header("pld"))
     path.write_bytes(whole.replace(b'"turns": [', b'"turns": [1, ') + whole)
     with pytest.raises(UserError, match=r"line 1: choices\[0\].turns\[0\]: expected a text, got 1"):
-        _read_part(path)
+        read_part(path, header("pld"))

@@ -94,7 +94,7 @@ def test_replicas_share_the_questions_and_one_trace(folder: Path, tmp_path: Path
     assert "pearl: 4/4 identical" in done.stdout
     header = read_header(answers(tmp_path, "pearl"))
     assert header is not None and header["replicas"] == 2
-    assert header["options"]["gamma"] == "auto"
+    assert header["options"]["gamma"] == "auto" and header["settled"]["gamma"]
     assert not (answers(tmp_path, "pearl").parent / "parts").exists()
     processes, threads = names_of(trace, "process_name"), names_of(trace, "thread_name")
     named = {f"{processes[place]}, {method}" for place, method in threads.items()}

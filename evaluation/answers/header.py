@@ -75,6 +75,7 @@ class Failure(TypedDict):
     error: str
 
 
+Settled = Mapping[str, int | list[int]]
 WORK, OUTPUT, TASK = Role.WORK, Role.WORK | Role.OUTPUT, Role.TASK
 
 
@@ -98,7 +99,7 @@ class RunHeader:
     drafter: Annotated[Line | None, Role.OWN | Role.NULLABLE] = None
     shape: Annotated[Literal["chain", "tree"] | None, Role.OWN | Role.NULLABLE] = None
     taps: Annotated[list[int] | None, Role.OWN | Role.FOUND | Role.TOLD | Role.NULLABLE] = None
-    settled: Annotated[dict[Line, Positive] | None, Role.OWN | Role.FOUND | Role.TOLD] = None
+    settled: Annotated[dict[Line, Positive | list[Positive]] | None, Role.OWN | Role.FOUND | Role.TOLD] = None
     ranks: Annotated[Positive | None, Role.OWN] = None
     lossless: Annotated[bool | None, Role.OWN] = None
     methods: Annotated[list[Line] | None, Role.LAUNCH] = None
@@ -202,6 +203,19 @@ NULLABLE = frozenset(name for name in KEYS if ROLES[name] & Role.NULLABLE)
 def of_role(role: Role) -> list[str]:
     """The keys that have the role, or one of several."""
     return [name for name in KEYS if ROLES[name] & role]
+
+
+def settled_together(one: Settled | None, other: Settled | None) -> Settled | None:
+    """What runs have settled on whose answers are in one file: of each key one value, or all that occur."""
+    if one is None or other is None:
+        return one or other
+    keys = dict.fromkeys([*one, *other])
+    found = {key: sorted({*_listed(one.get(key)), *_listed(other.get(key))}) for key in keys}
+    return {key: values[0] if len(values) == 1 else values for key, values in found.items()}
+
+
+def _listed(value: int | list[int] | None) -> list[int]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def what_it_is(spec: MethodSpec, options: Mapping[str, object]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from evaluation.answers.files import compressed, header_path, read_file, told
-from evaluation.answers.header import Failure, RunHeader, read_header, write_header
+from evaluation.answers.header import Failure, RunHeader, Settled, read_header, settled_together, write_header
 from evaluation.answers.kinds import QuestionId
 from evaluation.answers.record import Answer, parse_answers
 from methods.errors import UserError
@@ -82,6 +82,23 @@ class AnswerFile:
         """Put something that was found out during the run into the header."""
         self.header = replace(self.header, **{key: value})
         write_header(self.path, self.header)
+
+    def settle(self, settled: Settled) -> None:
+        """Note what the method has chosen by itself, beside what it had chosen for the answers that are here."""
+        before = self.header.settled if self.done else None
+        self.note("settled", settled_together(before, settled))
+
+    def take_over(self, answers: list[Answer], header: RunHeader) -> None:
+        """Add the answers of another file, and what was found out and what has failed while they were made."""
+        if header.taps:
+            self.note("taps", header.taps)
+        if answers and header.settled:
+            self.settle(header.settled)
+        for answer in answers:
+            if answer.question_id not in self.done:
+                self.append(answer)
+        for failure in header.failures:
+            self.fail(failure["question_id"], failure["error"])
 
     def fail(self, question_id: QuestionId, error: str) -> None:
         """Record in the header that a question could not be answered; it is tried again when the run is continued."""

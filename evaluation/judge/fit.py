@@ -49,6 +49,8 @@ def window(result: Result) -> int | None:
         gamma = (result.header.settled or {}).get("gamma", gamma)
     if gamma == "auto":
         raise LeftOut(f"the header of {result.method} does not say on which window it has settled")
+    if isinstance(gamma, list):
+        raise LeftOut(f"the parts of {result.method} have settled on different windows: {', '.join(map(str, gamma))}")
     return None if gamma == "free" else int(gamma)
 
 

@@ -150,7 +150,7 @@ def measure(session: "Session", store: "Store", questions: "list[Question]", con
     with progress(console, len(questions)) as shown:
         session.warm_up()
         for name, settled in session.settled().items():
-            store.files[name].note("settled", settled)
+            store.files[name].settle(settled)
             console.print(f"{name} has chosen {', '.join(f'{key} {value}' for key, value in settled.items())}")
         for index, question in enumerate(questions):
             for name, choices in answer_question(session, store, question, index, shown.tick).items():

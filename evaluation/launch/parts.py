@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from evaluation.answers.files import answers_of, header_path, read_file
-from evaluation.answers.header import Failure, RunHeader, read_header
+from evaluation.answers.header import RunHeader
 from evaluation.answers.kinds import QuestionId
 from evaluation.answers.record import Answer, parse_answers
 from evaluation.answers.writer import AnswerFile
@@ -61,10 +61,10 @@ class Store:
     def _merge(self) -> None:
         """Rank 0 takes over all parts, wherever they lie; then their replicas remove them."""
         parts = {name: self._part(name) for name in self.headers if self.ranks.leads and self._part(name).exists()}
-        found = [(name, *_read_part(path)) for name, path in parts.items()]
-        for name, answers, failures in gather(self.ranks, found):
+        found = [(name, *read_part(path, self.headers[name])) for name, path in parts.items()]
+        for name, answers, header in gather(self.ranks, found):
             if self.ranks.rank == 0:
-                _take_over(self._main[name], answers, failures)
+                self._main[name].take_over(answers, header)
         gather(self.ranks, [None])  # nobody removes a part before it is written
         for path in parts.values():
             path.unlink()
@@ -77,16 +77,9 @@ class Store:
         return Counter({name: len(file.failures) for name, file in self._main.items() if file.failures})
 
 
-def _read_part(path: Path) -> tuple[list[Answer], list[Failure]]:
-    """The answers and failures in a replica's part; one that died in its first answer left none."""
-    answers, _ = parse_answers(path, read_file(path))
-    header = read_header(path)
-    return list(answers.values()), header.failures if header else []
-
-
-def _take_over(file: AnswerFile, answers: list[Answer], failures: list[Failure]) -> None:
-    for answer in answers:
-        if answer.question_id not in file.done:
-            file.append(answer)
-    for failure in failures:
-        file.fail(failure["question_id"], failure["error"])
+def read_part(path: Path, header: RunHeader) -> tuple[list[Answer], RunHeader]:
+    """The answers in a replica's part, and its header. Raises UserError where it was made under other conditions, by a
+    launch that was interrupted."""
+    with AnswerFile.open(path, header) as part:
+        answers, _ = parse_answers(path, read_file(path))
+        return list(answers.values()), part.header
