@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from evaluation.launch import hub
 from evaluation.launch.benchmarks import load_questions
 from evaluation.launch.config import RunConfig, all_options, parse
-from evaluation.launch.measure import check
+from evaluation.launch.measure import check, describe
 from methods import METHODS
 from methods.errors import UserError, command_line, nearest
 from methods.pairs import get_pair, own_pair
@@ -208,3 +208,17 @@ def test_an_error_is_a_json_document_too(monkeypatch: pytest.MonkeyPatch, capsys
             command_line(main)
         assert end.value.code == 2
         assert capsys.readouterr() == (expected, "error: expected this or that\n")
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ([], ", greedy, seed 0"),
+        (["--top-k", "5", "--top-p", "0.5"], ", greedy, seed 0"),
+        (["--temperature", "1"], ", temperature 1, seed 0"),
+        (["--temperature", "0.8", "--top-p", "0.9"], ", temperature 0.8, top-p 0.9, seed 0"),
+        (["--temperature", "1", "--top-k", "20"], ", temperature 1, top-k 20, seed 0"),
+    ],
+)
+def test_a_run_tells_what_of_sampling_is_in_force(typed: list[str], told: str) -> None:
+    assert told in describe(parse(["pld", PAIR, *typed]), 4)

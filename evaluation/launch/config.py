@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.answers.files import answers_of, header_path
+from evaluation.answers.header import SamplingKeys
 from evaluation.launch import arguments
 from evaluation.launch.benchmarks import known_benchmarks
 from methods import BASELINE, METHODS, VARIANT, MethodSpec, get_method
@@ -73,6 +74,11 @@ class RunConfig:
     def draft_of(self, spec: MethodSpec) -> str | None:
         """Return the draft of a method: its variant's own, else the pair's."""
         return spec.draft or self.pair.drafts.get(spec.weights)
+
+    @property
+    def sampling(self) -> SamplingKeys:
+        """How tokens are drawn, as headers say it."""
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
 
     @property
     def ranks(self) -> int:

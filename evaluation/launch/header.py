@@ -26,7 +26,7 @@ def _header(session: Session, spec: MethodSpec, found: dict[str, Any]) -> RunHea
         pair=c.pair.name,
         benchmark=session.benchmark.name,
         dtype=c.dtype,
-        sampling={"temperature": c.temperature, "top_k": c.top_k, "top_p": c.top_p},
+        sampling=c.sampling,
         max_new_tokens=c.max_new_tokens,
         options=c.options_of(spec),
         **what_it_is(spec, c.options_of(spec)),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from evaluation.judge.wording import sampling_words
 from evaluation.launch.config import RunConfig
 from evaluation.launch.hub import is_hub_id, look_for_model
 from evaluation.launch.processes import launch, launched, run_rank
@@ -120,7 +121,6 @@ def answer(session: "Session", console: Console) -> Counter[str]:
 def describe(config: RunConfig, questions: int) -> str:
     """Say in a paragraph what will be measured, defaults included."""
     c = config
-    chosen = f"temperature {c.temperature:g}, top-k {c.top_k}, top-p {c.top_p:g}" if c.temperature else "greedy"
     options = [
         f"{spec.name} {name} {value}"
         for spec in c.specs
@@ -135,7 +135,7 @@ def describe(config: RunConfig, questions: int) -> str:
         f"{', '.join(c.methods)} on {c.pair.name}",
         f"target {c.pair.target}" + "".join(f", draft {d} for {', '.join(by)}" for d, by in drafters.items()),
         f"{c.benchmark}: {questions} questions, at most {c.max_new_tokens} new tokens, prompt form {c.template}",
-        f"{c.dtype}, {chosen}, seed {c.seed}" + "".join(f", {option}" for option in options),
+        f"{c.dtype}, {sampling_words(c.sampling)}, seed {c.seed}" + "".join(f", {option}" for option in options),
         f"answers in {c.folder}",
     ]
     return "\n".join(lines)

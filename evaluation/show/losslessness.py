@@ -29,7 +29,7 @@ def document(config: RunConfig, checks: "list[Check]") -> dict[str, Any]:
         "draft": config.draft_of(config.specs[-1]),
         "dtype": config.dtype,
         "benchmark": config.benchmark,
-        "sampling": {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p},
+        "sampling": config.sampling,
         "seed": config.seed,
         **environment(),
     }
