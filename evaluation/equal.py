@@ -5,7 +5,6 @@ Spec-Bench's equal.py as well. `evaluation/run.py` calls `compare` after every r
 give what the target gives alone.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -18,11 +17,11 @@ from evaluation.answers.files import any_path
 from evaluation.answers.run import Run
 from evaluation.judge.equality import compare, document
 from evaluation.show.equality import FIRST, report
-from methods.errors import command_line
+from methods.errors import CommandParser, UserError, command_line
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="Whether two answer files hold the same output. Exit status: 0 equal, 1 not, 2 unusable input.",
         usage="%(prog)s [--all | --json] A B | --file-path DIR --jsonfile1 A --jsonfile2 B",
     )
@@ -35,7 +34,7 @@ def main() -> int:
     options = parser.parse_args()
     files = options.files + [name for name in (options.jsonfile1, options.jsonfile2) if name]
     if len(files) != 2:
-        parser.error(f"expected two answer files, got {len(files)}")
+        raise UserError(f"expected two answer files, got {len(files)}; see --help")
     one, other = (Run.read(options.file_path / name) for name in files)
     comparison = compare(one, other)
     if options.json:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.launch.arguments import count
+from evaluation.launch.arguments import count, number
 from evaluation.launch.config import add_conditions
 from evaluation.launch.measure import check, spoken
 from evaluation.proof.configuration import provable
 from evaluation.show.losslessness import document, show
-from methods.errors import command_line
+from methods.errors import CommandParser, command_line
 
 # What `run.py` can be told beyond this command's options.
 FIXED = {"repeats": 1, "replicas": 1, "trace": None, "alone": True, "output": None}
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="lossless.py",
         usage="%(prog)s METHOD PAIR [options]   (%(prog)s METHOD --target MODEL [--draft MODEL] [options])",
         description="Whether a method's output is the target's own. Unless told otherwise, on 10 questions of "
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    value = number(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text}")
     return value

@@ -4,7 +4,6 @@ Draws what the runs below the folders allow, each figure as PNG, SVG and the num
 what it leaves out and why. `report.py` draws the same figures.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -15,13 +14,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.answers.files import any_path
 from evaluation.show.figures.draw import draw
-from methods.errors import command_line
+from methods.errors import CommandParser, command_line
 
 FOLDER = "figures"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Figures of the runs below some results folders.")
+    parser = CommandParser(description="Figures of the runs below some results folders.")
     parser.add_argument(
         "folders", nargs="+", metavar="FOLDER", type=any_path, help="results folder, as --output of a run"
     )

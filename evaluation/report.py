@@ -6,7 +6,6 @@ speedups with their intervals, equality, conditions, failures, definitions, and 
 status is 1 if a condition of --fail-on holds.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,13 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.answers.files import any_path
 from evaluation.show.write import FIGURES, WRITTEN_BY, check_output, write_report
-from methods.errors import command_line
+from methods.errors import CommandParser, command_line
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Report of the runs below a results folder. Exit status 1 if it fails."
-    )
+    parser = CommandParser(description="Report of the runs below a results folder. Exit status 1 if it fails.")
     parser.add_argument("folder", metavar="FOLDER", type=any_path, help="results folder, as --output of a run")
     parser.add_argument("--output", metavar="DIR", type=any_path, help="where to (default: the folder itself)")
     parser.add_argument(

@@ -19,11 +19,11 @@ from evaluation.answers.run import Run
 from evaluation.judge.spec_bench import read_counter
 from evaluation.judge.summary import summarize, summarize_by_category
 from evaluation.show.tables import show
-from methods.errors import UserError, command_line
+from methods.errors import CommandParser, UserError, command_line
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="How much faster a method is than its baseline, with an interval.")
+    parser = CommandParser(description="How much faster a method is than its baseline, with an interval.")
     parser.add_argument(
         "--file-path", required=True, metavar="F", type=any_path, help="the method's answers, or a results folder"
     )

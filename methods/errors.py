@@ -1,11 +1,13 @@
 """User errors: one clear sentence and exit status 2, the same way in every command."""
 
+import argparse
 import difflib
 import json
 import os
 import reprlib
 import sys
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 ALIKE = 0.65  # of two names, by difflib's ratio: 'slp' and 'sps' (0.67) are, 'eagle' and 'pearl' (0.6) are not
 SHOWN = 80  # characters of a wrong value; twice as many of another library's message
@@ -28,6 +30,14 @@ class RunError(_Told):
 
 class PeerError(RunError):
     """Another rank is gone or hangs, as this one sees it. Who knows of the cause tells that instead."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Its errors are a user's mistakes as any other: told by `command_line`, with --json as a document too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        raise UserError(f"{message}; see --help")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -59,8 +69,14 @@ def one_line(error: BaseException) -> str:
 def tell_error(sentence: str) -> None:
     """Print why a command ends: on stderr, with --json also as the document on stdout, there by one rank only."""
     print(f"error: {sentence}", file=sys.stderr)
-    if "--json" in sys.argv and os.environ.get("RANK", "0") == "0":
+    if _wants_json(sys.argv[1:]) and os.environ.get("RANK", "0") == "0":
         print(json.dumps({"error": sentence}))
+
+
+def _wants_json(typed: Iterable[str]) -> bool:
+    """Also where the option is abbreviated, as argparse lets it be."""
+    options = [word.partition("=")[0] for word in typed]
+    return any("--json".startswith(option) and len(option) > len("--") for option in options)
 
 
 def command_line(main: Callable[[], int]) -> None:

@@ -9,7 +9,6 @@ Everything is interleaved in one run and given as medians, since absolute times 
 - what a draft token costs at each exit of the pair's draft, against its own floor, and c: target pass / draft token.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Callable
@@ -35,7 +34,7 @@ from methods.engine.sampling import Sampling
 from methods.engine.trained_draft import is_trained_draft
 from methods.engine.tree import TokenTree
 from methods.engine.verify import verify
-from methods.errors import command_line
+from methods.errors import CommandParser, command_line
 from methods.models import Models
 from methods.pairs import Pair, get_pair
 from methods.target import Outcome
@@ -194,7 +193,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="How fast the engine is here, against Transformers and the floor.")
+    parser = CommandParser(description="How fast the engine is here, against Transformers and the floor.")
     parser.add_argument("pair", nargs="?", default="smollm2-135m")
     parser.add_argument("--threads", default="2")
     parser.add_argument("--dtype", default="bfloat16")

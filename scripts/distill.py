@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from methods.errors import UserError, command_line
+from methods.errors import CommandParser, UserError, command_line
 
 if TYPE_CHECKING:
     from evaluation.launch.prompts import Prompter
@@ -182,7 +182,7 @@ def batches(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="smollm2-135m", help="pair, model folder, GGUF file or hub id")
     parser.add_argument("--template", help="prompt form: chat, raw or fschat:NAME (default: the pair's, else chat)")
     parser.add_argument("--prompts", type=Path, nargs="+", required=True)

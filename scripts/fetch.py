@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.launch.benchmarks import Source, sources
-from methods.errors import UserError, command_line, nearest
+from methods.errors import CommandParser, UserError, command_line, nearest
 
 TIMEOUT = 30  # seconds without an answer
 INSTEAD = "try again where there is a network, or read a copy of your own with --questions FILE"
@@ -66,7 +66,7 @@ def fetch(source: Source) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmarks", nargs="+", metavar="BENCHMARK", help=", ".join(sources()))
     names = parser.parse_args().benchmarks
     for name in names:

@@ -4,7 +4,6 @@ A round lasts from one target pass to the next. What either rank's work does not
 sides, Python. Medians per round in milliseconds; the lost share is over all rounds.
 """
 
-import argparse
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluation.answers.trace import TracedSpan, read_trace
-from methods.errors import command_line
+from methods.errors import CommandParser, command_line
 
 
 class RoundSeconds(NamedTuple):
@@ -55,7 +54,7 @@ def _covered(intervals: list[tuple[float, float]]) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Where the time of a round goes.")
+    parser = CommandParser(description="Where the time of a round goes.")
     parser.add_argument("trace", help="what a run with --trace wrote")
     answers = read_trace(parser.parse_args().trace).answers
     table = Table("method", "rounds", "round ms", "draft ms", "verify ms", "wait ms", "lost")

@@ -16,12 +16,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from methods.errors import UserError, command_line
+from methods.errors import CommandParser, UserError, command_line
 from methods.training.recipe import CHOICES, HELP, Recipe, read_recipe
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument(
         "--export", type=Path, metavar="DIR", help="write the last checkpoint as a draft, train nothing"

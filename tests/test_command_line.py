@@ -1,12 +1,15 @@
 """The command line of the main job, in this process: what is understood, and what is refused in one sentence."""
 
+import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from evaluation import equal, lossless, run, speed
 from evaluation.launch import hub
 from evaluation.launch.benchmarks import load_questions
 from evaluation.launch.config import RunConfig, all_options, parse
@@ -21,16 +24,11 @@ CHEAP = settings(
 )
 
 
-def refused(typed: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The sentence by which a command line is refused, with status 2: ours or argparse's."""
-    try:
+def refused(typed: list[str]) -> str:
+    """The sentence by which a command line is refused."""
+    with pytest.raises(UserError) as error:
         parse(typed)
-    except UserError as error:
-        return str(error)
-    except SystemExit as end:
-        assert end.code == 2
-        return capsys.readouterr().err.splitlines()[-1]
-    raise AssertionError(f"{typed} was not refused")
+    return str(error.value)
 
 
 VALUED = [
@@ -42,9 +40,9 @@ VALUED = [
 
 @pytest.mark.parametrize("option", VALUED)
 @pytest.mark.parametrize("value", ["", " "])
-def test_an_empty_value_is_not_taken_for_none(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_value_is_not_taken_for_none(option: str, value: str) -> None:
     methods = ",".join(METHODS)
-    assert option in refused([methods, PAIR, f"--{option}={value}"], capsys).replace("_", "-")
+    assert option in refused([methods, PAIR, f"--{option}={value}"]).replace("_", "-")
 
 
 @pytest.mark.parametrize(
@@ -69,9 +67,9 @@ def test_an_empty_value_is_not_taken_for_none(option: str, value: str, capsys: p
         ("template", ["fastchat:x"]),
     ],
 )
-def test_a_value_that_cannot_be_is_refused(option: str, values: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_value_that_cannot_be_is_refused(option: str, values: list[str]) -> None:
     for value in values:
-        assert "expected" in refused(["sd2-tree", PAIR, f"--{option}={value}"], capsys)
+        assert "expected" in refused(["sd2-tree", PAIR, f"--{option}={value}"])
 
 
 def test_large_numbers_that_can_be_are_taken() -> None:
@@ -108,8 +106,8 @@ def test_short_names_of_types_are_understood(typed: str, meant: str, tmp_path: P
         (["sps@draft=a\0b", PAIR], "has a NUL character in it"),
     ],
 )
-def test_other_mistakes_are_answered(typed: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert message in refused(typed, capsys)
+def test_other_mistakes_are_answered(typed: list[str], message: str) -> None:
+    assert message in refused(typed)
 
 
 def test_only_what_is_alike_is_suggested() -> None:
@@ -153,8 +151,6 @@ def test_a_command_line_is_parsed_or_refused_in_one_sentence(
         assert isinstance(parse([word for word in typed if word != "-h"]), RunConfig)
     except UserError as error:
         assert len(str(error).splitlines()) == 1
-    except SystemExit as end:
-        assert end.code == 2
     assert not list(tmp_path.iterdir())
 
 
@@ -208,6 +204,32 @@ def test_an_error_is_a_json_document_too(monkeypatch: pytest.MonkeyPatch, capsys
             command_line(main)
         assert end.value.code == 2
         assert capsys.readouterr() == (expected, "error: expected this or that\n")
+
+
+MISTAKES = {
+    "an unknown flag": ["--no-such-flag"],
+    "a value that is none": ["--limit", "--file-path", ""],
+    "nothing": [],
+    "a flag that is no switch": ["--json=1"],
+}
+
+
+@pytest.mark.parametrize("typed", MISTAKES.values(), ids=MISTAKES)
+@pytest.mark.parametrize("door", [run, speed, equal, lossless], ids=lambda door: door.__name__)
+def test_what_argparse_refuses_is_a_json_document_too(
+    door: ModuleType, typed: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["door.py", *typed, "--json"])
+    with pytest.raises(SystemExit) as end:
+        command_line(door.main)
+    out, err = capsys.readouterr()
+    assert end.value.code == 2
+    sentence = json.loads(out)["error"]
+    assert err.endswith(f"error: {sentence}\n") and err.count("error: ") == 1 and "Traceback" not in err
+    monkeypatch.setattr(sys, "argv", ["door.py", *typed, "--no-such-flag"])
+    with pytest.raises(SystemExit):
+        command_line(door.main)
+    assert ("--json=1" in typed) == bool(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from evaluation.answers.header import SamplingKeys
 from evaluation.launch import arguments
 from evaluation.launch.benchmarks import known_benchmarks
 from methods import BASELINE, METHODS, VARIANT, MethodSpec, get_method
-from methods.errors import UserError, nearest, shown
+from methods.errors import CommandParser, UserError, nearest, shown
 from methods.pairs import DTYPE_OF, DTYPES, Pair, every_kind, get_pair, known_pairs, own_pair
 from methods.paths import ROOT, name_fault, path_fault
 
@@ -92,9 +92,7 @@ def all_options() -> dict[str, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="eval.sh", usage=USAGE, description="Measure decoding methods on a model pair."
-    )
+    parser = CommandParser(prog="eval.sh", usage=USAGE, description="Measure decoding methods on a model pair.")
     add = parser.add_argument
     add("methods", metavar="METHOD[,METHOD...]", help="methods to compare with the baseline, variants as sps@gamma=2")
     add_conditions(parser)
