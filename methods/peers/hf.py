@@ -36,11 +36,14 @@ class Passes(BaseStreamer):
 
 
 class HuggingFace:
-    """`PreTrainedModel.generate` with fixed extra arguments (an assistant model, or prompt lookup)."""
+    """`PreTrainedModel.generate` with fixed extra arguments, such as prompt lookup."""
 
     def __init__(self, model: PreTrainedModel, **arguments: Any) -> None:
         self.model: Any = model  # its generate() is typed as a tensor
         self.arguments = arguments
+
+    def _prepare(self, most: int) -> None:
+        """Called before an answer of at most that many tokens."""
 
     def generate(self, prompt_T: Sequence[int], sampling: Sampling, limits: Limits) -> Generation:
         answer = Generation()
@@ -48,13 +51,15 @@ class HuggingFace:
         if room < 1:
             answer.finish = "context"
             return answer
+        most = min(limits.max_new_tokens, room)
+        self._prepare(most)
         torch.manual_seed(sampling.seed)
         passes = Passes()
         begin = time.perf_counter()
         self.model.generate(
             torch.tensor([prompt_T], device=self.model.device),
             attention_mask=torch.ones(1, len(prompt_T), dtype=torch.long, device=self.model.device),
-            max_new_tokens=min(limits.max_new_tokens, room),
+            max_new_tokens=most,
             eos_token_id=sorted(limits.eos_ids) or None,
             pad_token_id=min(limits.eos_ids, default=0),
             streamer=passes,
@@ -67,6 +72,20 @@ class HuggingFace:
             answer.add(Step(tokens), limits)
         answer.finish = answer.finish or "context"
         return answer
+
+
+class Assisted(HuggingFace):
+    """Assisted generation (Gante 2023) with a constant window of `gamma` tokens, as `sps` has it."""
+
+    def __init__(self, model: PreTrainedModel, assistant: PreTrainedModel, gamma: int, **tokenizers: Any) -> None:
+        super().__init__(model, assistant_model=assistant, **tokenizers)
+        self.gamma, self.draft = gamma, assistant.generation_config
+        self.draft.num_assistant_tokens_schedule = "constant"
+        self.draft.assistant_confidence_threshold = 0.0
+
+    def _prepare(self, most: int) -> None:
+        """Drafts beyond the answer's end are of no use, and where it goes through text Transformers drafts them all."""
+        self.draft.num_assistant_tokens = min(self.gamma, most)
 
 
 def _sampling_arguments(sampling: Sampling) -> dict[str, Any]:
@@ -111,19 +130,15 @@ def build_generate(models: Models) -> HuggingFace:
     return HuggingFace(_load(models.target_checkpoint, models))
 
 
-def build_assisted(models: Models, gamma: int) -> HuggingFace:
-    """Assisted generation (Gante 2023) with a constant window of `gamma` tokens, as `sps` has it."""
+def build_assisted(models: Models, gamma: int) -> Assisted:
     assistant = _load_draft(models)
-    config = assistant.generation_config
-    config.num_assistant_tokens, config.num_assistant_tokens_schedule = gamma, "constant"
-    config.assistant_confidence_threshold = 0.0
     target = _load(models.target_checkpoint, models)
     tokenizers = {}
     if assistant.config.vocab_size != target.config.vocab_size:  # padded differently: Transformers goes through text
         names = ("tokenizer", "assistant_tokenizer")
         checkpoints = (models.target_checkpoint, models.draft_checkpoint)
         tokenizers = {name: checkpoint.tokenizer for name, checkpoint in zip(names, checkpoints, strict=True)}
-    return HuggingFace(target, assistant_model=assistant, **tokenizers)
+    return Assisted(target, assistant, gamma, **tokenizers)
 
 
 def build_pld(models: Models, gamma: int, max_ngram: int) -> HuggingFace:
