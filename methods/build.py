@@ -2,12 +2,13 @@
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from methods.base import Method, Reference
 from methods.drafters.base import ChainDrafter, Drafter
 from methods.models import Models
-from methods.table import CHAIN, MethodSpec
+from methods.table import CHAIN, DrafterSpec, MethodSpec
 
 
 def build_method(spec: MethodSpec, models: Models, options: Mapping[str, Any]) -> Method | Reference:
@@ -55,6 +56,14 @@ def check_weights(spec: MethodSpec, models: Models) -> None:
     """Refuse a draft that the method cannot use, by what its files say of it: nothing is loaded."""
     if spec.check:
         _function(spec.check)(models)
+
+
+def write_tiny_weights(spec: DrafterSpec, folder: Path, target: Path) -> Path:
+    """A tiny checkpoint of the kind of weights that the drafter needs, written into `folder` for a tiny target."""
+    if not spec.tiny:
+        raise ValueError(f"the row of {spec.name} does not name a function that writes tiny weights of its kind")
+    _function(spec.tiny)(folder, target)
+    return folder
 
 
 def chosen_options(spec: MethodSpec, options: Mapping[str, Any]) -> dict[str, Any]:

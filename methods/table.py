@@ -34,6 +34,7 @@ class DrafterSpec:
     about: str
     paper: str = ""
     weights: str = ""
+    tiny: str = ""  # "module:function" of (folder, the target's folder) that writes a tiny checkpoint of that kind
     check: str = ""
     shapes: tuple[Shape, ...] = (CHAIN,)
     gamma: int = 5
@@ -133,6 +134,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
             "a smaller language model",
             "Leviathan et al. 2023; Chen et al. 2023",
             weights="model",
+            tiny="methods.tiny:write_draft",
             check="methods.drafters.draft_model:check",
         ),
         DrafterSpec(
@@ -149,6 +151,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
             "a trained draft that is left at the first of its exits that is confident",
             "Kavehzadeh et al. 2024",
             weights="sorted",
+            tiny="methods.tiny:write_draft",
             check="methods.drafters.sd2.chain:exits_here",
             options=_EXITS,
         ),
@@ -158,6 +161,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
             "the same draft, as a tree where it is confident",
             "Kavehzadeh et al. 2024",
             weights="sorted",
+            tiny="methods.tiny:write_draft",
             check="methods.drafters.sd2.chain:exits_here",
             shapes=(TREE,),
             tree=_TREE,

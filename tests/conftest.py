@@ -8,7 +8,6 @@ import torch
 
 from evaluation.launch import hub
 from methods.engine.backends import cpu as native
-from tests import toy_head  # noqa: F401  (adds a row to the table of methods)
 from tests.tiny import save_model
 from tests.weights import WEIGHTS
 

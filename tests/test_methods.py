@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from methods import BASELINE, METHODS, get_method
+from methods import BASELINE, DRAFTERS, METHODS, get_method
 from methods.base import Generation, Limits, Step, generate
 from methods.build import build_method
 from methods.drafters.draft_model import draft_decoder, draft_model
@@ -53,6 +53,9 @@ def answer(
 
 def test_every_kind_of_weights_has_a_tiny_checkpoint() -> None:
     assert {spec.weights for spec in METHODS.values()} <= {"", *WEIGHTS}
+    named = {(spec.weights, spec.tiny) for spec in DRAFTERS.values()}
+    assert len(named) == len({kind for kind, _ in named}), "one for each kind"
+    assert all(bool(kind) == bool(tiny) for kind, tiny in named)
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -1,13 +1,15 @@
-"""A drafter that reads the target's features, without weights: it looks for the earlier position whose feature is
-nearest to the newest one, and drafts what followed there. Imported by conftest.py, it is a row like any other, so that
-the tests of all methods are tests of features too, those that travel between ranks included.
+"""A drafter that reads the target's features: it looks for the earlier position whose feature is nearest to the newest
+one, by weights of its own, and drafts what followed there. Imported by conftest.py, it is a row like any other, so that
+the tests of all methods are tests of features and of heads too, those that travel between ranks included.
 
-Legend: T prompt tokens, P positions, D width.
+Legend: T prompt tokens, P positions, D width of the features that it reads, H of what it compares.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from methods.drafters.base import ChainDrafter, Draft
@@ -16,12 +18,16 @@ from methods.engine.transformer import FINAL
 from methods.models import Models
 from methods.table import DrafterSpec, add_drafter
 from methods.target import Outcome
+from methods.tiny import config_of, random_tensors, save
 
 
 class NearestDrafter(ChainDrafter):
     """`features_PD`: of every position that the target has read; `tokens[i]`: what position i chose."""
 
     taps = (FINAL, 0)
+
+    def __init__(self, weights_HD: Tensor) -> None:
+        self.weights_HD = weights_HD
 
     def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
         assert features_TF is not None and len(features_TF) == len(prompt_T), "a feature for every token of the prompt"
@@ -45,7 +51,7 @@ class NearestDrafter(ChainDrafter):
 
     def _nearest(self) -> int | None:
         """The position behind the earlier one that is nearest to the newest."""
-        *earlier, newest = self.features_PD.float()
+        *earlier, newest = self.features_PD.float() @ self.weights_HD.T
         if not earlier:
             return None
         return int((torch.stack(earlier) - newest).norm(dim=1).argmin()) + 1
@@ -58,9 +64,24 @@ class NearestDrafter(ChainDrafter):
 
 
 def build(models: Models) -> NearestDrafter:
-    return NearestDrafter()
+    assert models.draft_source is not None
+    return NearestDrafter(load_file(Path(models.draft_source) / FILE)["weight"])
 
 
+def write(folder: Path, target: Path) -> None:
+    """Tiny weights."""
+    width = len(NearestDrafter.taps) * config_of(target)["hidden_size"]
+    save(folder, random_tensors({"weight": (8, width)}, 2), {}, FILE)
+
+
+FILE = "toy.safetensors"
 add_drafter(
-    DrafterSpec("toy-head", "tests.toy_head:build", "copying from the position with the nearest feature", gamma=3)
+    DrafterSpec(
+        "toy-head",
+        "tests.toy_head:build",
+        "copying from the position with the nearest feature",
+        weights="toy",
+        tiny="tests.toy_head:write",
+        gamma=3,
+    )
 )

@@ -1,9 +1,13 @@
-"""One tiny checkpoint for every kind of weights that a drafter may need. A new kind is an entry here; the tests of all
-methods then pick it up by themselves."""
+"""One tiny checkpoint for every kind of weights that a drafter may need: what its row in the table names. A new kind is
+named there, and nowhere here; the tests of all methods then pick it up by themselves."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from methods import DRAFTERS
+from methods.build import write_tiny_weights
+from tests import toy_head  # noqa: F401  (adds a row to the table of methods)
 from tests.tiny import VOCABULARY, save_draft, save_model
 
 
@@ -17,4 +21,9 @@ def _sorted(folder: Path, target: Path) -> Path:
     return save_draft(folder, target, [token for token in range(VOCABULARY) if token % 4])
 
 
-WEIGHTS: dict[str, Callable[[Path, Path], Path]] = {"model": _model, "sorted": _sorted}  # folder, target -> folder
+ODDER = {"model": _model, "sorted": _sorted}  # than those of the table
+WEIGHTS: dict[str, Callable[[Path, Path], Path]] = {  # folder, target -> folder
+    spec.weights: ODDER.get(spec.weights) or partial(write_tiny_weights, spec)
+    for spec in DRAFTERS.values()
+    if spec.weights
+}
