@@ -8,6 +8,7 @@ from typing import Any
 from methods.base import Method, Reference
 from methods.drafters.base import ChainDrafter, Drafter
 from methods.models import Models
+from methods.options import AUTO, MOST
 from methods.table import CHAIN, DrafterSpec, MethodSpec
 
 
@@ -22,9 +23,12 @@ def build_method(spec: MethodSpec, models: Models, options: Mapping[str, Any]) -
             return Autoregressive(models.target)
         case "turns":
             from methods.speculative import Speculative
+            from methods.tree_size import AutoNodes
 
-            window = chosen.get("gamma") if spec.shape(chosen) == CHAIN else None
-            return Speculative(models.target, build_drafter(spec, models, options), window)
+            chain = spec.shape(chosen) == CHAIN
+            sought = AutoNodes() if chosen.get("nodes") == AUTO and not chain else None
+            drafter = build_drafter(spec, models, options)
+            return Speculative(models.target, drafter, chosen.get("gamma") if chain else None, sought)
         case "pearl":
             from methods.pearl.target import build
 
@@ -39,6 +43,8 @@ def build_drafter(spec: MethodSpec, models: Models, options: Mapping[str, Any]) 
         raise ValueError(f"expected a method with a drafter, got {spec.name}")
     taken: dict[str, Any] = {name: option.default for name, option in spec.drafter.all_options.items()}
     taken |= {name: value for name, value in chosen_options(spec, options).items() if name in taken}
+    if taken.get("nodes") == AUTO:
+        taken["nodes"] = MOST  # the loop says how many it wants each time
     if "shape" in taken:
         taken["shape"] = spec.shape(taken)
     return _function(spec.drafter.build)(models, **taken)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from methods.errors import UserError, nearest
 
 VARIANT = "@"  # sps@gamma=2: a variant, so that one run can compare a method with itself under other options
+AUTO = "auto"  # a value: what the first answers show to be best
 DRAFT = "draft"  # an option of every method that needs weights: its own, instead of the pair's
 
 MOST = 10**9  # of anything that an option counts

@@ -9,17 +9,24 @@ from methods.drafters.base import Drafter
 from methods.engine.decoder import Decoder
 from methods.engine.sampling import Sampling
 from methods.target import Target
+from methods.tree_size import AutoNodes, measured_passes
 
 
 class Speculative(Method):
     """Each pass verifies what was drafted and adds one token of the target's own."""
 
-    def __init__(self, target: Decoder, drafter: Drafter, gamma: int | None = None) -> None:
-        """`gamma`: tokens drafted per round; None: as many as the drafter's own tree has."""
-        self.target, self.drafter, self.gamma = Target(target, drafter.taps), drafter, gamma
+    def __init__(
+        self, target: Decoder, drafter: Drafter, most: int | None = None, sought: AutoNodes | None = None
+    ) -> None:
+        """`most`: tokens drafted per round; None: as many as the drafter's own tree has. `sought`: how many are best is
+        to be found out by the first answers, those of the runner's warm-up (tree_size.py)."""
+        self.target, self.drafter, self.most, self.sought = Target(target, drafter.taps), drafter, most, sought
+        self.found: int | None = None
 
     def start(self, prompt_T: Sequence[int], sampling: Sampling) -> int:
         first, features_TF = self.target.start(prompt_T, sampling)
+        if self.sought and not self.sought.pass_seconds and self.target.room:
+            self.sought.pass_seconds = measured_passes(self.target.decoder, self.target.pending)
         self.drafter.begin(prompt_T, sampling, features_TF)
         self.drafter.settle(first)
         return self.target.pending
@@ -31,6 +38,8 @@ class Speculative(Method):
         outcome = self.target.judge(tree)
         verified = time.perf_counter()
         self.drafter.settle(outcome)
+        if self.sought:
+            self.sought.judged(tree, outcome.path_A, drafted - begin)
         return Step(
             outcome.tokens,
             drafted=tree.drafted,
@@ -44,8 +53,17 @@ class Speculative(Method):
             margins=outcome.margins,
         )
 
+    def finish(self) -> None:
+        if self.sought and (found := self.sought.answered()):
+            self.found = self.most = found
+            self.sought = None
+
+    def settled(self) -> dict[str, int]:
+        return {"nodes": self.found} if self.found else {}
+
     @property
     def _room(self) -> int:
         """Most tokens to draft: the pending one takes a row too."""
         room = self.target.room - 1
-        return room if self.gamma is None else min(self.gamma, room)
+        most = self.sought.nodes if self.sought else self.most
+        return room if most is None else min(most, room)

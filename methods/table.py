@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from methods.errors import UserError, nearest
-from methods.options import DRAFT, VARIANT, Option, Value, read_settings
+from methods.options import AUTO, DRAFT, VARIANT, Option, Value, read_settings
 
 BASELINE = "autoregressive"
 ALL_DEVICES = "autoregressive-all"
@@ -105,16 +105,28 @@ _EXITS = {
     "threshold": Option(0.5, "top probability above which the draft is left at an exit", least=0),
     "exit": Option(0, "always leave the draft after this many layers (0: adaptive)", least=0),
 }
-_TREE = {
-    "branches": Option(10, "nodes expanded per level of the tree, and children of each", flag=True),
-    "depth": Option(4, "levels of the tree", flag=True),
-    "nodes": Option(60, "drafted tokens in the tree", flag=True),
-}
+
+
+def _nodes(published: int) -> dict[str, Option]:
+    """Of every tree."""
+    help = f"drafted tokens in the tree: a number ({published}: the paper's); auto: as are best on this machine"
+    return {"nodes": Option(AUTO, help, words=(AUTO,), flag=True)}
+
+
+def _growing(branches: int, depth: int, nodes: int) -> dict[str, Option]:
+    """Of a tree that grows a level at a time."""
+    return {
+        "branches": Option(branches, "nodes expanded per level of the tree, and children of each", flag=True),
+        "depth": Option(depth, "levels of the tree", flag=True),
+        **_nodes(nodes),
+    }
+
+
 _PEARL = {
     "gamma": _window(
-        "auto",
+        AUTO,
         "tokens drafted per round: a number; auto: as fit into a pass of the target; free: until it has decided",
-        ("auto", "free"),
+        (AUTO, "free"),
     ),
     "without": Option(
         "nothing",
@@ -164,7 +176,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
             tiny="methods.tiny:write_draft",
             check="methods.drafters.sd2.chain:exits_here",
             shapes=(TREE,),
-            tree=_TREE,
+            tree=_growing(10, 4, 60),
             options=_EXITS,
         ),
         DrafterSpec(
@@ -173,7 +185,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
             "the target's own runners-up of the last time that a token came, as a tree",
             "Luo et al. 2025",
             shapes=(TREE,),
-            tree={"nodes": Option(80, "drafted tokens in the tree; 80: the paper's", flag=True)},
+            tree=_nodes(80),
         ),
     )
 }

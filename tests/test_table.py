@@ -74,7 +74,7 @@ def test_the_window_counts_for_chains_alone(both: str, tiny: Any) -> None:
     models = Models(str(tiny), None, "float32", [torch.device("cpu")])
     for name, window in (("both", None), ("both@shape=chain", 5), ("both@shape=chain@gamma=2", 2)):
         method = build_method(get_method(name), models, {})
-        assert isinstance(method, Speculative) and method.gamma == window
+        assert isinstance(method, Speculative) and method.most == window
 
 
 def test_pearl_builds_the_chain(both: str) -> None:

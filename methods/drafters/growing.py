@@ -9,7 +9,7 @@ Legend: F nodes of a level that are expanded, B children of each.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,7 +30,9 @@ class GrowingTree:
     """`expanded`: the candidates whose children are known or asked for next, in the order in which they were chosen;
     `level`: the last of them, which are to be expanded next. Both begin with the root, which is the pending token."""
 
-    def __init__(self, pending: int) -> None:
+    def __init__(self, pending: int, nodes: int) -> None:
+        """`nodes`: drafted tokens of the tree that is wanted in the end."""
+        self.nodes = nodes
         self.candidates = [Candidate(pending, -1, 0.0)]
         self.level, self.expanded = [0], [0]
 
@@ -45,17 +47,26 @@ class GrowingTree:
         return self._tree_of(self.expanded)
 
     def grow(self, tokens_FB: Sequence[Sequence[int]], log_p_FB: Sequence[Sequence[float]], branches: int) -> None:
-        """Add the children of the level's nodes, and take the most confident `branches` of them as the next level."""
+        """Add the children of the level's nodes, and take the most confident `branches` of them as the next level.
+
+        Of these only such as would be proposed now: of the others no descendant ever will be, since none is more
+        confident. So the level may be empty, and the tree is complete."""
         first = len(self.candidates)
         for node, tokens, log_p in zip(self.level, tokens_FB, log_p_FB, strict=True):
             path = self.candidates[node].confidence
             self.candidates += [Candidate(t, node, path + p) for t, p in zip(tokens, log_p, strict=True)]
-        self.level = self._best(range(first, len(self.candidates)), branches)
+        proposed = set(self._best(range(1, len(self.candidates)), self.nodes))
+        best = self._best(range(first, len(self.candidates)), branches)
+        self.level = [candidate for candidate in best if candidate in proposed]
         self.expanded += self.level
 
-    def best(self, nodes: int) -> TokenTree:
+    @property
+    def proposed(self) -> TokenTree:
         """The root and the `nodes` most confident candidates, in the order in which they came."""
-        return self._tree_of([0, *sorted(self._best(range(1, len(self.candidates)), nodes))])
+        best = self._best(range(1, len(self.candidates)), self.nodes)
+        sizes = {candidate: size for size, candidate in enumerate([0, *best])}
+        chosen = sorted(sizes)
+        return replace(self._tree_of(chosen), sizes_N=[sizes[candidate] for candidate in chosen])
 
     def _best(self, among: Sequence[int], count: int) -> list[int]:
         """The most confident first. Of equals the earlier: so a child never comes without its parent."""

@@ -33,19 +33,16 @@ CHILDREN: dict[tuple[int, ...], int] = {
 }
 PATHS = sorted(((*path, rank) for path, count in CHILDREN.items() for rank in range(count)), key=lambda p: (len(p), p))
 
-
-def smaller_tree(nodes: int) -> list[tuple[int, ...]]:
-    """The `nodes` paths of that tree, in its order, whose ranks promise most: each step down costs 1 and its rank, so
-    that a node never comes without its parent."""
-    best = sorted(PATHS, key=lambda path: (len(path) + sum(path), PATHS.index(path)))[:nodes]
-    return [path for path in PATHS if path in best]
+# The same by what their ranks promise: each step down costs 1 and its rank, so that a parent comes before its children.
+BEST = sorted(PATHS, key=lambda path: (len(path) + sum(path), PATHS.index(path)))
+SIZES = {(): 0} | {path: size for size, path in enumerate(BEST, 1)}  # of the smallest tree that has a path
 
 
 class RecyclingDrafter(Drafter):
     """The matrix begins empty with every prompt, so that no answer depends on the ones before."""
 
     def __init__(self, nodes: int) -> None:
-        self.paths = smaller_tree(nodes)
+        self.nodes = nodes
         self.rows: dict[int, list[int]] = {}  # token -> the most likely next ones, first the best
         self.scored: list[int] = []  # tokens of the nodes that the target has scored last
         self.pending = -1
@@ -61,16 +58,16 @@ class RecyclingDrafter(Drafter):
 
     def propose(self, room: int) -> TokenTree:
         nodes: dict[tuple[int, ...], int] = {(): 0}
-        tokens, parents = [self.pending], [-1]
-        for path in self.paths:
+        tokens, parents, most = [self.pending], [-1], min(room, self.nodes)
+        for path in (path for path in PATHS if SIZES[path] <= most):
             parent = nodes.get(path[:-1])
-            row = [] if parent is None or len(tokens) > room else self.rows.get(tokens[parent], UNKNOWN)
+            row = [] if parent is None else self.rows.get(tokens[parent], UNKNOWN)
             if parent is not None and path[-1] < len(row):
                 nodes[path] = len(tokens)
                 tokens.append(row[path[-1]])
                 parents.append(parent)
         self.scored = tokens
-        return TokenTree(torch.tensor(tokens), torch.tensor(parents))
+        return TokenTree(torch.tensor(tokens), torch.tensor(parents), sizes_N=[SIZES[path] for path in nodes])
 
 
 def build(models: Models, nodes: int) -> RecyclingDrafter:

@@ -14,12 +14,14 @@ class TokenTree:
 
     tokens_N: token ids. parents_N: parents_N[0] == -1 and parents_N[i] < i.
     q_NV: the distribution from which node i was drawn, given its earlier siblings (row 0 unused); None when the drafts
-    are deterministic (point mass). judged: nodes from this one on are scored and never kept; None: all are judged."""
+    are deterministic (point mass). judged: nodes from this one on are scored and never kept; None: all are judged.
+    sizes_N: of a tree that its drafter could have cut, the drafted tokens of the smallest one that has node i."""
 
     tokens_N: Tensor
     parents_N: Tensor
     q_NV: Tensor | None = None
     judged: int | None = None
+    sizes_N: Sequence[int] | None = None
 
     is_chain: bool = False  # set by `chain`: every node is the next one's parent
 

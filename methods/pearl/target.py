@@ -26,12 +26,13 @@ from methods.engine.sampling import Sampling
 from methods.engine.tree import TokenTree
 from methods.errors import UserError
 from methods.models import Models
+from methods.options import AUTO
 from methods.pearl.draft import prompt_patience
 from methods.pearl.messages import Begin, Order, Ready, Window
 from methods.pearl.window import LONGEST_WINDOW, AutoWindow
 from methods.target import Outcome, Target
 
-AUTO, FREE = "auto", "free"
+FREE = "free"
 
 
 class Pearl(Method):

@@ -37,16 +37,16 @@ class SortedTreeDrafter(Drafter):
         self.unseen += outcome.tokens
 
     def propose(self, room: int) -> TokenTree:
-        tree = GrowingTree(self.unseen[-1])
+        tree = GrowingTree(self.unseen[-1], min(room, self.nodes))
         if room and len(self.unseen) <= self.decoder.room:
             self.decoder.feed(self.unseen[:-1])
             self.unseen = self.unseen[-1:]
             for _ in range(self.depth):
-                if len(tree.expanded) > self.decoder.room:
+                if not tree.level or len(tree.expanded) > self.decoder.room:
                     break
                 logits_FR = self.decoder.branch(tree.scored, tree.known)[:, : len(self.tokens_R)]
-                tree.grow(*likeliest(logits_FR, self.tokens_R, self.branches), self.branches)
-        return tree.best(min(room, self.nodes))
+                tree.grow(*likeliest(logits_FR, self.tokens_R, min(self.branches, tree.nodes)), self.branches)
+        return tree.proposed
 
 
 def build(models: Models, branches: int, depth: int, nodes: int, threshold: float, exit: int) -> SortedTreeDrafter:
