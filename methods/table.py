@@ -122,6 +122,13 @@ def _growing(branches: int, depth: int, nodes: int) -> dict[str, Option]:
     }
 
 
+_ROPE = {
+    "rope": Option(
+        "config",
+        "base of its rotary embedding: a number, its config's or the target's (published configs may be wrong)",
+        words=("config", "target"),
+    )
+}
 _PEARL = {
     "gamma": _window(
         AUTO,
@@ -186,6 +193,42 @@ DRAFTERS: dict[str, DrafterSpec] = {
             "Luo et al. 2025",
             shapes=(TREE,),
             tree=_nodes(80),
+        ),
+        DrafterSpec(
+            "eagle",
+            "methods.drafters.eagle.build:eagle",
+            "a head that predicts the target's next states, as EAGLE-1's static tree",
+            "Li et al. 2024 (EAGLE)",
+            weights="eagle",
+            tiny="methods.drafters.eagle.tiny:write_eagle",
+            check="methods.drafters.eagle.files:check_eagle",
+            shapes=(TREE, CHAIN),
+            tree=_nodes(25),
+            options=_ROPE,
+        ),
+        DrafterSpec(
+            "eagle2",
+            "methods.drafters.eagle.build:eagle2",
+            "the same head, as a tree that grows where it is confident",
+            "Li et al. 2024 (EAGLE-2)",
+            weights="eagle",
+            tiny="methods.drafters.eagle.tiny:write_eagle",
+            check="methods.drafters.eagle.files:check_eagle",
+            shapes=(TREE, CHAIN),
+            tree=_growing(10, 6, 59),
+            options=_ROPE,
+        ),
+        DrafterSpec(
+            "eagle3",
+            "methods.drafters.eagle.build:eagle3",
+            "a head that reads three layers of the target, as a tree that grows where it is confident",
+            "Li et al. 2025 (EAGLE-3)",
+            weights="eagle3",
+            tiny="methods.drafters.eagle.tiny:write_eagle3",
+            check="methods.drafters.eagle.files:check_eagle3",
+            shapes=(TREE, CHAIN),
+            tree=_growing(10, 8, 59),
+            options=_ROPE,
         ),
     )
 }
