@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from evaluation.proof.goldens import check
+from evaluation.proof.goldens.base import golden_models, read_lines
 from evaluation.proof.goldens.eagle import check as check_eagle_golden
 from evaluation.proof.tiny_pair import enumerate_method
 from methods import get_method
@@ -19,6 +20,7 @@ from methods.base import Limits, generate
 from methods.build import build_chain_drafter, build_drafter, build_method, check_weights
 from methods.drafters.eagle.drafters import EagleChain, Reader, StaticTree
 from methods.drafters.eagle.files import EAGLE, EAGLE3, Reading, load
+from methods.drafters.eagle.self_check import compare, warning
 from methods.engine.int8 import Int8
 from methods.engine.sampling import Sampling
 from methods.engine.transformer import FINAL
@@ -339,3 +341,24 @@ def test_a_torn_file_is_refused(tiny: Path, weights: dict[str, Path], tmp_path: 
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="cannot read weights"):
         check_weights(get_method("eagle"), models(tiny, tmp_path / "head"))
+
+
+# the self-check -------------------------------------------------------------------------------------------------------
+
+
+def test_a_head_that_is_read_as_trained_is_not_warned_of() -> None:
+    both = golden_models(GOLDENS / "eagle3")
+    prompts = [row["prompt"] for row in read_lines(GOLDENS / "eagle3/greedy.jsonl")][:2]
+    found = compare(both, EAGLE3, prompts, 24)
+    assert found[0].reading == Reading() and len(found) == 27 and warning(found) is None
+    assert found[0].acceptances[0] > 0.4
+
+
+@pytest.mark.parametrize("wrong", [{"eagle_aux_hidden_state_layer_ids": [3, 5, 6]}, {"norm_before_residual": True}])
+def test_a_head_whose_files_are_wrong_is_warned_of(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    shutil.copytree(GOLDENS / "eagle3/head", tmp_path / "head")
+    path = tmp_path / "head/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    prompts = [row["prompt"] for row in read_lines(GOLDENS / "eagle3/greedy.jsonl")][:2]
+    told = warning(compare(models(GOLDENS / "target", tmp_path / "head"), EAGLE3, prompts, 24))
+    assert told is not None and ("taps -1" in told or "norm_before_residual false" in told)
