@@ -1,7 +1,7 @@
-"""Whether drafters do what the published code of their methods did: python scripts/check_golden.py FOLDER...
+"""Whether our drafter gives the numbers of its published code: python scripts/check_golden.py FOLDER
 
-A FOLDER holds what that code computed on a tiny model which lies beside it, as those in tests/goldens do (see README
-there): forwards, trees, whole generations. Exit status: 0 all agrees, 1 something differs, 2 unusable input.
+FOLDER holds what that code made of the target in FOLDER/../target: see tests/goldens/README.md. Status 1 where anything
+differs.
 """
 
 import argparse
@@ -10,25 +10,31 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from rich.console import Console
+from rich.table import Table
+
+from evaluation.proof.golden.agreement import Agreement
 from methods.errors import command_line
+
+
+def table(found: list[Agreement]) -> Table:
+    """One row for each thing that was compared."""
+    shown = Table("what", "compared", "largest difference", "first difference", box=None)
+    for one in found:
+        largest = "" if one.largest is None else f"{one.largest:.1e}"
+        shown.add_row(one.what, str(one.compared), largest, one.first or "none")
+    return shown
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path)
-    args = parser.parse_args()
-    from rich.console import Console
-    from rich.table import Table
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    folder = parser.parse_args().folder
+    from evaluation.proof.golden.checks import check_golden  # which loads torch
 
-    from evaluation.proof.goldens import check
-
-    table, agree = Table("golden", "what", "compared", "first difference"), True
-    for folder in args.folders:
-        for found in check(folder.resolve()):
-            table.add_row(folder.resolve().name, found.what, str(found.compared), found.difference or "-")
-            agree = agree and found.difference is None
-    Console(highlight=False).print(table)
-    return 0 if agree else 1
+    found = check_golden(folder)
+    Console(width=None if sys.stdout.isatty() else 160).print(table(found))
+    return int(any(one.first for one in found))
 
 
 if __name__ == "__main__":

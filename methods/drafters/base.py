@@ -77,3 +77,10 @@ class ChainDrafter(Drafter):
         """How many of `drafted` were decided, from the first on; the pending token is not counted."""
         pairs = zip(self.drafted, outcome.tokens[:-1], strict=False)
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def newest_state(outcome: Outcome) -> Tensor:
+    """The features that chose the pending token, [1, F]."""
+    if outcome.features_AF is None:
+        raise ValueError("expected the target's features behind the last decided token, got none")
+    return outcome.features_AF[-1:]

@@ -29,6 +29,7 @@ from methods.errors import UserError
 from methods.models import Models
 
 ELSE = "choose a head of this target"
+BLOCK = re.compile(r"(\d{1,6})\.(\d{1,6})\.linear\.weight")  # as drafters rename them
 KINDS = {  # what weights are, by a name that only they have
     "Hydra heads": r"hydra_mlp\.",
     "Medusa heads": r"medusa_heads?\.|\d+\.\d+\.linear\.weight|blocks\.\d+\.layers\.",
@@ -49,7 +50,20 @@ class HeadFiles:
     @property
     def int8(self) -> bool:
         """Whether its matrices are."""
-        return any(tensor.dtype == torch.int8 for tensor in self.weights.values())
+        return any(tensor.dtype == torch.int8 for tensor in self.weights.stored.values())
+
+    @property
+    def blocks(self) -> tuple[int, list[str]]:
+        """Of heads made of blocks HEAD.PLACE.linear: how many heads there are, and the places of the blocks in each."""
+        found = [match for name in self.weights if (match := BLOCK.fullmatch(name))]
+        if not found:
+            raise UserError(f"{self.source} misses weights: it holds no block of a head; fetch it again")
+        return len({match[1] for match in found}), sorted({match[2] for match in found}, key=int)
+
+    def rows_of(self, ending: str) -> int | None:
+        """Rows of the first matrix whose name ends so; None where there is none."""
+        found = (tensor for name, tensor in self.weights.stored.items() if name.endswith(ending) and tensor.dim())
+        return next((len(tensor) for tensor in found), None)
 
     @property
     def tokens_R(self) -> Tensor | None:
@@ -116,10 +130,11 @@ def looks_like(names: Iterable[str]) -> str:
     return next(kinds, "none of those that are known")
 
 
-def check_target(head: HeadFiles, width: int, vocabulary: int | None, models: Models) -> None:
-    """The head was made for a model of the target's sizes. `vocabulary`: None where it does not say."""
+def check_target(head: HeadFiles, width: int | None, vocabulary: int | None, models: Models) -> None:
+    """The head was made for a model of the target's sizes; None: it does not say."""
     config = models.target_checkpoint.config
-    made, ours = (width, vocabulary or config.vocab_size), (config.width, config.vocab_size)
+    ours = config.width, config.vocab_size
+    made = width or ours[0], vocabulary or ours[1]
     if made != ours:
         raise UserError(
             f"{head.source} was made for a model of width {made[0]} and vocabulary {made[1]}, not for this target "
@@ -172,3 +187,11 @@ class LmHead:
         rows_NC = self(states_ND).topk(min(count, len(self.tokens_R)), -1).indices
         tokens: list[list[int]] = self.tokens_R[rows_NC.cpu()].tolist()
         return tokens
+
+
+def lm_heads_of(head: HeadFiles, count: int, models: Models) -> list[LmHead]:
+    """The LM head of each of several heads, as HEAD.lm_head in the file; else the one that they share."""
+    if "0.lm_head.weight" not in head.weights:
+        return [LmHead.of(head, models)] * count
+    tokens_R = known_tokens(head, models)
+    return [LmHead(head.linear([f"{i}.lm_head"], models, torch.float32), tokens_R) for i in range(count)]

@@ -1,0 +1,145 @@
+"""Trees of a fixed shape, filled anew in every round: a node is the path of ranks that leads to it, its last rank being
+that of its token among its parent's most likely next ones (Medusa, Cai et al. 2024, section 2.1.2).
+
+Which shape is best depends on how often a token of that depth and rank is the target's: the acceptance table, one row
+per depth, one rate per rank. A path is kept with about the product of its rates, so the best tree of n nodes has the n
+paths with the largest products (Medusa's rule), and its mean accept length is 1 and their sum.
+"""
+
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from math import prod
+
+import torch
+
+from methods.engine.tree import TokenTree
+
+Path = tuple[int, ...]
+Acceptance = Sequence[Sequence[float]]
+
+
+def level_order(paths: Iterable[Path]) -> list[Path]:
+    """Level by level, as a tree is filled."""
+    return sorted(paths, key=lambda path: (len(path), path))
+
+
+# The 63 nodes of Medusa's `mc_sim_7b_63`, which Hydra takes too: how many children a node has, by its path.
+CHILDREN: dict[Path, int] = {
+    (): 10,
+    **{(0,): 10, (1,): 7, (2,): 3, (3,): 2, **{(rank,): 1 for rank in range(4, 10)}},
+    **{(0, 0): 10, (0, 1): 3, (0, 2): 2, **{(0, rank): 1 for rank in range(3, 8)}, (1, 0): 2, (2, 0): 1},
+    (0, 0, 0): 2,
+}
+PUBLISHED: list[Path] = level_order((*path, rank) for path, count in CHILDREN.items() for rank in range(count))
+
+
+def _row(best: float, among_five: float) -> list[float]:
+    """Rates of ten ranks, of which the first and the sum of five are known: the next four share the rest as those of
+    Medusa's first head do, and beyond them each is kept 0.6 times as often as the one before."""
+    shares = [rate / 0.22 for rate in (0.112, 0.055, 0.033, 0.020)]
+    known = [best, *((among_five - best) * share for share in shares)]
+    return known + [known[-1] * 0.6**place for place in range(1, 6)]
+
+
+# Of Medusa's five heads for Vicuna-7B: the rates of the first rank and of the first five that their authors published.
+MEDUSA_7B: Acceptance = [
+    _row(*rates) for rates in ((0.560, 0.780), (0.316, 0.563), (0.201, 0.417), (0.147, 0.340), (0.118, 0.300))
+]
+
+
+@dataclass(frozen=True)
+class Grown:
+    """The best trees of an acceptance table: that of n nodes has the first n paths, and by the table the mean accept
+    length accept_lengths[n]; n = 0 is no tree at all."""
+
+    paths: list[Path]
+    accept_lengths: list[float]
+
+    def tree(self, nodes: int) -> list[Path]:
+        """The best `nodes` paths."""
+        return level_order(self.paths[:nodes])
+
+
+def grow(acceptance: Acceptance, nodes: int) -> Grown:
+    """All best trees of up to `nodes` nodes; fewer where the table has no more paths."""
+    chosen: list[tuple[float, Path]] = []
+    for found in _by_promise(acceptance):
+        if len(chosen) == nodes:
+            break
+        chosen.append(found)
+    lengths = accumulate((rate for rate, _ in chosen), initial=1.0)
+    return Grown([path for _, path in chosen], list(lengths))
+
+
+def _by_promise(acceptance: Acceptance) -> Iterator[tuple[float, Path]]:
+    """Every path of the table and the product of its rates. The next one is always the most promising among the next
+    siblings and the first children of those before, so that a node never comes without its parent."""
+    waiting: list[tuple[float, Path]] = []
+
+    def add(path: Path, parent_rate: float) -> None:
+        depth, rank = len(path) - 1, path[-1]
+        if depth < len(acceptance) and rank < len(acceptance[depth]):
+            heapq.heappush(waiting, (-parent_rate * acceptance[depth][rank], path))
+
+    rates: dict[Path, float] = {(): 1.0}
+    add((0,), 1.0)
+    while waiting:
+        negative, path = heapq.heappop(waiting)
+        rates[path] = -negative
+        yield -negative, path
+        add((*path[:-1], path[-1] + 1), rates[path[:-1]])
+        add((*path, 0), -negative)
+
+
+def static_tree(nodes: int, depth: int) -> list[Path]:
+    """The paths of a tree of at most so many nodes and levels, the best first by Medusa's published rates: of Medusa's
+    own tree where that is asked for."""
+    if nodes >= len(PUBLISHED) and depth >= max(map(len, PUBLISHED)):
+        return sorted(PUBLISHED, key=lambda path: -prod(MEDUSA_7B[i][rank] for i, rank in enumerate(path)))
+    return grow(MEDUSA_7B[:depth], min(nodes, 10 * len(PUBLISHED))).paths
+
+
+class StaticShape:
+    """Paths, the best first: a smaller tree has the first of them. A path comes behind its parent's."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+        self._sizes = {path: size for size, path in enumerate(paths, 1)}
+        self._trees: dict[int, tuple[Path, ...]] = {}
+
+    def tree(self, nodes: int) -> tuple[Path, ...]:
+        """The best `nodes` paths, level by level."""
+        nodes = min(nodes, len(self.paths))
+        if nodes not in self._trees:
+            self._trees[nodes] = tuple(level_order(self.paths[:nodes]))
+        return self._trees[nodes]
+
+    def filled(self, pending: int, tokens: Mapping[Path, int]) -> TokenTree:
+        """The tree of these tokens behind the pending one. A path comes behind its parent's."""
+        places = {path: place for place, path in enumerate(((), *tokens))}
+        parents = [-1, *(places[path[:-1]] for path in tokens)]
+        sizes_N = [0, *(self._sizes[path] for path in tokens)]
+        return TokenTree(torch.tensor([pending, *tokens.values()]), torch.tensor(parents), sizes_N=sizes_N)
+
+
+@dataclass(frozen=True)
+class Level:
+    """The nodes of one depth, those of them that have children, and how many of the most likely tokens they take."""
+
+    paths: list[Path]
+    inner: list[Path]
+    ranks: int
+
+
+@lru_cache
+def levels(paths: tuple[Path, ...]) -> list[Level]:
+    """The levels of a tree from the first on."""
+    parents = {path[:-1] for path in paths}
+    found = []
+    for depth in range(1, max(map(len, paths), default=0) + 1):
+        level = [path for path in paths if len(path) == depth]
+        found.append(Level(level, [path for path in level if path in parents], max(path[-1] for path in level) + 1))
+    return found

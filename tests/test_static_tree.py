@@ -1,0 +1,70 @@
+"""Static trees: the published one, the best ones of an acceptance table against all there are, and how they are
+filled."""
+
+from itertools import pairwise
+
+import pytest
+
+from methods.drafters.static_tree import MEDUSA_7B, PUBLISHED, Path, StaticShape, grow, level_order, levels, static_tree
+
+TABLE = [[0.6, 0.2, 0.1], [0.5, 0.3], [0.4]]
+
+
+def promise(path: Path) -> float:
+    product = 1.0
+    for depth, rank in enumerate(path):
+        product *= TABLE[depth][rank]
+    return product
+
+
+def all_paths() -> list[Path]:
+    found: list[Path] = [()]
+    for row in TABLE:
+        found += [(*path, rank) for path in found if len(path) == TABLE.index(row) for rank in range(len(row))]
+    return found[1:]
+
+
+def test_the_best_trees_have_the_most_promising_paths() -> None:
+    """Of every size, and their accept length is what the table says of them."""
+    ranked = sorted(all_paths(), key=promise, reverse=True)
+    grown = grow(TABLE, 100)
+    assert len(grown.paths) == len(ranked) == 3 + 6 + 6
+    for nodes in range(len(ranked) + 1):
+        assert sum(map(promise, grown.tree(nodes))) == pytest.approx(sum(map(promise, ranked[:nodes])))
+        assert grown.accept_lengths[nodes] == pytest.approx(1 + sum(map(promise, ranked[:nodes])))
+
+
+@pytest.mark.parametrize("nodes", [0, 1, 7, 20, 62])
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_a_smaller_tree_is_a_tree(nodes: int, depth: int) -> None:
+    paths = static_tree(nodes, depth)
+    assert len(paths) == min(nodes, 10 if depth == 1 else nodes) and max(map(len, paths), default=0) <= depth
+    assert all(path[:-1] in [(), *paths[:i]] for i, path in enumerate(paths))
+    ordered = StaticShape(paths).tree(nodes)
+    assert all((len(one), one) < (len(other), other) for one, other in pairwise(ordered)) and set(ordered) == set(paths)
+
+
+def test_the_papers_tree_wants_four_levels() -> None:
+    assert level_order(static_tree(63, 5)) == PUBLISHED == level_order(static_tree(80, 4)) and len(PUBLISHED) == 63
+    assert level_order(static_tree(63, 3)) != PUBLISHED and len(static_tree(63, 3)) == 63
+    assert len(MEDUSA_7B) == 5 and all(
+        sum(row[:5]) == pytest.approx(five)
+        for row, five in zip(MEDUSA_7B, (0.780, 0.563, 0.417, 0.340, 0.300), strict=True)
+    )
+
+
+def test_levels_know_whom_to_expand() -> None:
+    first, second = levels(((0,), (2,), (0, 0), (0, 1)))
+    assert (first.paths, first.inner, first.ranks) == ([(0,), (2,)], [(0,)], 3)
+    assert (second.paths, second.inner, second.ranks) == ([(0, 0), (0, 1)], [], 2)
+    assert levels(()) == []
+
+
+@pytest.mark.parametrize(("nodes", "parents"), [(9, [-1, 0, 0, 1]), (2, [-1, 0, 1]), (0, [-1])])
+def test_a_smaller_tree_has_the_best_paths(nodes: int, parents: list[int]) -> None:
+    shape = StaticShape([(0,), (0, 0), (1,)])
+    tokens = {(0,): 5, (1,): 6, (0, 0): 8}
+    paths = shape.tree(nodes)
+    tree = shape.filled(7, {path: tokens[path] for path in paths})
+    assert tree.parents_N.tolist() == parents and tree.tokens_N.tolist() == [7, *(tokens[path] for path in paths)]
+    assert tree.sizes_N == {9: [0, 1, 3, 2], 2: [0, 1, 2], 0: [0]}[nodes]
