@@ -185,13 +185,15 @@ def test_prompts_that_fill_the_context(tmp_path: Path, tiny: Path, weights: dict
                 assert (got.finish, len(got.token_ids)) == ("context", 0 if length > 80 else 81 - length)
 
 
-def test_a_draft_with_a_shorter_context_leaves_the_target_alone(tmp_path: Path, tiny: Path) -> None:
+def test_a_draft_with_a_shorter_context_leaves_the_target_alone(
+    tmp_path: Path, tiny: Path, weights: dict[str, Path]
+) -> None:
     from tests.tiny import save_draft
 
     short = tmp_path / "draft"
     short.mkdir()
     save_draft(short, tiny, max_position_embeddings=32)
-    for pair in paired(tmp_path, tiny, dict.fromkeys(("model", "sorted"), short), "float32"):
+    for pair in paired(tmp_path, tiny, weights | dict.fromkeys(("model", "sorted"), short), "float32"):
         for window in (4, "free"):
             for without in ("nothing", *ABLATIONS) if window == 4 else ("nothing",):
                 limits = Limits(frozenset(), 60)
