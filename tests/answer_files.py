@@ -121,18 +121,6 @@ def write_spec_bench(path: Path, rows: Sequence[tuple[int, str, list[str], list[
     return path
 
 
-def run_script(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run `evaluation/<script>` as its user does: as a process of its own, from another folder."""
-    return subprocess.run(
-        [sys.executable, ROOT / "evaluation" / script, *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 def in_terminal(script: str, *arguments: object, columns: int) -> list[str]:
     """The lines that `evaluation/<script>` writes to a terminal of that width, without their colours."""
     ours, theirs = pty.openpty()

@@ -12,7 +12,8 @@ from evaluation.answers.record import Answer
 from evaluation.equal import main
 from evaluation.judge.equality import Comparison
 from methods.errors import UserError
-from tests.answer_files import answer, choice, compare, header, run_script, write, write_spec_bench
+from tests.answer_files import answer, choice, compare, header, write, write_spec_bench
+from tests.commands import run_script, start_script
 
 
 def two_turns(question: int, second: list[int] | None = None, **changes: Any) -> Answer:
@@ -135,7 +136,7 @@ def test_command_line_with_both_interfaces_and_its_three_exit_statuses(tmp_path:
     write(folder / "autoregressive.jsonl", one)
     write(folder / "sps.jsonl", one, header("sps"))
     write(folder / "pld.jsonl", other)
-    same = run_script("equal.py", "answers/autoregressive.jsonl", folder / "sps.jsonl", cwd=tmp_path)
+    same = start_script("equal.py", "answers/autoregressive.jsonl", folder / "sps.jsonl", cwd=tmp_path)
     assert (same.returncode, same.stderr) == (0, "")
     assert same.stdout == "equal: 20/20 identical (40 turns by token ids)\n"
     names = "--jsonfile1", "autoregressive.jsonl", "--jsonfile2", "pld.jsonl"

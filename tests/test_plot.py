@@ -23,7 +23,8 @@ from evaluation.show.figures.speed import file_name, speedup_bars
 from evaluation.show.figures.style import Drawing, looks
 from methods import theory
 from methods.errors import UserError
-from tests.answer_files import choice, header, run_script, summarize, summarize_by_category, write
+from tests.answer_files import choice, header, summarize, summarize_by_category, write
+from tests.commands import start_script
 from tests.simulated_runs import PEARL, SPS, Simulated, write_runs
 
 ABLATIONS = ("pre-verify", "post-verify", "both")
@@ -285,7 +286,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="is not a trace as a run with --trace writes it") as error:
             read_trace(tmp_path / "trace.json")
         assert told in str(error.value) and "\n" not in str(error.value)
-    done = run_script("plot.py", folder, "--trace", tmp_path / "trace.json", cwd=tmp_path)
+    done = start_script("plot.py", folder, "--trace", tmp_path / "trace.json", cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no runs"):

@@ -25,7 +25,8 @@ from evaluation.show.figures.style import STYLE, Drawing, new_figure
 from evaluation.show.page import Report
 from evaluation.show.write import WRITTEN_BY
 from methods.errors import UserError
-from tests.answer_files import header, run_script, summarize, write
+from tests.answer_files import header, summarize, write
+from tests.commands import run_script, start_script
 from tests.simulated_runs import PEARL, SPS, Simulated, write_runs
 
 PLACE = Path("mini_bench/tiny")
@@ -69,7 +70,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "trace.json.gz").write_bytes(gzip.compress((place / "trace.json").read_bytes()))
     conditions = ("--fail-on", "pearl<1.05", "--fail-on", "identical < 1", "--fail-on", "change<1")
     more = ("--compare", folder, "--trace", place / "trace.json.gz")
-    done = run_script("report.py", folder, *conditions, *more, cwd=folder)
+    done = start_script("report.py", folder, *conditions, *more, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split() == [str(folder / "REPORT.md"), str(folder / "report.html")]
     return folder

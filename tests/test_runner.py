@@ -1,13 +1,16 @@
-"""The main job as a user starts it: real processes on a tiny model. Resume, failures, refusals, replicas."""
+"""The main job on a tiny model: a whole run, one that is killed, and replicas as a user starts them, by real processes;
+what runs differ in, refusals and failures in this process."""
 
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +20,12 @@ from evaluation.launch.config import parse
 from evaluation.launch.measure import open_session
 from evaluation.run import main
 from methods.drafters.draft_model import draft_model
-from methods.errors import command_line
+from methods.drafters.lookup import LookupDrafter
 from methods.paths import ROOT
+from tests.commands import Done, in_process
 from tests.tiny import save_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 RUN = [sys.executable, str(ROOT / "evaluation/run.py")]
 TURNS = [["hello there hello there"], ["one two", "three"], ["abc abc abc abc"], ["what is 1+1"]]
@@ -42,37 +48,54 @@ def command(folder: Path, output: Path, *more: str, methods: str = "pld,sps", to
     return [methods, *models, *task, "--dtype", "float32", "--threads", "1", "--output", str(output), *more]
 
 
-def run(
-    arguments: list[str], launcher: list[str] | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def start(arguments: list[str], launcher: list[str] | None = None) -> Done:
     # Not in the repository's folder: everything must work from anywhere.
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    start = launcher or RUN
-    return subprocess.run([*start, *arguments], capture_output=True, text=True, env=env, cwd="/", timeout=120)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*(launcher or RUN), *arguments], capture_output=True, text=True, env=env, cwd="/", timeout=200
+    )
+
+
+def run(arguments: list[str]) -> Done:
+    return in_process(main, *arguments)
 
 
 def answers(output: Path, method: str) -> Path:
     return output / "questions" / "target" / f"{method}.jsonl"
 
 
-def test_a_run_answers_judges_and_reports(folder: Path, tmp_path: Path) -> None:
-    done = run(command(folder, tmp_path, "--json"))
+@pytest.fixture(scope="module")
+def started(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+    """A run as a process, and where its answers are."""
+    output = tmp_path_factory.mktemp("started")
+    done = start(command(folder, output, "--json"))
     assert done.returncode == 0, done.stderr
+    return output, done
+
+
+@pytest.fixture
+def finished(started: tuple[Path, Done], tmp_path: Path) -> Path:
+    """A copy of its answers."""
+    return Path(shutil.copytree(started[0], tmp_path / "finished"))
+
+
+def test_a_run_answers_judges_and_reports(folder: Path, started: tuple[Path, Done]) -> None:
+    output, done = started
     assert "pld: 4/4 identical" in done.stderr
     rows = json.loads(done.stdout)
     assert [row["method"] for row in rows] == ["pld", "sps"]
     assert all(row["identical"] == row["questions"] == 4 and row["speedup"] > 0 for row in rows)
     assert {"pair", "benchmark", "low", "high", "mat", "tokens_per_second", "floor_tokens_per_second"} <= set(rows[0])
-    config, places = parse(command(folder, tmp_path, "--json")), {"output": None, "json": None}
+    config, places = parse(command(folder, output, "--json")), {"output": None, "json": None}
     for method in ("autoregressive", "pld", "sps"):
-        header = read_header(answers(tmp_path, method))
+        header = read_header(answers(output, method))
         assert header is not None
         assert header["methods"] == ["autoregressive", "pld", "sps"]
-        assert str(tmp_path) not in header["command"] and "--json" not in header["command"]
+        assert str(output) not in header["command"] and "--json" not in header["command"]
         assert {**vars(parse(shlex.split(header["command"])[1:])), **places} == {**vars(config), **places}
         assert header["row_invariant"] is True
         assert header["failures"] == []
-        for answer in read_answers(answers(tmp_path, method)).values():
+        for answer in read_answers(answers(output, method)).values():
             (choice,) = answer.choices
             assert sum(choice.accept_lengths) == sum(choice.new_tokens)
             assert len(choice.turns) == len(TURNS[answer.question_id - 1])  # type: ignore[operator]
@@ -100,31 +123,31 @@ def test_a_killed_run_is_continued_and_nothing_is_run_twice(folder: Path, tmp_pa
     assert all(after[q].answer_id == answer.answer_id for q, answer in before.items())
 
 
-def test_a_finished_run_is_only_judged_again(folder: Path, tmp_path: Path) -> None:
-    arguments = command(folder, tmp_path, methods="pld")
-    assert run(arguments).returncode == 0
-    before = answers(tmp_path, "pld").read_bytes()
-    again = run(arguments)
-    assert (again.returncode, answers(tmp_path, "pld").read_bytes()) == (0, before)
-    assert "4/4 identical" in again.stdout
+def contents(output: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*.jsonl")}
 
 
-def test_another_configuration_is_refused_and_named(folder: Path, tmp_path: Path) -> None:
-    assert run(command(folder, tmp_path, methods="pld")).returncode == 0
-    before = answers(tmp_path, "pld").read_bytes()
-    refused = run(command(folder, tmp_path, methods="pld", tokens=25))
+def test_a_finished_run_is_only_judged_again(folder: Path, finished: Path) -> None:
+    before = contents(finished)
+    again = run(command(folder, finished))
+    assert (again.returncode, contents(finished)) == (0, before)
+    assert "pld: 4/4 identical" in again.stdout and "sps: 4/4 identical" in again.stdout
+
+
+def test_another_configuration_is_refused_and_named(folder: Path, finished: Path) -> None:
+    before = contents(finished)
+    refused = run(command(folder, finished, tokens=25))
     assert refused.returncode == 2
     assert "max_new_tokens=24, now 25" in refused.stderr
     assert "Traceback" not in refused.stderr
-    assert answers(tmp_path, "pld").read_bytes() == before
+    assert contents(finished) == before
 
 
-def test_two_replicas_share_the_questions_and_leave_one_file(folder: Path, tmp_path: Path) -> None:
-    assert run(command(folder, tmp_path / "one", methods="pld")).returncode == 0
+def test_two_replicas_share_the_questions_and_leave_one_file(folder: Path, finished: Path, tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", RUN[1]]
-    done = run(command(folder, tmp_path / "two", "--device", "cpu", methods="pld"), launcher)
+    done = start(command(folder, tmp_path / "two", "--device", "cpu", methods="pld"), launcher)
     assert done.returncode == 0, done.stderr
-    one, two = (read_answers(answers(tmp_path / name, "pld")) for name in ("one", "two"))
+    one, two = (read_answers(answers(output, "pld")) for output in (finished, tmp_path / "two"))
     assert sorted(two) == sorted(one)
     assert all(two[q].choices[0].token_ids == one[q].choices[0].token_ids for q in one)
     assert not list((tmp_path / "two").rglob("parts"))
@@ -133,21 +156,21 @@ def test_two_replicas_share_the_questions_and_leave_one_file(folder: Path, tmp_p
     assert header["replicas"] == 2
 
 
-def test_a_failed_question_is_no_answer_and_is_tried_again(folder: Path, tmp_path: Path) -> None:
-    """A drafter that raises on one question, loaded from a real module put in front of the real one."""
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "sitecustomize.py").write_text(
-        "import methods.drafters.lookup as lookup\n"
-        "whole = lookup.LookupDrafter.begin\n"
-        "def begin(self, prompt, sampling, features):\n"
-        "    if ord('+') - 31 in prompt:  # the last question\n"
-        "        raise RuntimeError('out of paper')\n"
-        "    whole(self, prompt, sampling, features)\n"
-        "lookup.LookupDrafter.begin = begin\n"
-    )
+def test_a_failed_question_is_no_answer_and_is_tried_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A drafter that raises on one question."""
+    whole = LookupDrafter.begin
+
+    def begin(self: LookupDrafter, prompt_T: list[int], *more: Any) -> None:
+        if ord("+") - 31 in prompt_T:  # the last question
+            raise RuntimeError("out of paper")
+        whole(self, prompt_T, *more)
+
     arguments = command(folder, tmp_path / "out", methods="pld")
-    failed = run(arguments, PYTHONPATH=f"{broken}:{ROOT}")
+    with monkeypatch.context() as broken:
+        broken.setattr(LookupDrafter, "begin", begin)
+        failed = run(arguments)
     assert failed.returncode == 1
     assert "pld: 1 questions failed" in failed.stderr
     assert "RuntimeError: out of paper" in failed.stderr
@@ -237,24 +260,19 @@ def test_mistakes_get_one_sentence(
     tmp_path: Path,
     arguments: list[str],
     message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     if "/nowhere" in arguments:
         arguments = [*arguments, "--benchmark", "mini_bench"]
-    monkeypatch.setattr(sys, "argv", ["run.py", *arguments, "--output", str(tmp_path)])
-    with pytest.raises(SystemExit) as end:
-        command_line(main)
-    printed = capsys.readouterr()
-    assert (end.value.code, printed.out) == (2, "")
-    assert message in printed.err
-    assert f"answers in {tmp_path}" not in printed.err, "the plan is told only where it can be carried out"
+    refused = run([*arguments, "--output", str(tmp_path)])
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert message in refused.stderr
+    assert f"answers in {tmp_path}" not in refused.stderr, "the plan is told only where it can be carried out"
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
 def test_help_names_methods_and_pairs_at_once() -> None:
     begin = time.perf_counter()
-    done = run([])
+    done = start([])
     assert done.returncode == 0
     assert time.perf_counter() - begin < 5
     for word in ("autoregressive", "sps", "pld", "smollm2-135m", "vicuna-7b-68m"):

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from evaluation.show.tables import show
-from tests.answer_files import answer, choice, compare, header, run_script, summarize, summarize_by_category, write
+from tests.answer_files import answer, choice, compare, header, summarize, summarize_by_category, write
+from tests.commands import run_script
 from tests.tiny import save_tokenizer
 
 NOT_CHECKED = "conditions not checked"

@@ -23,12 +23,12 @@ from tests.answer_files import (
     header,
     in_terminal,
     keys,
-    run_script,
     summarize,
     summarize_by_category,
     write,
     write_spec_bench,
 )
+from tests.commands import run_script
 
 Paths = tuple[Path, Path]
 
@@ -286,9 +286,7 @@ def test_command_line_prints_one_json_document(tmp_path: Path, ten: Paths) -> No
     assert json.loads(done.stdout) == [asdict(row) for row in summarize_by_category(*ten)]
 
 
-@pytest.mark.parametrize(
-    ("columns", "left_out", "flags"), [(80, True, ["--by", "category"]), (100, False, []), (120, False, [])]
-)
+@pytest.mark.parametrize(("columns", "left_out", "flags"), [(80, True, ["--by", "category"]), (100, False, [])])
 def test_a_terminal_shows_names_whole_and_what_it_has_room_for(
     tmp_path: Path, columns: int, left_out: bool, flags: list[str]
 ) -> None:
