@@ -12,18 +12,23 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from trace_rounds import rounds
+import trace_rounds
 
 from evaluation.answers.header import read_header
+from evaluation.answers.kinds import QuestionId
 from evaluation.answers.record import read_answers
 from evaluation.answers.trace import read_trace
 from evaluation.judge.groups import read_groups
 from evaluation.judge.timeline import spans_of
+from evaluation.launch import processes
+from evaluation.run import main
 from methods.paths import ROOT
+from tests.commands import in_process
 from tests.tiny import save_draft, save_model
 
 RUN = [sys.executable, str(ROOT / "evaluation/run.py")]
 TURNS = [["hello there hello there"], ["one two", "three"], ["abc abc abc abc"], ["what is 1+1"]]
+MANY = 12  # questions, so that every fault ends a run in the middle
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
@@ -34,8 +39,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(folder / "target", seed=0, layers=3)
     (folder / "draft").mkdir()
     save_draft(folder / "draft", folder / "target")
-    lines = [{"question_id": i + 1, "category": "qa", "turns": turns} for i, turns in enumerate(TURNS)]
-    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "many").mkdir()
+    for place, turns in ((folder, TURNS), (folder / "many", [TURNS[i % len(TURNS)] for i in range(MANY)])):
+        lines = [{"question_id": i + 1, "category": "qa", "turns": several} for i, several in enumerate(turns)]
+        (place / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
@@ -62,7 +69,8 @@ def names_of(trace: Path, kind: str) -> dict[tuple[int, int], str]:
 
 def test_a_plain_start_runs_both_ranks_and_what_belongs_beside(folder: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace.json"
-    done = run(command(folder, tmp_path, "pearl,pearl-sd2", "--gamma", "3", "--trace", str(trace), "--json"))
+    arguments = command(folder, tmp_path, "pearl,pearl-sd2", "--gamma", "3")
+    done = run([*arguments, "--trace", str(trace), "--json"])
     assert done.returncode == 0, done.stderr
     rows = {row["method"]: row for row in json.loads(done.stdout.splitlines()[-1])}
     assert list(rows) == ["autoregressive-all", "sps", "sd2", "pearl", "pearl-sd2"]
@@ -85,9 +93,15 @@ def test_a_plain_start_runs_both_ranks_and_what_belongs_beside(folder: Path, tmp
     assert all(span.seconds >= 0 for span in pearl)
     for answer in read_answers(answers(tmp_path, "pearl")).values():
         assert answer.choices[0].wait_time is not None
+    before = answers(tmp_path, "pearl").read_bytes()
+    other = run([*arguments, "--max-new-tokens", "25"])
+    assert other.returncode == 2
+    (sentence,) = noise(other)
+    assert "max_new_tokens=24, now 25; choose another --output" in sentence
+    assert answers(tmp_path, "pearl").read_bytes() == before
 
 
-def test_replicas_share_the_questions_and_one_trace(folder: Path, tmp_path: Path) -> None:
+def test_replicas_share_questions_and_a_trace_and_a_second_start_answers_nothing(folder: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace.json"
     done = run(command(folder, tmp_path, "pearl", "--alone", "--replicas", "2", "--trace", str(trace)))
     assert done.returncode == 0, done.stderr
@@ -103,17 +117,13 @@ def test_replicas_share_the_questions_and_one_trace(folder: Path, tmp_path: Path
     (pearl,) = (result for result in read_groups([tmp_path])[0].results if result.method == "pearl")
     shown = spans_of(pearl, read_trace(trace))
     assert sorted(shown) == [(1, 0), (2, 0), (2, 1), (3, 0), (4, 0)]
-    told = run([str(trace)], [sys.executable, str(ROOT / "scripts/trace_rounds.py")])
+    told = in_process(trace_rounds.main, trace)
     row = next(line.split("│") for line in told.stdout.splitlines() if " pearl " in line)
-    assert int(row[2]) == sum(len(rounds(spans)) for spans in shown.values())
+    assert int(row[2]) == sum(len(trace_rounds.rounds(spans)) for spans in shown.values())
     before = answers(tmp_path, "pearl").read_bytes()
     again = run(command(folder, tmp_path, "pearl", "--alone", "--replicas", "2"))
     assert (again.returncode, noise(again)) == (0, [])
-    assert "pearl: 4/4 identical" in again.stdout
-    other = run(command(folder, tmp_path, "pearl", "--alone", "--replicas", "2", tokens=25))
-    assert other.returncode == 2
-    (sentence,) = noise(other)
-    assert "max_new_tokens=24, now 25; choose another --output" in sentence
+    assert again.stdout == done.stdout, "it judges again"
     assert answers(tmp_path, "pearl").read_bytes() == before
 
 
@@ -124,58 +134,61 @@ def noise(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in lines if not line.startswith(("answers in", "for a report"))]
 
 
-def test_a_second_start_answers_nothing_and_judges_again(folder: Path, tmp_path: Path) -> None:
-    first, again = (run(command(folder, tmp_path, "pearl", "--alone")) for _ in range(2))
-    assert first.returncode == 0, first.stderr
-    assert (again.returncode, noise(again)) == (0, [])
-    assert again.stdout == first.stdout
-
-
-def test_variants_have_drafters_of_their_own(folder: Path, tmp_path: Path) -> None:
-    names = [f"pearl-sd2@exit={exit_}@gamma=2" for exit_ in (1, 3)]
-    done = run(command(folder, tmp_path, ",".join(names), "--alone", "--json"))
+def test_an_outer_launcher_may_start_the_ranks_and_variants_have_drafters_of_their_own(
+    folder: Path, tmp_path: Path
+) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", RUN[1]]
+    names = ["pearl", *(f"pearl-sd2@exit={exit_}@gamma=2" for exit_ in (1, 3))]
+    done = run(command(folder, tmp_path, ",".join(names), "--alone", "--json"), torchrun)
     assert done.returncode == 0, done.stderr
     rows = {row["method"]: row for row in json.loads(done.stdout.splitlines()[-1])}
     assert list(rows) == names and all(row["identical"] == 4 for row in rows.values())
-    assert rows[names[0]]["mat"] < rows[names[1]]["mat"] - 0.2  # the third exit is that of all the target's layers
+    assert rows[names[1]]["mat"] < rows[names[2]]["mat"] - 0.2  # the third exit is that of all the target's layers
 
 
-def test_an_outer_launcher_may_start_the_ranks(folder: Path, tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", RUN[1]]
-    done = run(command(folder, tmp_path, "pearl", "--alone"), torchrun)
-    assert done.returncode == 0, done.stderr
-    assert "pearl: 4/4 identical" in done.stdout
-
-
-def test_sampling_runs_too(folder: Path, tmp_path: Path) -> None:
-    done = run(command(folder, tmp_path, "pearl", "--alone", "--temperature", "1", "--top-p", "0.9"))
-    assert done.returncode == 0, done.stderr
-    header = read_header(answers(tmp_path, "pearl"))
-    assert header is not None and header["settled"]["gamma"] >= 1
-    assert len(read_answers(answers(tmp_path, "pearl"))) == 4
-
-
-def test_a_mistake_is_told_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = run(command(folder, tmp_path, "pearl", "--draft", str(tmp_path / "nothing")))
+def test_a_mistake_is_told_once_before_a_rank_is_started(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "_start", lambda *_: pytest.fail("a rank is started"))
+    done = in_process(main, *command(folder, tmp_path, "pearl", "--draft", str(tmp_path / "nothing")))
     assert done.returncode == 2
     assert done.stderr.count("error:") == 1
     assert "nothing" in done.stderr
-    done = run(command(folder, tmp_path, "pearl", "--gamma", "fast"))
+    done = in_process(main, *command(folder, tmp_path, "pearl", "--gamma", "fast"))
     assert done.returncode == 2
     assert "expected --gamma to be auto or free or a number from 1 to 1000000000, got fast" in done.stderr
-    monkeypatch.setitem(ENV, "PEARL_BENCH_PATIENCE", "soon")
-    done = run(command(folder, tmp_path, "pearl"))
+    monkeypatch.setenv("PEARL_BENCH_PATIENCE", "soon")
+    done = in_process(main, *command(folder, tmp_path, "pearl"))
     assert done.returncode == 2
     assert "expected PEARL_BENCH_PATIENCE to be a number of seconds above 0, got 'soon'" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def hurt_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a run is begun that each fault ends and the next start goes on with."""
+    return tmp_path_factory.mktemp("hurt")
+
+
+def hurt_command(folder: Path, output: Path) -> list[str]:
+    many = str(folder / "many/questions.jsonl")
+    return command(folder, output, "pearl", "--alone", "--questions", many, tokens=400)
+
+
+def kept_answers(output: Path) -> dict[QuestionId, str]:
+    """The ids of PEARL's answers so far."""
+    path = answers(output, "pearl")
+    return {q: answer.answer_id for q, answer in read_answers(path).items()} if path.exists() else {}
 
 
 def start_and_wait_for_an_answer(
     folder: Path, output: Path, background: bool = False, **options: str
 ) -> subprocess.Popen[str]:
-    """A run that has answered its first question and is far from its last. `background`: as a script starts it with &,
-    which makes it deaf to Ctrl-C."""
+    """A run that has answered a question and is far from its last. `background`: as a script starts it with &, which
+    makes it deaf to Ctrl-C."""
+    path = answers(output, "pearl")
+    before = path.read_bytes().count(b"\n") if path.exists() else 0
     process = subprocess.Popen(
-        [*RUN, *command(folder, output, "pearl", "--alone", tokens=400)],
+        [*RUN, *hurt_command(folder, output)],
         env=ENV | options,
         cwd="/",
         stdout=subprocess.DEVNULL,
@@ -185,8 +198,7 @@ def start_and_wait_for_an_answer(
         # Not as it is for the tests, which may run in the background themselves.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_IGN if background else signal.SIG_DFL),
     )
-    path = answers(output, "pearl")
-    while not (path.exists() and path.read_bytes().count(b"\n")):
+    while not (path.exists() and path.read_bytes().count(b"\n") > before):
         assert process.poll() is None, "it ended before it could be hurt"
         time.sleep(0.01)
     return process
@@ -221,31 +233,28 @@ def terminate(process: subprocess.Popen[str]) -> None:
     process.terminate()
 
 
-DRAFT_KILLED, TARGET_HANGS = kill(1), stop(0)
-
-
 @pytest.mark.parametrize(
     "hurt, background, status, message",
     [
-        (DRAFT_KILLED, False, 1, "rank 1 was ended by SIGKILL"),
+        (kill(1), False, 1, "rank 1 was ended by SIGKILL"),
         (kill(0), False, 1, "rank 0 was ended by SIGKILL"),
         (stop(1), False, 1, "rank 0 (target) waited"),
-        (TARGET_HANGS, False, 1, "rank 1 (draft) waited"),
+        (stop(0), False, 1, "rank 1 (draft) waited"),
         (interrupt, False, 130, "interrupted"),
-        (terminate, False, -signal.SIGTERM, ""),
         (terminate, True, -signal.SIGTERM, ""),
     ],
-    ids=["draft killed", "target killed", "draft hangs", "target hangs", "Ctrl-C", "ended", "ended in the background"],
+    ids=["draft killed", "target killed", "draft hangs", "target hangs", "Ctrl-C", "ended in the background"],
 )
 def test_a_fault_ends_both_ranks_soon_and_loses_nothing(
     folder: Path,
-    tmp_path: Path,
+    hurt_output: Path,
     hurt: Callable[[subprocess.Popen[str]], None],
     background: bool,
     status: int,
     message: str,
 ) -> None:
-    process = start_and_wait_for_an_answer(folder, tmp_path, background, PEARL_BENCH_PATIENCE="1")
+    before = kept_answers(hurt_output)
+    process = start_and_wait_for_an_answer(folder, hurt_output, background, PEARL_BENCH_PATIENCE="1")
     ranks = ranks_of(process)
     hurt(process)
     began = time.monotonic()
@@ -259,17 +268,23 @@ def test_a_fault_ends_both_ranks_soon_and_loses_nothing(
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == status, errors
     assert message in errors
-    kept = {q: answer.answer_id for q, answer in read_answers(answers(tmp_path, "pearl")).items()}
-    assert 0 < len(kept) < len(TURNS)  # else nothing was ended
-    if hurt in (DRAFT_KILLED, TARGET_HANGS):
-        again = run(command(folder, tmp_path, "pearl", "--alone", tokens=400))
-        assert again.returncode == 0, again.stderr
-        now = {q: answer.answer_id for q, answer in read_answers(answers(tmp_path, "pearl")).items()}
-        assert len(now) == 4 and now.items() >= kept.items()
+    kept = kept_answers(hurt_output)
+    assert len(before) < len(kept) < MANY  # else nothing was ended
+    assert kept.items() >= before.items()
+
+
+def test_a_run_that_faults_have_ended_goes_on(folder: Path, hurt_output: Path) -> None:
+    kept = kept_answers(hurt_output)
+    again = run(hurt_command(folder, hurt_output))
+    assert again.returncode == 0, again.stderr
+    now = kept_answers(hurt_output)
+    assert len(now) == MANY and now.items() >= kept.items()
+    assert f"pearl: {MANY}/{MANY} identical" in again.stdout
 
 
 def test_kills_while_ranks_start_leave_nothing_behind_and_the_run_goes_on(folder: Path, tmp_path: Path) -> None:
-    arguments = command(folder, tmp_path, "pearl", "--alone")
+    """A sampling run, of which the others here are none."""
+    arguments = command(folder, tmp_path, "pearl", "--alone", "--temperature", "1", "--top-p", "0.9")
     for number, to_rank, after in ((signal.SIGKILL, None, 0.0), (signal.SIGSTOP, 1, 1.0), (signal.SIGTERM, 0, 2.0)):
         process = subprocess.Popen(
             [*RUN, *arguments], env=ENV | {"PEARL_BENCH_PATIENCE": "0.6"}, cwd="/", stderr=subprocess.PIPE, text=True
@@ -288,6 +303,8 @@ def test_kills_while_ranks_start_leave_nothing_behind_and_the_run_goes_on(folder
     done = run(arguments)
     assert done.returncode == 0, done.stderr
     assert [len(read_answers(answers(tmp_path, name))) for name in ("autoregressive", "pearl")] == [4, 4]
+    header = read_header(answers(tmp_path, "pearl"))
+    assert header is not None and header["settled"]["gamma"] >= 1
 
 
 BROKEN = """
