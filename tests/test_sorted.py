@@ -63,7 +63,7 @@ def staged(pair: Models, exits: tuple[int, ...] = EXITS, threshold: float = 1.0)
 
 
 def test_every_exit_is_the_trained_models(pair: Models, tiny: Path, tiny_sorted: Path) -> None:
-    """int8 rows, the reduced head and the target's embedding, against the module that train_draft.py trains."""
+    """int8 rows, the reduced head and the target's embedding, against the module that train.py trains."""
     stored = load_file(tiny_sorted / "model.safetensors")
     tokens_R = stored.pop("lm_head.tokens").long()
     model: Any = AutoModelForCausalLM.from_pretrained(tiny)

@@ -29,7 +29,7 @@ def save_tokenizer(folder: Path, first: int = 32) -> None:
 
 
 def save_draft(folder: Path, target: Path, tokens: Sequence[int] = range(VOCABULARY), **changes: Any) -> Path:
-    """What train_draft.py would export of a draft of three layers of `target` with an exit after each, untrained.
+    """What train.py would export of a draft of three layers of `target` with an exit after each, untrained.
 
     `tokens`: the vocabulary of its head; `changes` of its configuration."""
     model: Any = AutoModelForCausalLM.from_pretrained(target)

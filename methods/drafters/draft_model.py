@@ -1,5 +1,5 @@
 """A pair's draft model, wherever its weights come from: a model of its own, the target's first K layers, the target in
-8 bits, or what scripts/train_draft.py exports. Loaded once for all methods that have the same."""
+8 bits, or what scripts/train.py exports. Loaded once for all methods that have the same."""
 
 import copy
 from dataclasses import replace

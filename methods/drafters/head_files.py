@@ -1,7 +1,7 @@
 """Files of a head: from where the pair has it to tensors that are known to fit the target.
 
 What a head is, its tensors' names and shapes say; of its config.json, which may be wrong about it or missing, a drafter
-reads only what they cannot tell. Beside what others publish, heads may be stored as scripts/train_draft.py stores
+reads only what they cannot tell. Beside what others publish, heads may be stored as scripts/train.py stores
 drafts: any matrix NAME in int8 with a scale per row in NAME.scale, and an LM head over part of the vocabulary with the
 token of each row in `lm_head.tokens`. A head without an LM head of its own has the target's.
 

@@ -1,4 +1,4 @@
-"""A trained draft's folder, as scripts/train_draft.py exports it: one draft with exits, for one target.
+"""A trained draft's folder, as scripts/train.py exports it: one draft with exits, for one target.
 
 Beside the usual config.json (with a key "draft") and Hugging Face names: all matrices NAME may be int8 with a scale per
 row in NAME.scale; the embedding is the target's; a head over part of the vocabulary has `lm_head.tokens`, the token of
@@ -56,7 +56,7 @@ def exits_of(checkpoint: Checkpoint) -> tuple[int, ...]:
     if sorted(set(exits)) != exits or exits[-1] != checkpoint.config.layers:
         raise UserError(
             f"expected ascending exits that end at {checkpoint.config.layers} layers, got {shown(exits)} in "
-            f"{checkpoint.source}; export it again with scripts/train_draft.py"
+            f"{checkpoint.source}; export it again with scripts/train.py"
         )
     return tuple(exits)
 

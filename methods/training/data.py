@@ -1,4 +1,4 @@
-"""Training answers of a draft: reading, the held-out split, the draft vocabulary and batches. Used by train_draft.py.
+"""Training answers of a draft: reading, the held-out split, the draft vocabulary and batches. Used by train.py.
 
 Shapes: B documents of a batch, L positions, N tokens of the draft vocabulary.
 """
@@ -21,11 +21,13 @@ from methods.errors import UserError
 
 @dataclass(frozen=True)
 class Document:
-    """One prompt and its answer as token ids; `start` is where the answer begins."""
+    """One prompt and its answer as token ids; `start` is where the answer begins. `greedy`: every token of the answer
+    is the target's most probable one."""
 
     prompt: str
     tokens: list[int]
     start: int
+    greedy: bool = False
 
     @property
     def positions(self) -> int:
@@ -54,7 +56,8 @@ def _read_file(path: Path, length: int) -> Iterator[Document]:
 
 def _document(row: dict[str, Any], length: int) -> Document:
     prompt_ids, output_ids = row["prompt_ids"], row["output_ids"]
-    return Document(row["prompt"], (prompt_ids + output_ids)[:length], len(prompt_ids))
+    greedy = row.get("temperature") == 0
+    return Document(row["prompt"], (prompt_ids + output_ids)[:length], len(prompt_ids), greedy)
 
 
 def split(documents: Sequence[Document], fraction: float, seed: int) -> tuple[list[Document], list[Document]]:

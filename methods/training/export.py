@@ -1,4 +1,4 @@
-"""A trained draft as a folder: int8 matrices with a scale per row, small enough to publish. Used by train_draft.py.
+"""A trained draft as a folder: int8 matrices with a scale per row, small enough to publish. Used by train.py.
 
 model.safetensors holds the usual Llama names without the embedding (the target's is used); a matrix NAME is int8 with
 float32 scales NAME.scale, weight = int8 * scale per row; norms are float32. A reduced head has `lm_head.tokens`, the

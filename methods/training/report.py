@@ -1,6 +1,6 @@
 """What a training run shows: agreement and cost of each exit, what they promise, and the learning curve.
 
-Used by train_draft.py. a: chance that a drafted token is accepted; c: target pass time / draft token time.
+Used by train.py. a: chance that a drafted token is accepted; c: target pass time / draft token time.
 """
 
 import json

@@ -1,6 +1,6 @@
 """A draft made of chosen layers of its target, with sorted exits that share one norm and one head (SD2).
 
-Used by train_draft.py. Shapes: B documents, L positions, M positions with a loss, D width, E exits, N tokens of the
+Used by train.py. Shapes: B documents, L positions, M positions with a loss, D width, E exits, N tokens of the
 draft vocabulary, K cached teacher probabilities per position.
 Paper: Sorted Fine-Tuning (Valipour et al., 2023), of which SD2 makes drafts.
 """
@@ -121,7 +121,8 @@ class _SoftCrossEntropy(torch.autograd.Function):
             loss, grad = _block_loss(states @ head.t(), ids_MK[rows], probs_MK[rows])
             losses_E[exit_] += loss
             grad_states[exit_, rows] = grad @ head
-            grad_head += grad.t() @ states
+            if ctx.needs_input_grad[1]:  # of a target's own head it is not
+                grad_head += grad.t() @ states
         ctx.save_for_backward(grad_states, grad_head)
         ctx.count = count
         return losses_E / count
@@ -130,7 +131,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_states, grad_head = ctx.saved_tensors
         scale = grads[0][0] / ctx.count
-        return grad_states * scale, grad_head * scale, None, None
+        return grad_states * scale, grad_head * scale if ctx.needs_input_grad[1] else None, None, None
 
 
 def _block_loss(logits_MN: Tensor, ids_MK: Tensor, probs_MK: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The target of a draft as a Transformers model, for training and distilling. Used by train_draft.py and distill.py."""
+"""The target of a draft as a Transformers model, for training and distilling. Used by train.py and distill.py."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The target's most probable next tokens at every position, computed once and cached on disk. Used by train_draft.py.
+"""The target's most probable next tokens at every position, computed once and cached on disk. Used by train.py.
 
 Shapes: B documents, L positions, P positions of a chunk in a row, K tokens kept, N tokens of the draft vocabulary.
 """

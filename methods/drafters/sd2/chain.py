@@ -31,9 +31,7 @@ def build(models: Models, threshold: float, exit: int) -> SortedDrafter:
 def exits_here(models: Models) -> tuple[int, ...]:
     """Layers after which the pair's sorted draft can be left, ascending. Raises UserError where it has no exits."""
     if not is_trained_draft(models.draft_checkpoint):
-        raise UserError(
-            f"expected a draft with exits, as scripts/train_draft.py makes them; {models.draft_source} has none"
-        )
+        raise UserError(f"expected a draft with exits, as scripts/train.py makes them; {models.draft_source} has none")
     return exits_of(models.draft_checkpoint)
 
 

@@ -19,11 +19,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from methods.engine.int8 import Int8
 from methods.errors import UserError
 from methods.training.data import Document, frequent_tokens, length_batches, read_answers, split
-from methods.training.recipe import Recipe, learning_rate, read_recipe
+from methods.training.recipe import SortedRecipe, learning_rate, read_recipe
 from methods.training.report import best_speedup, read_log
 from methods.training.sorted import SortedDraft, chosen_layers, soft_cross_entropy
+from methods.training.sorted_trainer import SortedTrainer
 from methods.training.teacher import Teacher
-from methods.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = 96
@@ -75,7 +75,7 @@ def one_thread() -> Iterator[None]:
 
 def train(folder: Path, out: Path, *options: object) -> subprocess.Popen[str]:
     fixed = ["--target", folder / "target", "--answers", folder / "answers.jsonl", "--out", out]
-    command = [sys.executable, ROOT / "scripts/train_draft.py", *fixed, *options]
+    command = [sys.executable, ROOT / "scripts/train.py", "sorted", *fixed, *options]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
@@ -151,17 +151,17 @@ def test_wrong_options_are_one_sentence(folder: Path, tmp_path: Path) -> None:
     assert run.returncode == 2 and output.startswith("error: expected first-K") and output.count("\n") == 1
     (tmp_path / "recipe.toml").write_text("learning_rat = 1e-3")
     with pytest.raises(UserError, match="did you mean 'learning_rate'"):
-        read_recipe(tmp_path / "recipe.toml", {})
+        read_recipe(SortedRecipe, tmp_path / "recipe.toml", {})
     with pytest.raises(UserError, match="schedule"):
-        (tmp_path / "recipe.toml").write_text('schedule = "linear"')
-        read_recipe(tmp_path / "recipe.toml", {})
+        (tmp_path / "recipe.toml").write_text('schedule = "square"')
+        read_recipe(SortedRecipe, tmp_path / "recipe.toml", {})
 
 
-def trainer(folder: Path, out: Path, **options: Any) -> Trainer:
+def trainer(folder: Path, out: Path, **options: Any) -> SortedTrainer:
     """In this process and in fp32."""
     settings: dict[str, Any] = {"layers": "first-4", "exits": (2, 4), "held_out": 0.2, "chunk": 20, "precision": "no"}
-    recipe = Recipe(answers=(str(folder / "answers.jsonl"),), **settings | {"micro_tokens": 64} | options)
-    return Trainer(recipe, LlamaForCausalLM.from_pretrained(folder / "target"), out)
+    recipe = SortedRecipe(answers=(str(folder / "answers.jsonl"),), **settings | {"micro_tokens": 64} | options)
+    return SortedTrainer(recipe, LlamaForCausalLM.from_pretrained(folder / "target"), out)
 
 
 def test_other_options_do_not_continue_a_run(folder: Path, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_tokens_outside_the_draft_vocabulary_have_no_loss(folder: Path, tmp_path
     run = trainer(folder, tmp_path, vocabulary=20, targets="tokens")
     known = set(run.tokens_N.tolist())
     documents = run.training[:3]
-    batch = run._batch(documents, None, [0, 1, 2])
+    batch = run.batch(documents, None, [0, 1, 2])
     following = [token for document in documents for token in document.tokens[1:]]
     assert batch["probs_MK"].flatten().tolist() == [float(token in known) for token in following]
     rows = batch["ids_MK"].flatten()[batch["probs_MK"].flatten() == 1]
@@ -324,9 +324,9 @@ def test_quantised_rows_are_near() -> None:
 
 
 def test_learning_rate() -> None:
-    recipe = Recipe(learning_rate=1.0, warmup=0.1)
+    recipe = SortedRecipe(learning_rate=1.0, warmup=0.1)
     assert [round(learning_rate(recipe, done), 3) for done in (0, 0.05, 0.5, 5 / 6, 1)] == [0.01, 0.5, 1, 0.5, 0]
-    cosine = Recipe(learning_rate=1.0, warmup=0.1, schedule="cosine")
+    cosine = SortedRecipe(learning_rate=1.0, warmup=0.1, schedule="cosine")
     assert [round(learning_rate(cosine, done), 3) for done in (0.05, 0.1, 0.55, 1)] == [0.5, 1, 0.5, 0]
 
 
