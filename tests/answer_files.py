@@ -55,10 +55,12 @@ def answer(question_id: int | str = 81, category: str = "writing", **keys: Any) 
 def keys(method: str = "pld", **changes: Any) -> dict[str, Any]:
     """A run header as the runner writes it, shortened to what judging reads."""
     row = METHODS.get(method)
+    options = changes.get("options")
+    options = options if isinstance(options, dict) else {}
     return {
         "schema_version": 2,
         "method": method,
-        **(what_it_is(row, changes.get("options") or {}) if row else {"loop": None, "drafter": None, "shape": None}),
+        **(what_it_is(row, options) if row else {"loop": None, "drafter": None, "shape": None}),
         "taps": [],
         "methods": ["autoregressive", "pld"],
         "pair": "tiny",

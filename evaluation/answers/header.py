@@ -143,9 +143,9 @@ class RunHeader:
     def _as_the_table_has_it(self) -> Self:
         """With what the oldest headers lack: what the run was, by its method's row."""
         spec = METHODS.get(self.method)
-        return (
-            replace(self, **what_it_is(spec, self.options or {}), taps=[]) if spec else self
-        )  # no drafter read features then
+        if spec is None:
+            return self
+        return replace(self, **what_it_is(spec, self.options or {}), taps=[])  # no drafter read features then
 
     def to_json(self) -> dict[str, Any]:
         """The keys as they stand in a file."""
