@@ -17,14 +17,18 @@ from evaluation.launch.config import parse
 from evaluation.launch.ranks import join_ranks, take_share
 from evaluation.launch.worker import Session
 from methods.errors import UserError
+from tests.commands import in_process
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def distill(*options: object) -> str:
-    command = [sys.executable, ROOT / "scripts/distill.py", *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
+def distill(*options: object, start: bool = False) -> str:
+    """`start`: as a process, as a user does."""
+    if start:
+        command = list(map(str, [sys.executable, ROOT / "scripts/distill.py", *options]))
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    else:
+        done = in_process(main, *options)
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -42,7 +46,7 @@ def test_answers_are_the_targets_and_a_torn_file_is_gone_on_with(tiny: Path, tmp
     prompts = write(tmp_path / "prompts.jsonl", *({"prompt": "tell " + "more " * i, "source": "x"} for i in range(5)))
     out = tmp_path / "answers.jsonl"
     fixed = ["--target", tiny, "--prompts", prompts, "--out", out, "--max-new-tokens", 12, "--batch", 2]
-    assert "10 answers to make, 0 there" in distill(*fixed, "--temperatures", 0, 1)
+    assert "10 answers to make, 0 there" in distill(*fixed, "--temperatures", 0, 1, start=True)
     whole = rows(out)
     assert len(whole) == 10 and {row["temperature"] for row in whole} == {0.0, 1.0}
     model, tokenizer = (

@@ -236,14 +236,15 @@ def test_eos_ids_come_from_generation_config_first(tmp_path: Path) -> None:
     assert find_checkpoint(str(folder)).eos_token_ids == [0]
 
 
-def hub_process(source: str, cache: Path) -> subprocess.CompletedProcess[str]:
-    """Load a hub id in a process of its own that may use the given hub cache and no network."""
+def hub_process(cache: Path, *sources: str) -> subprocess.CompletedProcess[str]:
+    """Load hub ids in a process of its own that may use the given hub cache and no network."""
     code = f"""
 from methods.engine.loader import find_checkpoint
 from methods.errors import command_line
 def main():
-    checkpoint = find_checkpoint({source!r})
-    print(checkpoint.revision, len(checkpoint.weights), checkpoint.config.layers)
+    for source in {sources!r}:
+        checkpoint = find_checkpoint(source)
+        print(checkpoint.revision, len(checkpoint.weights), checkpoint.config.layers)
     return 0
 command_line(main)
 """
@@ -251,22 +252,23 @@ command_line(main)
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
 
 
-@pytest.mark.parametrize("pickled", [False, True])
-def test_a_hub_id_is_read_from_the_hubs_own_layout(tiny: Path, tmp_path: Path, pickled: bool) -> None:
-    repository = tmp_path / "models--owner--name"
+def in_hub_cache(model: Path, cache: Path, name: str, revision: str) -> Path:
+    """A copy of the model as the hub's own library keeps it."""
+    repository = cache / f"models--owner--{name}"
     (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("abc123")
-    snapshot = copy_of(tiny, repository / "snapshots" / "abc123")
-    if pickled:
-        torch.save(load_file(snapshot / "model.safetensors"), snapshot / "pytorch_model.bin")
-        (snapshot / "model.safetensors").unlink()
-    done = hub_process("owner/name", tmp_path)
-    assert done.stdout == f"abc123 {len(find_checkpoint(str(tiny)).weights)} 3\n", done.stderr
+    (repository / "refs" / "main").write_text(revision)
+    return copy_of(model, repository / "snapshots" / revision)
 
 
-def test_a_hub_id_that_cannot_be_had_is_one_sentence(tmp_path: Path) -> None:
-    done = hub_process("owner/other", tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
+def test_a_hub_id_is_read_from_the_hubs_own_layout_or_missed_in_one_sentence(tiny: Path, tmp_path: Path) -> None:
+    in_hub_cache(tiny, tmp_path, "name", "abc123")
+    pickled = in_hub_cache(tiny, tmp_path, "pickled", "def456")
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    done = hub_process(tmp_path, "owner/name", "owner/pickled", "owner/other")
+    count = len(find_checkpoint(str(tiny)).weights)
+    assert done.stdout.splitlines() == [f"abc123 {count} 3", f"def456 {count} 3"], done.stderr
+    assert done.returncode == 2
     assert "cannot get owner/other from the Hugging Face hub" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 

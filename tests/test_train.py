@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor
+from train import main
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.engine.int8 import Int8
@@ -24,6 +26,7 @@ from methods.training.report import best_speedup, read_log
 from methods.training.sorted import SortedDraft, chosen_layers, soft_cross_entropy
 from methods.training.sorted_trainer import SortedTrainer
 from methods.training.teacher import Teacher
+from tests.commands import Done, in_process
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = 96
@@ -73,9 +76,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def train(folder: Path, out: Path, *options: object) -> subprocess.Popen[str]:
-    fixed = ["--target", folder / "target", "--answers", folder / "answers.jsonl", "--out", out]
-    command = [sys.executable, ROOT / "scripts/train.py", "sorted", *fixed, *options]
+def train(folder: Path, out: Path, *options: object) -> Done:
+    """The whole command, in this process as if it were a new one: accelerate keeps the first precision of a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return in_process(main, *words(folder, out, *options))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def words(folder: Path, out: Path, *options: object) -> list[object]:
+    return ["sorted", "--target", folder / "target", "--answers", folder / "answers.jsonl", "--out", out, *options]
+
+
+def start(folder: Path, out: Path, *options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, ROOT / "scripts/train.py", *words(folder, out, *options)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
@@ -87,8 +104,8 @@ SMALL += ["--chunk", 20, "--held-out", 0.2, "--validate-every", 1000, "--learnin
 
 
 def test_interrupted_and_resumed_run_has_the_same_weights(folder: Path, tmp_path: Path) -> None:
-    whole = train(folder, tmp_path / "whole", *SMALL, "--tokens", 6000)
-    part = train(folder, tmp_path / "part", *SMALL, "--tokens", 6000, "--validate-every", 200)
+    """The part that SIGTERM ends is a process, as a user starts it."""
+    part = start(folder, tmp_path / "part", *SMALL, "--tokens", 6000, "--validate-every", 200)
     assert part.stdout
     for line in part.stdout:  # stop somewhere in the second epoch, in the middle of a chunk
         if line.startswith("{") and json.loads(line)["tokens"] > 2000:
@@ -97,10 +114,9 @@ def test_interrupted_and_resumed_run_has_the_same_weights(folder: Path, tmp_path
     assert part.wait(60) == 0
     stopped = torch.load(tmp_path / "part/checkpoint.pt")["progress"]
     assert 2000 < stopped["tokens"] < 6000
-    again = train(folder, tmp_path / "part", *SMALL, "--tokens", 6000)
-    for run in (whole, again):
-        output = run.communicate(timeout=60)[0]
-        assert run.returncode == 0, output
+    for name in ("whole", "part"):
+        run = train(folder, tmp_path / name, *SMALL, "--tokens", 6000)
+        assert run.returncode == 0, run.stderr
     ours, theirs = (torch.load(tmp_path / run / "checkpoint.pt") for run in ("whole", "part"))
     assert ours["progress"] == theirs["progress"]
     assert all(torch.equal(ours["draft"][name], theirs["draft"][name]) for name in ours["draft"])
@@ -116,14 +132,12 @@ def test_sd2_recipe_runs_and_exports(folder: Path, tmp_path: Path) -> None:
     small_llama(layers=32).save_pretrained(tmp_path / "target")
     recipe = ["--config", ROOT / "scripts/train_configs/sd2-vicuna-7b.toml", "--target", tmp_path / "target"]
     run = train(folder, tmp_path / "out", *recipe, "--held-out", 0.2)
-    output = run.communicate(timeout=60)[0]
-    assert run.returncode == 0, output
+    assert run.returncode == 0, run.stderr
     log = read_log(tmp_path / "out")
     positions = sum(d.positions for d in split(read_answers([folder / "answers.jsonl"], 2048), 0.2, 0)[0])
     assert log[-1]["tokens"] == 3 * positions and set(log[-1]["agreement"]) == {"6", "9", "12"}
     export = train(folder, tmp_path / "out", "--export", tmp_path / "draft", "--pair", "vicuna-7b", *recipe[2:])
-    output = export.communicate(timeout=60)[0]
-    assert export.returncode == 0, output
+    assert export.returncode == 0, export.stderr
     config = json.loads((tmp_path / "draft/config.json").read_text())
     about = {"target": "vicuna-7b", "layers": list(range(12)), "exits": [6, 9, 12], "format": 1}
     assert config["draft"] == about and config["num_hidden_layers"] == 12 and config["vocab_size"] == VOCABULARY
@@ -147,8 +161,8 @@ def check_export(draft: Path, state: dict[str, Tensor]) -> None:
 
 def test_wrong_options_are_one_sentence(folder: Path, tmp_path: Path) -> None:
     run = train(folder, tmp_path / "out", "--layers", "0,9", "--held-out", 0.2)
-    output = run.communicate(timeout=60)[0]
-    assert run.returncode == 2 and output.startswith("error: expected first-K") and output.count("\n") == 1
+    assert run.returncode == 2 and run.stdout == ""
+    assert run.stderr.startswith("error: expected first-K") and run.stderr.count("\n") == 1
     (tmp_path / "recipe.toml").write_text("learning_rat = 1e-3")
     with pytest.raises(UserError, match="did you mean 'learning_rate'"):
         read_recipe(SortedRecipe, tmp_path / "recipe.toml", {})
