@@ -18,6 +18,7 @@ from methods.paths import ROOT
 
 PAIR = get_pair("smollm2-135m")
 MOST_BYTES = 60_000_000
+LIMITS = Limits(frozenset(), 48)
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,18 @@ def models() -> Models:
     models = Models(PAIR.target, PAIR.drafts["sorted"], "bfloat16", [torch.device("cpu")])
     models.max_length = 512
     return models
+
+
+@pytest.fixture(scope="module")
+def prompt(models: Models) -> list[int]:
+    prompter = Prompter(models.target_checkpoint.tokenizer, PAIR.template, "humaneval")
+    return prompter.encode(load_questions("humaneval", None, 1).questions[0].turns, [])
+
+
+@pytest.fixture(scope="module")
+def expected(models: Models, prompt: list[int]) -> list[int]:
+    """What the target alone says."""
+    return generate(build_method(get_method(BASELINE), models, {}), prompt, Sampling(), LIMITS).token_ids
 
 
 def test_the_draft_is_small_and_says_where_it_comes_from() -> None:
@@ -43,11 +56,9 @@ def test_the_draft_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.Mo
     "name, options",
     [("sps", {}), *(("sd2", {"exit": depth}) for depth in (0, 4, 8, 12)), ("sd2-tree", {"branches": 3, "nodes": 8})],
 )
-def test_it_drafts_what_the_target_says_and_changes_nothing(models: Models, name: str, options: dict[str, int]) -> None:
-    prompter = Prompter(models.target_checkpoint.tokenizer, PAIR.template, "humaneval")
-    prompt = prompter.encode(load_questions("humaneval", None, 1).questions[0].turns, [])
-    limits = Limits(frozenset(), 48)
-    expected = generate(build_method(get_method(BASELINE), models, {}), prompt, Sampling(), limits)
-    got = generate(build_method(get_method(name), models, options), prompt, Sampling(), limits)
-    assert got.token_ids == expected.token_ids
-    assert len(got.accept_lengths) < 48 / 1.2  # an untrained draft would be kept one time in thousands
+def test_it_drafts_what_the_target_says_and_changes_nothing(
+    models: Models, prompt: list[int], expected: list[int], name: str, options: dict[str, int]
+) -> None:
+    got = generate(build_method(get_method(name), models, options), prompt, Sampling(), LIMITS)
+    assert got.token_ids == expected
+    assert len(got.accept_lengths) < LIMITS.max_new_tokens / 1.2  # untrained, one draft in thousands

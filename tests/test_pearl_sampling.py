@@ -26,7 +26,7 @@ from methods.pearl.draft import local_draft_rank
 from methods.pearl.target import Pearl
 
 VOCABULARY, TOKENS, PROMPT = 2, 3, [0, 1]
-SAMPLES = int(os.environ.get("PEARL_BENCH_SAMPLES", "1000"))  # of each mode
+SAMPLES = int(os.environ.get("PEARL_BENCH_SAMPLES", "400"))  # of each mode
 MODES: dict[str, dict[str, Any]] = {
     "window 1": {"window": 1},
     "window 2": {"window": 2},

@@ -78,11 +78,13 @@ def test_a_lone_root_is_plain_decoding() -> None:
 
 
 def test_verify_draws_the_targets_joint_distribution() -> None:
-    """The rule as it is run, generator and all: two drafted tokens and the one after, chi-square over 40,000 draws."""
+    """The rule as it is run, generator and all: two drafted tokens and the one after, chi-square over 8,000 draws.
+
+    What is wrong with the rule itself the sums over every outcome above show, however little it is."""
     from scipy.stats import chisquare
 
     p, q = [distribution(i) for i in range(3)], [distribution(i + 50) for i in range(2)]
-    sampling, count = Sampling(temperature=1.0), 40_000
+    sampling, count = Sampling(temperature=1.0), 8_000
     draft, ruling = (torch.Generator().manual_seed(seed) for seed in (1, 2))
     seen = torch.zeros(V, V, V)
     for _ in range(count):
