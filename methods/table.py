@@ -95,6 +95,20 @@ class MethodSpec:
         chosen = CHAIN if self.loop == "pearl" else options.get("shape")
         return next((shape for shape in self.drafter.shapes if shape == chosen), self.drafter.shapes[0])
 
+    def counting(self, options: Mapping[str, Value]) -> dict[str, Value]:
+        """Those of its options that count for what is drafted under them: a tree has no window, a chain no nodes.
+
+        Raises UserError where a variant sets another one."""
+        if self.drafter is None or len(self.drafter.shapes) == 1:
+            return dict(options)
+        shape = self.shape(options)
+        idle = ["gamma"] if shape == TREE else list(self.drafter.tree)
+        for name in idle:
+            if name in self.fixed:
+                other = CHAIN if shape == TREE else TREE
+                raise UserError(f"{self.name}: {name} counts for a {other} only, this is a {shape}; add @shape={other}")
+        return {name: value for name, value in options.items() if name not in idle}
+
 
 def _window(default: int | str, help: str = "tokens drafted per round", words: tuple[str, ...] = ()) -> Option:
     return Option(default, help, words=words, flag=True)

@@ -20,7 +20,7 @@ from methods.engine.tree import TokenTree
 ROWS = (1, 2, 4, 8, 16, 32, 64)  # of the passes that are timed
 MOST_NODES = ROWS[-1] - 1  # beside the root
 TRIED = (MOST_NODES, 3, MOST_NODES, 7, MOST_NODES, 15, MOST_NODES, 31)  # sizes of the trees drafted in turn
-ANSWERS, ROUNDS = 2, 2 * len(TRIED)  # seen at least before a size is taken
+ANSWERS, ROUNDS = 2, len(TRIED)  # seen at least before a size is taken: each was tried
 TIMES = 3  # that each pass is timed
 
 

@@ -340,6 +340,25 @@ def test_auto_settles_when_every_window_was_tried(pair: Pair) -> None:
     assert method.sought is None and method.settled() == {"gamma": method.window}
 
 
+@pytest.mark.parametrize("longest, tried", [(1, (1, 1)), (2, (1, 2)), (3, (2, 3)), (5, (2, 5)), (50, (2, 8))])
+def test_auto_tries_no_window_that_the_drafter_cannot_fill(longest: int, tried: tuple[int, int]) -> None:
+    sought = AutoWindow(longest)
+    for window in tried:
+        assert sought.window == window
+        sought.drafted(window, window / 1e3)
+        sought.verified(0.005, window, False)
+        found = sought.answered()
+    assert found is not None and 1 <= found <= longest
+
+
+@pytest.mark.parametrize("name", ["pearl-medusa", "pearl-hydra"])
+def test_auto_settles_over_heads_that_end_their_chain(pair: Pair, name: str) -> None:
+    method: Pearl = pair.build(name, gamma="auto")
+    for _ in TRIED:
+        generate(method, PROMPTS[7], GREEDY, Limits(frozenset(), 30))
+    assert method.sought is None and 1 <= method.settled()["gamma"] <= 3  # the tiny heads are three
+
+
 def test_free_needs_both_modes(pair: Pair) -> None:
     with pytest.raises(UserError, match="--gamma auto or a number beside --without pre-verify"):
         pair.build("pearl", gamma="free", without="pre-verify")

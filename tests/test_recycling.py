@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from methods.drafters.recycling import BEST, PATHS, RecyclingDrafter
+from methods.drafters.recycling import PATHS, SHAPE, RecyclingDrafter
 from methods.engine.sampling import Sampling
 from methods.models import Models
 from methods.target import Outcome, Target
@@ -71,7 +71,7 @@ def test_the_matrix_begins_anew_with_every_prompt(models: Models) -> None:
 
 @pytest.mark.parametrize("nodes", [1, 7, 20, 80])
 def test_a_smaller_tree_is_a_tree(nodes: int) -> None:
-    paths = BEST[:nodes]
+    paths = SHAPE.paths[:nodes]
     assert len(paths) == nodes and all(path[:-1] in [(), *paths[:i]] for i, path in enumerate(paths))
     assert all(rank == 0 or (*parent, rank - 1) in paths[:i] for i, (*parent, rank) in enumerate(paths))
     assert set(paths) <= set(PATHS)

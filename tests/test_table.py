@@ -77,6 +77,17 @@ def test_the_window_counts_for_chains_alone(both: str, tiny: Any) -> None:
         assert isinstance(method, Speculative) and method.most == window
 
 
+def test_what_does_not_count_is_not_told_and_may_not_be_set(both: str) -> None:
+    options = {"gamma": 5, "shape": TREE, "nodes": 9, "wild": 4}
+    assert get_method("both").counting(options) == {"shape": TREE, "nodes": 9, "wild": 4}
+    assert get_method("both").counting(options | {"shape": CHAIN}) == {"shape": CHAIN, "gamma": 5, "wild": 4}
+    assert get_method("sps").counting({"gamma": 5}) == {"gamma": 5}
+    with pytest.raises(UserError, match="gamma counts for a chain only, this is a tree; add @shape=chain"):
+        get_method("both@gamma=2").counting(options)
+    with pytest.raises(UserError, match="nodes counts for a tree only"):
+        get_method("both@nodes=2").counting(options | {"shape": CHAIN})
+
+
 def test_pearl_builds_the_chain(both: str) -> None:
     drafter = build_drafter(get_method("pearl-both"), Models("", None, "float32", []), {"wild": 4, "nodes": 2})
     assert isinstance(drafter, BothDrafter) and drafter.built == {"shape": CHAIN, "nodes": 9, "wild": 4}

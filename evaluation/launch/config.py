@@ -66,10 +66,10 @@ class RunConfig:
 
     def options_of(self, spec: MethodSpec) -> dict[str, Any]:
         """Return a method's own options: its variant's, else those typed, else its defaults. A typed value that only
-        another method of the run can take is not this one's."""
+        another method of the run can take is not this one's, nor is one that does not count for what it drafts."""
         typed = {name: option.read(self.options.get(name, "")) for name, option in spec.options.items()}
         told = {name: value for name, value in typed.items() if value is not None}
-        return {name: option.default for name, option in spec.options.items()} | told | dict(spec.fixed)
+        return spec.counting({name: option.default for name, option in spec.options.items()} | told | dict(spec.fixed))
 
     def draft_of(self, spec: MethodSpec) -> str | None:
         """Return the draft of a method: its variant's own, else the pair's."""

@@ -50,7 +50,10 @@ class ChainDrafter(Drafter):
     """Proposes a chain, and can go on behind what it has drafted while that is verified: what PEARL takes.
 
     `pending`: the last decided token; `drafted`: the drafts behind it that are not decided yet. Both are kept here;
-    a drafter that needs to know more extends `settle` and `confirm`."""
+    a drafter that needs to know more extends `settle` and `confirm`. `longest`: most tokens that it can draft behind
+    the pending one; None: as many as there is room for."""
+
+    longest: int | None = None
 
     def __init__(self) -> None:
         self.pending = -1

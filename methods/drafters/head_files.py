@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from methods.engine.backends import linear
 from methods.engine.backends.base import LinearLayer
 from methods.engine.int8 import EMBEDDING, HEAD, SCALE, Int8, ScaledWeights
 from methods.engine.loader import DTYPES
-from methods.engine.schema import read_table
+from methods.engine.schema import enough_memory, read_table
 from methods.engine.trained_draft import check_tokens
 from methods.engine.transformer import matrix
 from methods.engine.weights import SAFETENSORS, TOKENS, Shapes, Weights, check_tensors, listed
@@ -29,6 +29,7 @@ from methods.errors import UserError
 from methods.models import Models
 
 ELSE = "choose a head of this target"
+Made = TypeVar("Made")
 BLOCK = re.compile(r"(\d{1,6})\.(\d{1,6})\.linear\.weight")  # as drafters rename them
 KINDS = {  # what weights are, by a name that only they have
     "Hydra heads": r"hydra_mlp\.",
@@ -108,6 +109,19 @@ def read_head(models: Models, kind: str, files: Iterable[str], rename: Callable[
     config = folder / "config.json"
     table = read_table(config) if config.is_file() else {}
     return HeadFiles(source, table, ScaledWeights({new: stored[name] for new, name in renamed.items()}))
+
+
+def loaded(models: Models, key: str, check: Callable[[], HeadFiles], make: Callable[[HeadFiles], Made]) -> Made:
+    """The pair's head, made of its files once; `key`: what it is made as. `check` gives the files, whose numbers are
+    checked here."""
+
+    def load() -> Made:
+        head = check()
+        head.check_numbers()
+        with enough_memory(f"for the head {head.source}"):
+            return make(head)
+
+    return models.once(key, load)
 
 
 def _stored(folder: Path, files: list[str], kind: str) -> Weights:

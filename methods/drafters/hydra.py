@@ -19,14 +19,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.drafters.base import ChainDrafter, Draft, Drafter, newest_state
-from methods.drafters.head_files import HeadFiles, check_target, known_tokens, lm_head_shapes, lm_heads_of, read_head
+from methods.drafters.head_files import (
+    HeadFiles,
+    check_target,
+    known_tokens,
+    lm_head_shapes,
+    lm_heads_of,
+    loaded,
+    read_head,
+)
 from methods.drafters.static_tree import Path, StaticShape, levels, static_tree
 from methods.engine.config import ModelConfig
 from methods.engine.head import Head
 from methods.engine.int8 import EMBEDDING
 from methods.engine.loader import DTYPES
 from methods.engine.sampling import Sampling
-from methods.engine.schema import enough_memory
 from methods.engine.transformer import FINAL, Layers
 from methods.engine.tree import TokenTree
 from methods.engine.weights import Shapes, expected_shapes
@@ -163,7 +170,7 @@ class HydraChain(ChainDrafter):
 
     def __init__(self, heads: HydraHeads, rows: int) -> None:
         super().__init__()
-        self.heads, self.states = heads, DecidedStates(heads, rows)
+        self.heads, self.longest, self.states = heads, heads.count, DecidedStates(heads, rows)
 
     def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
         self.states.begin(features_TF)
@@ -228,14 +235,7 @@ def _shapes(head: HeadFiles, models: Models) -> Shapes:
 
 def heads_of(models: Models) -> HydraHeads:
     """The pair's heads, loaded once."""
-
-    def load() -> HydraHeads:
-        head = check(models)
-        head.check_numbers()
-        with enough_memory(f"for the heads {head.source}"):
-            return HydraHeads(head, models)
-
-    return models.once(KIND, load)
+    return loaded(models, KIND, lambda: check(models), lambda head: HydraHeads(head, models))
 
 
 def build(models: Models, shape: Shape, nodes: int) -> Drafter:

@@ -17,10 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.drafters.base import ChainDrafter, Draft, Drafter, newest_state
-from methods.drafters.head_files import HeadFiles, check_target, known_tokens, lm_head_shapes, lm_heads_of, read_head
+from methods.drafters.head_files import (
+    HeadFiles,
+    check_target,
+    known_tokens,
+    lm_head_shapes,
+    lm_heads_of,
+    loaded,
+    read_head,
+)
 from methods.drafters.static_tree import Path, StaticShape, levels, static_tree
 from methods.engine.sampling import Sampling
-from methods.engine.schema import enough_memory
 from methods.engine.transformer import FINAL
 from methods.engine.tree import TokenTree
 from methods.engine.weights import TOKENS, Shapes
@@ -115,22 +122,18 @@ class MedusaChain(ChainDrafter):
 
     def __init__(self, heads: MedusaHeads) -> None:
         super().__init__()
-        self.heads, self.state_1D = heads, torch.empty(1, 0)
-        self.guesses: list[int] = []  # of the first heads, for the state
+        self.heads, self.longest, self.state_1D = heads, heads.count, torch.empty(1, 0)
 
     def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
         """`settle` brings the state that counts."""
 
     def settle(self, outcome: Outcome) -> None:
         super().settle(outcome)
-        self._read(outcome)
+        self.state_1D = newest_state(outcome)
 
     def confirm(self, outcome: Outcome) -> None:
         super().confirm(outcome)
-        self._read(outcome)
-
-    def _read(self, outcome: Outcome) -> None:
-        self.state_1D, self.guesses = newest_state(outcome), []
+        self.state_1D = newest_state(outcome)
 
     def draft(self, n: int) -> Draft:
         """Drafts made from an earlier state stay what they are: the new state's heads go on behind them."""
@@ -168,14 +171,7 @@ def _shapes(head: HeadFiles, models: Models) -> Shapes:
 
 def heads_of(models: Models) -> MedusaHeads:
     """The pair's heads, loaded once."""
-
-    def load() -> MedusaHeads:
-        head = check(models)
-        head.check_numbers()
-        with enough_memory(f"for the heads {head.source}"):
-            return MedusaHeads(head, models)
-
-    return models.once(KIND, load)
+    return loaded(models, KIND, lambda: check(models), lambda head: MedusaHeads(head, models))
 
 
 def build(models: Models, shape: Shape, nodes: int) -> Drafter:

@@ -8,10 +8,10 @@ Legend: T prompt tokens, N nodes of the last tree, F feature width, V vocabulary
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from methods.drafters.base import Drafter
+from methods.drafters.static_tree import Path, StaticShape, cheapest_first, level_order
 from methods.engine.sampling import Sampling
 from methods.engine.tree import TokenTree
 from methods.models import Models
@@ -21,7 +21,7 @@ ROW = 8  # next tokens held for each token
 UNKNOWN = [0] * ROW  # the row of a token that no pass has scored
 
 # The tree of the paper's code, "2.2.2": how many children each node has, by the ranks on the path to it.
-CHILDREN: dict[tuple[int, ...], int] = {
+CHILDREN: dict[Path, int] = {
     (): 8,
     **{(0,): 8, (1,): 4, (2,): 3, (3,): 2, (4,): 1, (5,): 1, (6,): 1, (7,): 1},
     **{(0, 0): 8, (0, 1): 3, (0, 2): 2, **{(0, rank): 1 for rank in range(3, 8)}, (1, 0): 2, (1, 1): 1},
@@ -31,11 +31,8 @@ CHILDREN: dict[tuple[int, ...], int] = {
     **{(0, 0, 0, 0): 3, (0, 0, 0, 1): 1, (0, 0, 0, 2): 1, (0, 0, 1, 0): 1, (0, 1, 0, 0): 1, (1, 0, 0, 0): 1},
     **{(0, 0, 0, 0, 0): 2, (0, 0, 0, 1, 0): 1},
 }
-PATHS = sorted(((*path, rank) for path, count in CHILDREN.items() for rank in range(count)), key=lambda p: (len(p), p))
-
-# The same by what their ranks promise: each step down costs 1 and its rank, so that a parent comes before its children.
-BEST = sorted(PATHS, key=lambda path: (len(path) + sum(path), PATHS.index(path)))
-SIZES = {(): 0} | {path: size for size, path in enumerate(BEST, 1)}  # of the smallest tree that has a path
+PATHS = level_order((*path, rank) for path, count in CHILDREN.items() for rank in range(count))
+SHAPE = StaticShape(cheapest_first(PATHS))
 
 
 class RecyclingDrafter(Drafter):
@@ -57,17 +54,14 @@ class RecyclingDrafter(Drafter):
         self.pending = outcome.tokens[-1]
 
     def propose(self, room: int) -> TokenTree:
-        nodes: dict[tuple[int, ...], int] = {(): 0}
-        tokens, parents, most = [self.pending], [-1], min(room, self.nodes)
-        for path in (path for path in PATHS if SIZES[path] <= most):
-            parent = nodes.get(path[:-1])
-            row = [] if parent is None else self.rows.get(tokens[parent], UNKNOWN)
-            if parent is not None and path[-1] < len(row):
-                nodes[path] = len(tokens)
-                tokens.append(row[path[-1]])
-                parents.append(parent)
-        self.scored = tokens
-        return TokenTree(torch.tensor(tokens), torch.tensor(parents), sizes_N=[SIZES[path] for path in nodes])
+        tokens: dict[Path, int] = {(): self.pending}
+        for path in SHAPE.tree(min(room, self.nodes)):
+            row = self.rows.get(tokens[path[:-1]], UNKNOWN) if path[:-1] in tokens else []
+            if path[-1] < len(row):
+                tokens[path] = row[path[-1]]
+        self.scored = list(tokens.values())
+        del tokens[()]
+        return SHAPE.filled(self.pending, tokens)
 
 
 def build(models: Models, nodes: int) -> RecyclingDrafter:

@@ -3,14 +3,14 @@ that of its token among its parent's most likely next ones (Medusa, Cai et al. 2
 
 Which shape is best depends on how often a token of that depth and rank is the target's: the acceptance table, one row
 per depth, one rate per rank. A path is kept with about the product of its rates, so the best tree of n nodes has the n
-paths with the largest products (Medusa's rule), and its mean accept length is 1 and their sum.
+paths with the largest products (Medusa's rule).
 """
 
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import islice
 from math import prod
 
 import torch
@@ -50,33 +50,15 @@ MEDUSA_7B: Acceptance = [
 ]
 
 
-@dataclass(frozen=True)
-class Grown:
-    """The best trees of an acceptance table: that of n nodes has the first n paths, and by the table the mean accept
-    length accept_lengths[n]; n = 0 is no tree at all."""
-
-    paths: list[Path]
-    accept_lengths: list[float]
-
-    def tree(self, nodes: int) -> list[Path]:
-        """The best `nodes` paths."""
-        return level_order(self.paths[:nodes])
+def cheapest_first(paths: Sequence[Path]) -> list[Path]:
+    """The paths of a tree of which no rates are known, the best first: each step down costs 1 and its rank."""
+    return sorted(paths, key=lambda path: (len(path) + sum(path), len(path), path))
 
 
-def grow(acceptance: Acceptance, nodes: int) -> Grown:
-    """All best trees of up to `nodes` nodes; fewer where the table has no more paths."""
-    chosen: list[tuple[float, Path]] = []
-    for found in _by_promise(acceptance):
-        if len(chosen) == nodes:
-            break
-        chosen.append(found)
-    lengths = accumulate((rate for rate, _ in chosen), initial=1.0)
-    return Grown([path for _, path in chosen], list(lengths))
-
-
-def _by_promise(acceptance: Acceptance) -> Iterator[tuple[float, Path]]:
-    """Every path of the table and the product of its rates. The next one is always the most promising among the next
-    siblings and the first children of those before, so that a node never comes without its parent."""
+def grow(acceptance: Acceptance) -> Iterator[Path]:
+    """Every path of an acceptance table, the best first: the first n are the best tree of n nodes. The next one is
+    always the most promising among the next siblings and the first children of those before, so that a node never
+    comes without its parent."""
     waiting: list[tuple[float, Path]] = []
 
     def add(path: Path, parent_rate: float) -> None:
@@ -89,7 +71,7 @@ def _by_promise(acceptance: Acceptance) -> Iterator[tuple[float, Path]]:
     while waiting:
         negative, path = heapq.heappop(waiting)
         rates[path] = -negative
-        yield -negative, path
+        yield path
         add((*path[:-1], path[-1] + 1), rates[path[:-1]])
         add((*path, 0), -negative)
 
@@ -99,7 +81,7 @@ def static_tree(nodes: int, depth: int) -> list[Path]:
     own tree where that is asked for."""
     if nodes >= len(PUBLISHED) and depth >= max(map(len, PUBLISHED)):
         return sorted(PUBLISHED, key=lambda path: -prod(MEDUSA_7B[i][rank] for i, rank in enumerate(path)))
-    return grow(MEDUSA_7B[:depth], min(nodes, 10 * len(PUBLISHED))).paths
+    return list(islice(grow(MEDUSA_7B[:depth]), min(nodes, 10 * len(PUBLISHED))))
 
 
 class StaticShape:

@@ -15,7 +15,7 @@ PROMPT_SECONDS = 0.02  # per token of a prompt, beyond the link's own patience: 
 def serve(link: Link, drafters: Mapping[str, ChainDrafter]) -> None:
     """Draft by the drafter that the target asks for. Returns when the target closes the link."""
     for name, drafter in drafters.items():
-        link.send(Ready(name, list(drafter.taps)))
+        link.send(Ready(name, list(drafter.taps), drafter.longest))
     while not isinstance(message := link.receive("a prompt", None), Close):
         if not isinstance(message, Begin):
             raise link.unexpected(message, "a prompt")

@@ -13,10 +13,11 @@ from methods.target import Outcome
 
 @dataclass(frozen=True)
 class Ready:
-    """Draft to target: a drafter is loaded, and reads these taps of the target."""
+    """Draft to target: a drafter is loaded, reads these taps of the target, and drafts at most so many tokens."""
 
     drafter: str
     taps: list[int]
+    longest: int | None = None
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,8 @@ class Pearl(Method):
     def meet(self, ready: Ready) -> None:
         """The drafter is loaded, and reads these features of the target."""
         self.target.taps = tuple(ready.taps)
+        if self.sought and ready.longest:
+            self.sought = AutoWindow(ready.longest)
 
     @property
     def window(self) -> int:

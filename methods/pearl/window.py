@@ -19,19 +19,23 @@ LONGEST_WINDOW = 32
 class AutoWindow:
     """What is known while it is still sought."""
 
-    def __init__(self) -> None:
-        self._answers = 0
-        self._draft_seconds: dict[int, list[float]] = {window: [] for window in TRIED}  # of whole windows
-        self._verify_seconds: dict[int, list[float]] = {window: [] for window in TRIED}  # of passes
+    def __init__(self, longest: int = LONGEST_WINDOW) -> None:
+        """`longest`: most tokens that the drafter can draft."""
+        self._answers, self._longest = 0, min(longest, LONGEST_WINDOW)
+        long = min(TRIED[1], self._longest)
+        self._tried = min(TRIED[0], max(long - 1, 1)), long
+        self._draft_seconds: dict[int, list[float]] = {window: [] for window in self._tried}  # of whole windows
+        self._verify_seconds: dict[int, list[float]] = {window: [] for window in self._tried}  # of passes
         self._kept, self._rejected = 0, 0
 
     @property
     def window(self) -> int:
         """The one to draft now."""
-        return TRIED[self._answers % len(TRIED)]
+        return self._tried[self._answers % len(self._tried)]
 
     def drafted(self, tokens: int, seconds: float) -> None:
-        """A draft has come. One that ends early, where the context is full, tells nothing."""
+        """A draft has come. One that ends early, where the context or the drafter's longest chain does, tells
+        nothing."""
         if tokens == self.window:
             self._draft_seconds[tokens].append(seconds)
 
@@ -44,11 +48,14 @@ class AutoWindow:
         """An answer has ended. The window to stay with, once every one has been tried; until then None."""
         self._answers += 1
         times = [*self._draft_seconds.values(), *self._verify_seconds.values()]
-        if self._answers < len(TRIED) or not all(times):
+        if self._answers < len(self._tried) or not all(times):
             return None
+        if self._longest == 1:
+            return 1
         judged = self._kept + self._rejected
         # Laplace's rule of succession: of a few answers without a rejection none says that there will never be one.
-        return best_window(self._round_seconds, (self._kept + 1) / (judged + 2), judged / self._answers)
+        acceptance, tokens = (self._kept + 1) / (judged + 2), judged / self._answers
+        return best_window(self._round_seconds, acceptance, tokens, self._longest)
 
     def _round_seconds(self, window: int) -> float:
         """The mean time of a round, which the slower rank decides."""
@@ -59,19 +66,22 @@ class AutoWindow:
 def _seconds(measured: dict[int, list[float]], window: int) -> list[float]:
     """What one rank's rounds of a window would take: the nearest tried ones, scaled to the straight line through the
     medians of both, without the slowest tenth, which something else on the machine has held up."""
-    short, long = (median(measured[tried]) for tried in TRIED)
-    typical = short + (long - short) * (window - TRIED[0]) / (TRIED[1] - TRIED[0])
-    near = min(TRIED, key=lambda tried: abs(tried - window))
+    first, last = measured
+    short, long = median(measured[first]), median(measured[last])
+    typical = short + (long - short) * (window - first) / (last - first)
+    near = min(measured, key=lambda tried: abs(tried - window))
     known = sorted(measured[near])
     return [seconds * typical / median(known) for seconds in known[: max(len(known) * 9 // 10, 1)]]
 
 
-def best_window(round_seconds: Callable[[int], float], acceptance: float, tokens: float) -> int:
-    """The window by which an answer takes least. `round_seconds`: of a round of that window; `acceptance`: the
-    probability that a drafted token is kept; `tokens`: of an answer."""
+def best_window(
+    round_seconds: Callable[[int], float], acceptance: float, tokens: float, longest: int = LONGEST_WINDOW
+) -> int:
+    """The window, of at most `longest`, by which an answer takes least. `round_seconds`: of a round of that window;
+    `acceptance`: the probability that a drafted token is kept; `tokens`: of an answer."""
     count = max(round(tokens), 1)
     return min(
-        range(1, LONGEST_WINDOW + 1),
+        range(1, longest + 1),
         key=lambda window: expected_passes(acceptance, window, count) * round_seconds(window),
     )
 

@@ -39,18 +39,19 @@ def write_report(folder: Path, costs: Mapping[str, float]) -> None:
     """table.md and curve.png from the run's log."""
     log = read_log(folder)
     (folder / "table.md").write_text(table(log[-1]["agreement"], costs) + "\n")
-    _plot(log, folder / "curve.png")
+    plot(log, "agreement", "{} layers", "agreement with the target", folder / "curve.png")
 
 
-def _plot(log: list[dict[str, Any]], path: Path) -> None:
+def plot(log: list[dict[str, Any]], key: str, label: str, axis: str, path: Path) -> None:
+    """The learning curve: the shares that each validation has below `key`, one line for each of them."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for number in log[-1]["agreement"]:
-        shares = [line["agreement"][number] for line in log]
-        axes.plot([line["tokens"] / 1e6 for line in log], shares, marker=".", label=f"{number} layers")
-    axes.set(xlabel="tokens seen (millions)", ylabel="agreement with the target", ylim=(0, 1))
+    for name in log[-1][key]:
+        shares = [line[key][name] for line in log]
+        axes.plot([line["tokens"] / 1e6 for line in log], shares, marker=".", label=label.format(name))
+    axes.set(xlabel="tokens seen (millions)", ylabel=axis, ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)

@@ -3,10 +3,11 @@
 from methods.drafters.base import Drafter
 from methods.drafters.eagle.drafters import DynamicTree, EagleChain, StaticTree
 from methods.drafters.eagle.files import EAGLE, EAGLE3, Reading, load
+from methods.drafters.static_tree import Path, cheapest_first
 from methods.models import Models
 
 # The tree of EAGLE-1's published code (choices.py, "mc_sim_7b_63"): 25 nodes, 5 levels.
-PATHS: tuple[tuple[int, ...], ...] = (
+PATHS: tuple[Path, ...] = (
     *((rank,) for rank in range(4)),
     *((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0)),
     *((0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 1, 0), (0, 1, 1), (0, 2, 0), (0, 2, 1), (1, 0, 0)),
@@ -14,16 +15,12 @@ PATHS: tuple[tuple[int, ...], ...] = (
 )
 
 
-# The best first: each step down costs 1 and its rank, so that a parent comes before its children.
-BEST = sorted(PATHS, key=lambda path: (len(path) + sum(path), PATHS.index(path)))
-
-
 def eagle(models: Models, shape: str, nodes: int, rope: int | str) -> Drafter:
     """EAGLE-1."""
     head, taps = load(models, EAGLE, Reading(rope))
     if shape == "chain":
         return EagleChain(head, taps, models.vocabulary)
-    return StaticTree(head, taps, models.vocabulary, BEST[:nodes])
+    return StaticTree(head, taps, models.vocabulary, cheapest_first(PATHS)[:nodes])
 
 
 def eagle2(models: Models, shape: str, branches: int, depth: int, nodes: int, rope: int | str) -> Drafter:

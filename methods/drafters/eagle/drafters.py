@@ -16,11 +16,10 @@ from torch import Tensor
 from methods.drafters.base import ChainDrafter, Draft, Drafter
 from methods.drafters.eagle.head import EagleHead
 from methods.drafters.growing import GrowingTree, likeliest
+from methods.drafters.static_tree import Path
 from methods.engine.sampling import Sampling, draw, probabilities
 from methods.engine.tree import TokenTree
 from methods.target import Outcome
-
-Path = tuple[int, ...]  # ranks
 
 
 class Reader:

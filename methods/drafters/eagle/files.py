@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from methods.drafters.eagle.head import EagleHead, Parts
-from methods.drafters.head_files import HeadFiles, LmHead, check_target, lm_head_shapes, read_head
+from methods.drafters.head_files import HeadFiles, LmHead, check_target, lm_head_shapes, loaded, read_head
 from methods.engine.config import FAMILIES, ModelConfig
 from methods.engine.head import Head
 from methods.engine.int8 import HEAD, SCALE, ScaledWeights
@@ -50,11 +50,10 @@ def load(models: Models, kind: str, reading: Reading = AS_IT_SAYS) -> tuple[Eagl
     """The pair's head of that kind (EAGLE or EAGLE3), and the taps that it reads."""
     key = f"{kind} {reading}"
 
-    def made() -> tuple[EagleHead, tuple[int, ...]]:
-        files = read(models, kind)
+    def made(files: HeadFiles) -> tuple[EagleHead, tuple[int, ...]]:
         return (_eagle3 if kind == EAGLE3 else _eagle)(files, models, reading)
 
-    return models.once(key, made)
+    return loaded(models, key, lambda: read(models, kind), made)
 
 
 def read(models: Models, kind: str) -> HeadFiles:
@@ -99,12 +98,11 @@ def _eagle_shapes(files: HeadFiles, models: Models) -> tuple[Shapes, Shapes]:
     width = _shape(files, "fc.weight")[0]
     check_target(files, width, None, models)
     needed, optional = lm_head_shapes(files, models)
-    layers, biases = _layer_shapes(files, width, width, first_norm=False)
-    return {"fc.weight": (width, 2 * width), **layers, **needed}, {"fc.bias": (width,), **biases, **optional}
+    layers = _layer_shapes(files, width, width, first_norm=False)
+    return {"fc.weight": (width, 2 * width), **layers, **needed}, {"fc.bias": (width,), **optional}
 
 
 def _eagle(files: HeadFiles, models: Models, reading: Reading) -> tuple[EagleHead, tuple[int, ...]]:
-    files.check_numbers()
     config = _config(files, files.config, models, reading)
     embedding_VE = models.embedding_VD.to(models.devices[0])
     parts = Parts(embedding_VE, files.linear(["fc"], models), False, LmHead.of(files, models), config.norm_eps)
@@ -122,10 +120,10 @@ def _with_tokens(files: HeadFiles, models: Models) -> HeadFiles:
     rows, vocabulary = len(files.weights[HEAD]) if HEAD in files.weights else 0, models.vocabulary
     if "d2t" not in files.weights or rows == vocabulary:
         return replace(files, weights=ScaledWeights(weights))
-    d2t, t2d = files.weights["d2t"].long(), files.weights.get("t2d")
-    if t2d is not None and len(t2d) != vocabulary:
-        check_target(files, models.target_checkpoint.config.width, len(t2d), models)
-    for tokens_R in (torch.arange(len(d2t)) + d2t, d2t):
+    d2t, t2d = files.weights["d2t"].long().flatten(), files.weights.get("t2d")
+    if t2d is not None and t2d.numel() != vocabulary:
+        check_target(files, models.target_checkpoint.config.width, t2d.numel(), models)
+    for tokens_R in (torch.arange(len(d2t)) + d2t, d2t) if len(d2t) else ():
         ascending = bool((tokens_R.diff() > 0).all()) and int(tokens_R[0]) >= 0 and int(tokens_R[-1]) < vocabulary
         if ascending and (t2d is None or torch.equal(tokens_R, t2d.nonzero().flatten())):
             return replace(files, weights=ScaledWeights(weights | {TOKENS: tokens_R}))
@@ -146,17 +144,17 @@ def _eagle3_shapes(files: HeadFiles, models: Models) -> tuple[Shapes, Shapes]:
         check_target(files, embedded, None, models)
     if TOKENS not in files.weights and rows != models.vocabulary:
         check_target(files, config.width, rows, models)
-    layers, biases = _layer_shapes(files, width, embedded + width, first_norm=True)
+    layers = _layer_shapes(files, width, embedded + width, first_norm=True)
     layers |= {"model.layers.0.hidden_norm.weight": (width,), "model.layers.0.input_layernorm.weight": (embedded,)}
     own = {"fc.weight": (width, fed), NORM: (width,), HEAD: (rows, width)}
     tokens = {TOKENS: (rows,)} if TOKENS in files.weights else {}
     norms = {f"fc_norm.{i}.weight": (config.width,) for i in range(fed // config.width)}
-    optional = {"input_norm.weight": (fed,), EMBEDDING: (models.vocabulary, embedded), **norms, **biases}
-    return {**own, **layers, **tokens}, optional
+    norms = norms if any(name.startswith("fc_norm.") for name in files.weights) else {}
+    whole = {} if norms else {"input_norm.weight": (fed,)}
+    return {**own, **layers, **tokens, **norms}, {EMBEDDING: (models.vocabulary, embedded), **whole}
 
 
 def _eagle3(files: HeadFiles, models: Models, reading: Reading) -> tuple[EagleHead, tuple[int, ...]]:
-    files.check_numbers()
     table, weights = files.config, files.weights
     taps = _taps(files, models, reading.shift)
     config = _config(files, table.get("transformer_layer_config", table), models, reading)
@@ -231,25 +229,26 @@ def _shape(files: HeadFiles, name: str) -> tuple[int, int]:
     return int(shape[0]), int(shape[1]) if len(shape) > 1 else 1
 
 
-def _layer_shapes(files: HeadFiles, width: int, inputs: int, first_norm: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors of the layers, needed and optional; the first layer reads `inputs` wide rows."""
+def _layer_shapes(files: HeadFiles, width: int, inputs: int, first_norm: bool) -> dict[str, tuple[int, ...]]:
+    """Tensors of the layers; the first one reads `inputs` wide rows. Biases of q, k and v are all there or none is, and
+    so are norms of q and k."""
     needed: dict[str, tuple[int, ...]] = {}
-    optional: dict[str, tuple[int, ...]] = {}
     for i in range(_count(files)):
         layer, read = f"model.layers.{i}.", inputs if i == 0 else width
         q, kv = (_shape(files, f"{layer}self_attn.{part}_proj.weight")[0] for part in "qk")
         mlp = _shape(files, f"{layer}mlp.gate_proj.weight")[0]
         rows = {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv}
         needed |= {f"{layer}{name}.weight": (count, read) for name, count in rows.items()}
-        optional |= {f"{layer}{name}.bias": (count,) for name, count in rows.items()}
+        biases = {f"{layer}{name}.bias": (count,) for name, count in rows.items()}
+        needed |= biases if any(name in files.weights for name in biases) else {}
         needed |= {f"{layer}self_attn.o_proj.weight": (width, q), f"{layer}mlp.down_proj.weight": (width, mlp)}
         needed |= {f"{layer}mlp.{name}_proj.weight": (mlp, width) for name in ("gate", "up")}
         needed |= {f"{layer}post_attention_layernorm.weight": (width,)}
         if i or first_norm:
             needed |= {f"{layer}input_layernorm.weight": (width,)}
-        norms = (f"{layer}self_attn.{part}_norm.weight" for part in "qk")
-        needed |= {name: _shape(files, name)[:1] for name in norms if name in files.weights}
-    return needed, optional
+        norms = [f"{layer}self_attn.{part}_norm.weight" for part in "qk"]
+        needed |= {name: _shape(files, name)[:1] for name in norms if any(n in files.weights for n in norms)}
+    return needed
 
 
 def _count(files: HeadFiles) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from methods.training.report import read_log
+from methods.training.report import plot, read_log
 
 
 def table(line: Mapping[str, Any]) -> str:
@@ -20,18 +20,4 @@ def table(line: Mapping[str, Any]) -> str:
 def write_report(folder: Path) -> None:
     log = read_log(folder)
     (folder / "table.md").write_text(table(log[-1]) + "\n")
-    _plot(log, folder / "curve.png")
-
-
-def _plot(log: list[dict[str, Any]], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for depth in log[-1]["acceptance"]:
-        shares = [line["acceptance"][depth] for line in log]
-        axes.plot([line["tokens"] / 1e6 for line in log], shares, marker=".", label=f"token {depth}")
-    axes.set(xlabel="tokens seen (millions)", ylabel="accepted, where all before are", ylim=(0, 1))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
+    plot(log, "acceptance", "token {}", "accepted, where all before are", folder / "curve.png")
