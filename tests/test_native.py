@@ -108,6 +108,20 @@ def test_int8_weights_are_multiplied_as_they_are(
             assert ((layer(x) - exact).abs() / size).max() < 2**-15
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_that_is_not_finite_stays_so_and_spoils_no_other(
+    operators: ctypes.CDLL, dtype: torch.dtype, value: float
+) -> None:
+    weights = (random(33, 148, dtype=dtype), random_int8(33, 148, dtype))
+    for weight in weights:
+        x = random(4, 148, dtype=dtype, seed=2)
+        layer = NativeLinear(weight, None, torch.float32)
+        before, x[2, 77] = layer(x), value
+        assert not layer(x)[2].isfinite().any()
+        assert torch.equal(layer(x)[[0, 1, 3]], before[[0, 1, 3]])
+
+
 def test_int8_weights_are_widened_where_no_operator_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, x = random_int8(33, 148, torch.bfloat16), random(4, 148, dtype=torch.bfloat16, seed=1)
     monkeypatch.setattr(native, "library", lambda: None)

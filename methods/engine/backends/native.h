@@ -204,12 +204,19 @@ static void dot(int kind, int rows, long steps, const char *w, const void *x, lo
     }
 }
 
-/* The row x as 16 bit numbers, cut in two: x[i] = scale * (256 * (upper[i] - 128) + lower[i]), rounded. Returns scale. */
+/* The row x as 16 bit numbers, cut in two: x[i] = scale * (256 * (upper[i] - 128) + lower[i]), rounded. Returns scale:
+ * NaN where not all of x is finite, so that nothing made of it is. */
 static float halve(const char *x, long bf16, long count, unsigned char *upper, unsigned char *lower) {
     float top = 0;
+    int finite = 1;
     for (long i = 0; i < count; i++) {
         const float size = fabsf(number(x, i, bf16));
         top = size > top ? size : top;
+        finite &= isfinite(size) != 0;
+    }
+    if (!finite) {
+        memset(upper, 0, count), memset(lower, 0, count);
+        return NAN;
     }
     for (long i = 0; i < count; i++) {
         const int whole = top > 0 ? (int)rintf(number(x, i, bf16) * (32512 / top)) + 32768 : 32768;
