@@ -5,11 +5,15 @@ its neighbours. oneDNN's prepacked form does neither from 2 rows on; on processo
 weights are widened to fp32, and y is rounded. Its operators are private to PyTorch, so this is the only file that names
 them; where they are missing, `F.linear` is used and the row-invariance probe of `Decoder` tells the consequence.
 
+What a pass knows of the cache's state lies in tensors, made before its first layer; numbers of the host only give
+shapes. So a pass that was recorded once, as a CUDA graph is, can be replayed at another length.
+
 Legend: N rows of this pass, P provisional rows, T prompt tokens, L cache rows read, H query heads, K key/value heads,
-G = H / K, d head width, A accepted.
+G = H / K, d head width, M = N * G, A accepted.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -28,20 +32,21 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_NHd, k_NKd,
 class Cache:
     """Keys and values of every layer, [layer][2, K, rows, d], allocated once on the layers' devices."""
 
-    def __init__(self, kv_heads: int, head_dim: int, rows: int, dtype: torch.dtype, devices: Sequence[torch.device]):
-        rows = -(-rows // BLOCK) * BLOCK
+    def __init__(self, config: ModelConfig, rows: int, dtype: torch.dtype, devices: Sequence[torch.device]) -> None:
+        """`devices`: one per layer."""
+        rows, self.groups = -(-rows // BLOCK) * BLOCK, config.heads // config.kv_heads
         counts = {device: devices.count(device) for device in devices}
         self.data = {
-            device: torch.zeros(count, 2, kv_heads, rows, head_dim, dtype=dtype, device=device)
+            device: torch.zeros(count, 2, config.kv_heads, rows, config.head_dim, dtype=dtype, device=device)
             for device, count in counts.items()
         }
         self.layers = [self.data[device][devices[:i].count(device)] for i, device in enumerate(devices)]
 
-    def write(self, layer: int, start: int, k_NKd: Tensor, v_NKd: Tensor) -> None:
-        """Store this pass's keys and values in rows start .. start + N."""
-        stop = start + k_NKd.shape[0]
-        self.layers[layer][0, :, start:stop] = k_NKd.transpose(0, 1)
-        self.layers[layer][1, :, start:stop] = v_NKd.transpose(0, 1)
+    def write(self, layer: int, rows_N: Tensor, k_NKd: Tensor, v_NKd: Tensor) -> None:
+        """Store this pass's keys and values in the rows `rows_N`."""
+        keys_KRd, values_KRd = self.layers[layer]
+        keys_KRd.index_copy_(1, rows_N, k_NKd.transpose(0, 1))
+        values_KRd.index_copy_(1, rows_N, v_NKd.transpose(0, 1))
 
     def pack(self, start: int, path_A: Tensor) -> None:
         """Move rows start + path_A to start .. start + A (path_A ascending)."""
@@ -53,25 +58,36 @@ class Cache:
         """Attention for a pass over a whole prompt."""
 
         def attend(layer: int, q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor) -> Tensor:
-            self.write(layer, 0, k_TKd, v_TKd)
+            self.write(layer, torch.arange(len(k_TKd), device=k_TKd.device), k_TKd, v_TKd)
             return causal_attention(q_THd, k_TKd, v_TKd)
 
         return attend
 
-    def view(self, start: int, tree: TokenTree, known: int = 0) -> Attend:
+    def view(self, start: int, tree: TokenTree, known: int = 0) -> "View":
         """Attention for a pass over the nodes of `tree` behind its first `known`, which have their rows already. The
         root follows the first `start` rows."""
-        masks: dict[torch.device, Tensor] = {}
+        visible_NP = tree.visible_NN[known:]
+        return View(
+            self,
+            {device: torch.arange(start + known, start + len(tree.tokens_N), device=device) for device in self.data},
+            {device: attention_mask(visible_NP, start, self.groups).to(device) for device in self.data},
+        )
 
-        def attend(layer: int, q_NHd: Tensor, k_NKd: Tensor, v_NKd: Tensor) -> Tensor:
-            self.write(layer, start + known, k_NKd, v_NKd)
-            device, groups = q_NHd.device, q_NHd.shape[1] // k_NKd.shape[1]
-            if device not in masks:
-                masks[device] = attention_mask(tree.visible_NN[known:], start, groups).to(device)
-            keys_KRd, values_KRd = self.layers[layer]
-            return cached_attention(q_NHd, keys_KRd, values_KRd, masks[device])
 
-        return attend
+@dataclass(frozen=True)
+class View:
+    """Attention of a pass to the cache: the rows that its keys and values go to, and what each of its rows sees, on
+    every device of the layers."""
+
+    cache: Cache
+    rows_N: dict[torch.device, Tensor]
+    mask_ML: dict[torch.device, Tensor]
+
+    def __call__(self, layer: int, q_NHd: Tensor, k_NKd: Tensor, v_NKd: Tensor) -> Tensor:
+        device = q_NHd.device
+        self.cache.write(layer, self.rows_N[device], k_NKd, v_NKd)
+        keys_KRd, values_KRd = self.cache.layers[layer]
+        return cached_attention(q_NHd, keys_KRd, values_KRd, self.mask_ML[device])
 
 
 def causal_attention(q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor) -> Tensor:
@@ -93,7 +109,7 @@ def attention_mask(visible_NP: Tensor, length: int, groups: int) -> Tensor:
 
 
 def cached_attention(q_NHd: Tensor, keys_KRd: Tensor, values_KRd: Tensor, mask_ML: Tensor) -> Tensor:
-    """Attention of N rows to the cache, [N, H * d], M = N * G.
+    """Attention of N rows to the cache, [N, H * d].
 
     Summed in fp64 and rounded once: in a tree a path's keys lie in other rows than in plain decoding, with masked rows
     between them, so any shorter format would round in another order. Masked rows add exact zeros."""
@@ -164,7 +180,7 @@ class TorchStack:
         self.row_multiple = CUDA_ROWS if self.devices[0].type == "cuda" else 1
 
     def new_cache(self, layers: int, rows: int) -> Cache:
-        return Cache(self.config.kv_heads, self.config.head_dim, rows, self.dtype, self.devices[:layers])
+        return Cache(self.config, rows, self.dtype, self.devices[:layers])
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         return rms_norm(x_ND, weight_D, eps)
