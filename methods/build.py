@@ -28,7 +28,8 @@ def build_method(spec: MethodSpec, models: Models, options: Mapping[str, Any]) -
             chain = spec.shape(chosen) == CHAIN
             sought = AutoNodes() if chosen.get("nodes") == AUTO and not chain else None
             drafter = build_drafter(spec, models, options)
-            return Speculative(models.target, drafter, chosen.get("gamma") if chain else None, sought)
+            most = chosen.get("gamma") if chain else None
+            return Speculative(models.target, drafter, most, sought, chosen.get("acceptance") == "typical")
         case "pearl":
             from methods.pearl.target import build
 

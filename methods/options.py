@@ -18,13 +18,14 @@ Value = int | float | str
 class Option:
     """A method's option: one of `words`, or a number from `least` (None: words only) on, with a fraction if the
     default has one. `flag`: whether it is a flag of the command line too, for all methods at once; METHOD@NAME=VALUE
-    sets every option."""
+    sets every option. `lossy`: words under which the output is no longer the target's."""
 
     default: Value
     help: str
     least: int | float | None = 1
     words: tuple[str, ...] = ()
     flag: bool = False
+    lossy: tuple[str, ...] = ()
 
     def read(self, text: str) -> Value | None:
         """The value that the text stands for; None if it stands for none."""

@@ -16,11 +16,18 @@ class Speculative(Method):
     """Each pass verifies what was drafted and adds one token of the target's own."""
 
     def __init__(
-        self, target: Decoder, drafter: Drafter, most: int | None = None, sought: AutoNodes | None = None
+        self,
+        target: Decoder,
+        drafter: Drafter,
+        most: int | None = None,
+        sought: AutoNodes | None = None,
+        typical: bool = False,
     ) -> None:
         """`most`: tokens drafted per round; None: as many as the drafter's own tree has. `sought`: how many are best is
-        to be found out by the first answers, those of the runner's warm-up (tree_size.py)."""
-        self.target, self.drafter, self.most, self.sought = Target(target, drafter.taps), drafter, most, sought
+        to be found out by the first answers, those of the runner's warm-up (tree_size.py). `typical`: as `Target` has
+        it."""
+        self.target, self.drafter = Target(target, drafter.taps, typical), drafter
+        self.most, self.sought = most, sought
         self.found: int | None = None
 
     def start(self, prompt_T: Sequence[int], sampling: Sampling) -> int:

@@ -27,7 +27,8 @@ class DrafterSpec:
     `weights`: the kind of weights that it needs, as pairs name them, "" for none; `check`: "module:function" of
     (models) that refuses weights which do not fit, before anything is loaded; `shapes`: of what it proposes, the first
     by default. A drafter of both is built with an option `shape`. One of chains may be PEARL's. `gamma`: the default
-    window of its chains in draft-then-verify; `tree`: options of its trees alone, of which PEARL has none."""
+    window of its chains in draft-then-verify; `tree`: options of its trees alone, of which PEARL has none. `typical`:
+    draft-then-verify may judge what it drafts by typical acceptance, as its paper does."""
 
     name: str
     build: str
@@ -40,6 +41,7 @@ class DrafterSpec:
     gamma: int = 5
     options: Mapping[str, Option] = field(default_factory=dict)
     tree: Mapping[str, Option] = field(default_factory=dict)
+    typical: bool = False
 
     @property
     def all_options(self) -> dict[str, Option]:
@@ -95,6 +97,10 @@ class MethodSpec:
         chosen = CHAIN if self.loop == "pearl" else options.get("shape")
         return next((shape for shape in self.drafter.shapes if shape == chosen), self.drafter.shapes[0])
 
+    def is_lossless(self, options: Mapping[str, object]) -> bool:
+        """Whether its output is the target's under these options."""
+        return self.lossless and not any(options.get(name) in option.lossy for name, option in self.options.items())
+
     def counting(self, options: Mapping[str, Value]) -> dict[str, Value]:
         """Those of its options that count for what is drafted under them: a tree has no window, a chain no nodes.
 
@@ -136,6 +142,16 @@ def _growing(branches: int, depth: int, nodes: int) -> dict[str, Option]:
     }
 
 
+_TYPICAL = {
+    "acceptance": Option(
+        "exact",
+        "exact: the output is the target's; typical: lossy, all drafts that the target finds likely enough are kept",
+        least=None,
+        words=("exact", "typical"),
+        flag=True,
+        lossy=("typical",),
+    )
+}
 _ROPE = {
     "rope": Option(
         "config",
@@ -218,6 +234,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
             check="methods.drafters.medusa:check",
             shapes=(TREE, CHAIN),
             tree=_nodes(63),
+            typical=True,
         ),
         DrafterSpec(
             "hydra",
@@ -229,6 +246,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
             check="methods.drafters.hydra:check",
             shapes=(TREE, CHAIN),
             tree=_nodes(63),
+            typical=True,
         ),
         DrafterSpec(
             "eagle",
@@ -272,7 +290,8 @@ DRAFTERS: dict[str, DrafterSpec] = {
 
 def _turns(spec: DrafterSpec) -> MethodSpec:
     """Draft, then verify."""
-    options = {**({"gamma": _window(spec.gamma)} if CHAIN in spec.shapes else {}), **spec.all_options}
+    window = {"gamma": _window(spec.gamma)} if CHAIN in spec.shapes else {}
+    options = {**window, **spec.all_options, **(_TYPICAL if spec.typical else {})}
     name, about = "sps" if spec.name == "model" else spec.name, f"drafts by {spec.about}, then verifies"
     return MethodSpec(name, "turns", about, spec, spec.paper, spec.weights, spec.check, options)
 

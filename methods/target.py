@@ -13,7 +13,7 @@ from torch import Tensor
 from methods.engine.decoder import Decoder, Scores
 from methods.engine.sampling import Sampling
 from methods.engine.tree import TokenTree
-from methods.engine.verify import verify
+from methods.engine.verify import typically_accepted, verify
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,12 @@ class Outcome:
 
 
 class Target:
-    """A decoder that decides. `taps`: the features that its drafter reads. `pending`: the last decided token;
-    `decided`: how many there are, the prompt included."""
+    """A decoder that decides. `taps`: the features that its drafter reads. `typical`: where sampling, it keeps what is
+    likely enough, so that its output is no longer the model's. `pending`: the last decided token; `decided`: how many
+    there are, the prompt included."""
 
-    def __init__(self, decoder: Decoder, taps: Sequence[int] = ()) -> None:
-        self.decoder, self.taps = decoder, tuple(taps)
+    def __init__(self, decoder: Decoder, taps: Sequence[int] = (), typical: bool = False) -> None:
+        self.decoder, self.taps, self.typical = decoder, tuple(taps), typical
         self.sampling = Sampling()
         self.generator = self.sampling.generator("verify")
         self.pending, self.decided = -1, 0
@@ -77,7 +78,10 @@ class Target:
 
     def decide(self, tree: TokenTree, scores: Scores) -> Outcome:
         """`judge` for a tree whose first nodes the decoder has scored last, those behind them being leaves."""
-        verdict = verify(tree, scores.logits_NV, self.sampling, self.generator)
+        if self.typical and not self.sampling.greedy:
+            verdict = typically_accepted(tree, scores.logits_NV, self.sampling)
+        else:
+            verdict = verify(tree, scores.logits_NV, self.sampling, self.generator)
         path_A = verdict.path_A
         self.decoder.commit(path_A)
         self.pending, self.decided = verdict.next_token, self.decided + len(path_A)

@@ -185,6 +185,12 @@ class RunHeader:
         """Whether its greedy output must be the baseline's, token by token."""
         return self.lossless is not False
 
+    @property
+    def lossy(self) -> bool:
+        """Whether it trades the target's distribution for speed, unlike another library's loop, whose output differs by
+        its arithmetic."""
+        return not self.exact and self.loop != "peer"
+
 
 HINTS = get_type_hints(RunHeader, include_extras=True)
 ROLES: dict[str, Role] = {

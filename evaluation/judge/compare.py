@@ -87,6 +87,8 @@ def _compare_headers(method: Run, base: Run) -> list[str]:
             )
         shares = shares_of_machine(method.header, base.header)  # may differ on purpose: told, not refused
         notes += [f"not the same share of the machine: {share}" for share in shares]
+    if method.header and method.header.lossy:
+        notes.append(f"{method.label} is lossy: its output does not have the target's distribution")
     if not _interleaved(method, base):
         notes.append("not interleaved: the files are not of one launch, so drift of the machine is not in the interval")
     return notes

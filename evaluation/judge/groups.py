@@ -18,7 +18,7 @@ from evaluation.answers.run import Run
 from evaluation.judge.categories import OVERALL
 from evaluation.judge.compare import PairedRuns, pair
 from evaluation.judge.summary import Summary, by_category
-from evaluation.judge.wording import counted, sampling_words
+from evaluation.judge.wording import counted, marked, sampling_words
 from methods import BASELINE, METHODS
 from methods.errors import UserError
 
@@ -256,7 +256,7 @@ def _run_labels(results: list[Result]) -> dict[Result, str]:
         lambda r: r.folder.name,
         lambda r: str(r.folder),
     ]
-    return dict(zip(results, _labels(results, lambda r: r.method, words), strict=True))
+    return dict(zip(results, _labels(results, lambda r: marked(r.method, r.header.lossy), words), strict=True))
 
 
 def conditions(results: Iterable[Result]) -> str:

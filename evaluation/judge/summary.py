@@ -52,6 +52,7 @@ class Summary:
     repetition: float | None
     too_long: int  # questions that do not fit the context
     interleaved: bool
+    lossy: bool  # its output is not the target's, by design
     notes: list[str]
 
 
@@ -129,6 +130,7 @@ def _summary(comparison: PairedRuns, group: str, pairs: "pd.DataFrame", count: C
         repetition=stats.repetition_share(choices),
         too_long=comparison.too_long,
         interleaved=comparison.interleaved,
+        lossy=method.header is not None and method.header.lossy,
         notes=comparison.notes,
     )
 

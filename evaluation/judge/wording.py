@@ -27,6 +27,11 @@ NAMES = {
 PLURAL = ("devices", "eos_token_ids")
 
 
+def marked(method: str, lossy: bool) -> str:
+    """A method's name, where it must not be taken for a lossless one."""
+    return f"{method} (lossy)" if lossy else method
+
+
 def shares_of_machine(ours: RunHeader, theirs: RunHeader) -> list[str]:
     """In what the method had more or less of the machine than the baseline: a sentence for each."""
     told = []

@@ -269,6 +269,9 @@ def _check_values(config: RunConfig) -> None:
         raise UserError(
             f"expected temperature >= 0 (0, or at least {COLDEST}), 0 < top-p <= 1 and top-k >= 0, got {given}"
         )
+    for spec in config.specs:
+        if config.temperature == 0 and spec.lossless and not spec.is_lossless(config.options_of(spec)):
+            raise UserError(f"{spec.name}: typical acceptance is a rule for sampling; add --temperature 0.7")
     for name, text in config.options.items():
         takers = [spec.options[name] for spec in config.specs if name in spec.options]
         if all(option.read(text) is None for option in takers):

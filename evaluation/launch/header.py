@@ -32,7 +32,7 @@ def _header(session: Session, spec: MethodSpec, found: dict[str, Any]) -> RunHea
         **what_it_is(spec, c.options_of(spec)),
         taps=[],
         ranks=spec.ranks,
-        lossless=spec.lossless,
+        lossless=spec.is_lossless(c.options_of(spec)),
         target={"source": checkpoint.source, "revision": checkpoint.revision, "weight_bytes": model.weight_bytes},
         draft=_draft(session, spec) if spec.weights else None,
         devices=share.all_names if spec.all_devices or spec.ranks > 1 else share.names,

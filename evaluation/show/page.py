@@ -180,7 +180,7 @@ def _speed(result: Result, label: str, comparison: Comparison | None) -> list[st
 
 def _identical(result: Result, comparison: Comparison | None) -> Cell:
     if comparison is None:
-        return Cell("sampled", "faint")
+        return Cell("lossy", "bad") if result.header.lossy else Cell("sampled", "faint")
     text = f"{comparison.identical}/{len(comparison.questions)} identical"
     if not result.header.exact:
         return Cell(f"{text}\n(need not be)", "faint")

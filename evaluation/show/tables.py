@@ -11,6 +11,7 @@ from rich.text import Text
 from evaluation.judge.categories import OVERALL
 from evaluation.judge.spec_bench import spec_bench_notes
 from evaluation.judge.summary import Summary
+from evaluation.judge.wording import marked
 
 Column = tuple[str, Callable[[Summary], str | Text | None]]  # its name, and its cell of a row: None where unknown
 
@@ -96,7 +97,7 @@ def _table(summaries: Sequence[Summary], columns: Iterable[Column], title: Text 
     for name, _ in shown:
         result.add_column(name, justify="right", no_wrap=True)
     for row, summary in enumerate(summaries):
-        label = Text(summary.group if by_category else summary.method)
+        label = Text(summary.group if by_category else marked(summary.method, summary.lossy))
         before_overall = by_category and row == len(summaries) - 2
         result.add_row(label, *(cells[row] or "-" for _, cells in shown), end_section=before_overall)
     return result

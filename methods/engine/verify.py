@@ -10,9 +10,12 @@ A tree may be longer than its scores: the nodes behind the last scored one are l
 as the next token, whose own row the next pass will score (PEARL's pre-verify). Nodes from `judged` on are no drafts and
 never kept.
 
+Typical acceptance (Cai et al. 2024, section 2.3.2) is another rule, for who trades the target's distribution for speed.
+
 Legend: N nodes, S <= N of them scored, V vocabulary, A accepted and scored nodes, the root included.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -91,3 +94,27 @@ def residual(p_V: Tensor, q_V: Tensor | None, token: int) -> Tensor:
     total = left.sum()
     # A rejection with nothing left happens through rounding only (p == q up to an ulp): then p itself is right.
     return left / total if total > 0 else p_V
+
+
+EPSILON = 0.09  # Medusa's: a draft this likely is always kept,
+DELTA = 0.3  # and where the target is unsure, one of this share of exp(-entropy)
+
+
+def typically_accepted(tree: TokenTree, logits_NV: Tensor, sampling: Sampling) -> Verdict:
+    """Typical acceptance (Cai et al. 2024, section 2.3.2): a draft is kept if the target finds it likely enough,
+    p > min(epsilon, delta exp(-H(p))); the longest kept path wins, of equally long ones the likeliest. The token behind
+    it is the target's most likely one. Lossy: the output does not have the target's distribution."""
+    p_NV = probabilities(logits_NV, sampling).cpu()
+    entropy_N = torch.special.entr(p_NV).sum(-1)
+    least_N = (DELTA * torch.exp(-entropy_N)).clamp_max(EPSILON)
+    best, found = (0, 0.0), [0]
+    waiting = [([0], 0.0)]
+    while waiting:
+        path, score = waiting.pop()
+        if (len(path), score) > best:
+            best, found = (len(path), score), path
+        for child in tree.children[path[-1]]:
+            p = float(p_NV[path[-1], tree.tokens_N[child]])
+            if child <= tree.drafted and p > float(least_N[path[-1]]):
+                waiting.append(([*path, child], score + math.log(p)))
+    return Verdict(found, most_likely(logits_NV[found[-1:]])[0])
