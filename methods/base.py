@@ -26,7 +26,7 @@ class Limits:
 class Span:
     """What a rank did from `begin` to `end`, in seconds of the monotonic clock. "wait": the target had nothing to do
     until a draft came. `tokens`: how many were drafted. `round`: the number of the pass within the answer, after the
-    prefill, which `Generation.add` knows."""
+    prefill, which `Generation.spans` knows."""
 
     rank: Literal["target", "draft"]
     work: Literal["draft", "verify", "wait"]
@@ -86,7 +86,8 @@ class Reference(Protocol):
 
 @dataclass
 class Generation:
-    """One answer to one prompt. Per pass: accept_lengths, drafted, accepted, nodes (the prefill is the first pass).
+    """One answer to one prompt. Per pass: accept_lengths, drafted, accepted, nodes, spans_of (the prefill is the first
+    pass).
 
     `finish` is "eos", "length" or "context"; times in seconds, wall_time includes prefill_time."""
 
@@ -99,7 +100,7 @@ class Generation:
     finish: str = ""
     wall_time: float = 0.0
     prefill_time: float = 0.0
-    spans: list[Span] = field(default_factory=list)
+    spans_of: list[Sequence[Span]] = field(default_factory=list)
 
     def add(self, step: Step, limits: Limits) -> None:
         """Enter a pass into the ledger, cut after the first EOS and at the limit."""
@@ -113,13 +114,18 @@ class Generation:
             if self.finish:
                 break
         self.token_ids += kept
-        self.spans += [replace(span, round=len(self.accept_lengths)) for span in step.spans]
+        self.spans_of.append(step.spans)
         self.accept_lengths.append(len(kept))
         self.drafted.append(step.drafted)
         self.accepted.append(step.accepted)
         self.nodes.append(step.nodes)
         if step.margins is not None:
             self.margins = (self.margins or []) + step.margins[: len(kept)]
+
+    @property
+    def spans(self) -> list[Span]:
+        """Of all passes, in order, each with the number of its pass."""
+        return [replace(span, round=number) for number, spans in enumerate(self.spans_of) for span in spans]
 
     def seconds(self, work: str) -> float:
         """Time spent on "draft", "verify" or "wait". Two ranks draft and verify at the same time."""

@@ -7,7 +7,7 @@ never travel as floating-point numbers. Tensors travel beside it, each in its ow
 import dataclasses
 import struct
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.int8, torch.bool)
+_REAL, _WHOLE = struct.Struct("<d"), struct.Struct("<q")  # of a real, and of the whole number of the same bits
+
+Encoder = Callable[[Any, list[int], list[Tensor]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,35 +32,66 @@ def encode(message: Any) -> tuple[list[int], list[Tensor]]:
     """The numbers of a message, and its tensors in the order in which the numbers name them, on the CPU."""
     numbers: list[int] = []
     tensors: list[Tensor] = []
-    for name, kind in _fields(message.__class__):
-        _encode(getattr(message, name), kind, numbers, tensors)
+    _encoder(message.__class__)(message, numbers, tensors)
     return numbers, tensors
 
 
-def _encode(value: Any, kind: Any, numbers: list[int], tensors: list[Tensor]) -> None:
+@cache
+def _encoder(kind: Any) -> Encoder:
+    """What takes a value of that annotation apart. Made once of each: a message is sent in every round."""
     kind, optional = _without_none(kind)
-    if optional:
+    encoder = _encoder_of_one(kind)
+    if not optional:
+        return encoder
+
+    def optionally(value: Any, numbers: list[int], tensors: list[Tensor]) -> None:
         numbers.append(int(value is not None))
-        if value is None:
-            return
+        if value is not None:
+            encoder(value, numbers, tensors)
+
+    return optionally
+
+
+def _encoder_of_one(kind: Any) -> Encoder:
     if kind in (int, bool):
-        numbers.append(int(value))
-    elif kind is float:
-        numbers.append(struct.unpack("<q", struct.pack("<d", value))[0])
-    elif kind is str:
-        numbers += [len(value), *map(ord, value)]
-    elif get_origin(kind) in (list, tuple):
+        return lambda value, numbers, _: numbers.append(int(value))
+    if kind is float:
+        return lambda value, numbers, _: numbers.extend(_WHOLE.unpack(_REAL.pack(value)))
+    if kind is str:
+        return lambda value, numbers, _: numbers.extend((len(value), *map(ord, value)))
+    if kind is Tensor:
+        return _encode_tensor
+    if get_origin(kind) in (list, tuple):
+        return _encoder_of_many(get_args(kind)[0])
+    if dataclasses.is_dataclass(kind):
+        return _encoder_of_fields(kind)
+    raise TypeError(f"expected fields of numbers, words, lists, tensors and dataclasses of these, got {kind}")
+
+
+def _encode_tensor(value: Tensor, numbers: list[int], tensors: list[Tensor]) -> None:
+    numbers += [DTYPES.index(value.dtype), value.dim(), *value.shape]
+    tensors.append(value.cpu().contiguous())
+
+
+def _encoder_of_many(kind: Any) -> Encoder:
+    item_encoder = _encoder(kind)
+
+    def encode_items(value: Any, numbers: list[int], tensors: list[Tensor]) -> None:
         numbers.append(len(value))
         for item in value:
-            _encode(item, get_args(kind)[0], numbers, tensors)
-    elif kind is Tensor:
-        numbers += [DTYPES.index(value.dtype), value.dim(), *value.shape]
-        tensors.append(value.cpu().contiguous())
-    elif dataclasses.is_dataclass(kind):
-        for name, inner in _fields(kind):  # type: ignore[arg-type]
-            _encode(getattr(value, name), inner, numbers, tensors)
-    else:
-        raise TypeError(f"expected fields of numbers, words, lists, tensors and dataclasses of these, got {kind}")
+            item_encoder(item, numbers, tensors)
+
+    return encode_items
+
+
+def _encoder_of_fields(kind: Any) -> Encoder:
+    encoders = [(name, _encoder(inner)) for name, inner in _fields(kind)]
+
+    def encode_fields(value: Any, numbers: list[int], tensors: list[Tensor]) -> None:
+        for name, encoder in encoders:
+            encoder(getattr(value, name), numbers, tensors)
+
+    return encode_fields
 
 
 def shapes(kind: type, numbers: list[int]) -> list[Shape]:
@@ -84,7 +118,7 @@ def _decode(kind: Any, numbers: Iterator[int], tensor: Any) -> Any:
     if kind in (int, bool):
         return kind(next(numbers))
     if kind is float:
-        return struct.unpack("<d", struct.pack("<q", next(numbers)))[0]
+        return _REAL.unpack(_WHOLE.pack(next(numbers)))[0]
     if kind is str:
         return "".join(chr(next(numbers)) for _ in range(next(numbers)))
     if get_origin(kind) in (list, tuple):
