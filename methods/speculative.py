@@ -63,6 +63,7 @@ class Speculative(Method):
     def finish(self) -> None:
         if self.sought and (found := self.sought.answered()):
             self.found = self.most = found
+            self.drafter.fit()
             self.sought = None
 
     def settled(self) -> dict[str, int]:

@@ -45,6 +45,10 @@ class Drafter(ABC):
     def settle(self, outcome: Outcome) -> None:
         """Go on behind the decided tokens, the last of which is pending now. Other drafts are void."""
 
+    def fit(self) -> None:
+        """The warm-up is over: a tree whose shape is to be found out takes what was best so far, and keeps it."""
+        return
+
 
 class ChainDrafter(Drafter):
     """Proposes a chain, and can go on behind what it has drafted while that is verified: what PEARL takes.

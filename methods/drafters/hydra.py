@@ -140,7 +140,11 @@ class HydraTree(Drafter):
     def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
         self.states.begin(features_TF)
 
+    def fit(self) -> None:
+        self.shape.fit()
+
     def settle(self, outcome: Outcome) -> None:
+        self.shape.judged(outcome.path_A)
         self.pending = outcome.tokens[-1]
         self.states.read(outcome)
 

@@ -101,7 +101,11 @@ class MedusaTree(Drafter):
     def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
         """`settle` brings the state that counts."""
 
+    def fit(self) -> None:
+        self.shape.fit()
+
     def settle(self, outcome: Outcome) -> None:
+        self.shape.judged(outcome.path_A)
         self.pending, self.state_1D = outcome.tokens[-1], newest_state(outcome)
 
     def propose(self, room: int) -> TokenTree:

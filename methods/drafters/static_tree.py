@@ -7,9 +7,10 @@ paths with the largest products (Medusa's rule).
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from math import prod
 
@@ -50,6 +51,9 @@ MEDUSA_7B: Acceptance = [
 ]
 
 
+PRIOR = 8  # trials
+
+
 def cheapest_first(paths: Sequence[Path]) -> list[Path]:
     """The paths of a tree of which no rates are known, the best first: each step down costs 1 and its rank."""
     return sorted(paths, key=lambda path: (len(path) + sum(path), len(path), path))
@@ -85,11 +89,19 @@ def static_tree(nodes: int, depth: int) -> list[Path]:
 
 
 class StaticShape:
-    """Paths, the best first: a smaller tree has the first of them. A path comes behind its parent's."""
+    """Paths, the best first: a smaller tree has the first of them. A path comes behind its parent's.
+
+    It counts how often a child of each depth and rank is kept, its parent being so: `fit` takes the paths that are best
+    by these rates."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
+        self._tried, self._kept = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
+        self._proposed: list[Path] = []
+        self._take(paths)
+
+    def _take(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
-        self._sizes = {path: size for size, path in enumerate(paths, 1)}
+        self.sizes = {(): 0} | {path: size for size, path in enumerate(paths, 1)}
         self._trees: dict[int, tuple[Path, ...]] = {}
 
     def tree(self, nodes: int) -> tuple[Path, ...]:
@@ -103,8 +115,37 @@ class StaticShape:
         """The tree of these tokens behind the pending one. A path comes behind its parent's."""
         places = {path: place for place, path in enumerate(((), *tokens))}
         parents = [-1, *(places[path[:-1]] for path in tokens)]
-        sizes_N = [0, *(self._sizes[path] for path in tokens)]
+        self.proposed(list(places))
+        sizes_N = [self.sizes[path] for path in places]
         return TokenTree(torch.tensor([pending, *tokens.values()]), torch.tensor(parents), sizes_N=sizes_N)
+
+    def proposed(self, paths: Sequence[Path]) -> None:
+        """A tree of these nodes goes to the target, the root's path first."""
+        self._proposed = list(paths)
+
+    def judged(self, path_A: Sequence[int]) -> None:
+        """The target has kept these nodes of it. Where there was no tree, after a prompt, nothing is learnt."""
+        kept = {self._proposed[node] for node in path_A} if self._proposed else set()
+        for path in self._proposed[1:]:
+            if path[:-1] in kept:
+                self._tried[len(path) - 1, path[-1]] += 1
+                self._kept[len(path) - 1, path[-1]] += path in kept
+        self._proposed = []
+
+    @property
+    def rates(self) -> Acceptance:
+        """As seen, beside Medusa's published ones, which count like PRIOR trials: so much for what was hardly seen. A
+        rank that seems better than one before it does so by chance."""
+        depth = max(map(len, self.paths), default=0)
+        return [sorted(map(partial(self._rate, i), range(len(MEDUSA_7B[i]))), reverse=True) for i in range(depth)]
+
+    def _rate(self, depth: int, rank: int) -> float:
+        kept, tried = self._kept[depth, rank], self._tried[depth, rank]
+        return (PRIOR * MEDUSA_7B[depth][rank] + kept) / (PRIOR + tried)
+
+    def fit(self) -> None:
+        """As many paths as there are, the best by the rates."""
+        self._take(list(islice(grow(self.rates), len(self.paths))))
 
 
 @dataclass(frozen=True)

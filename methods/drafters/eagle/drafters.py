@@ -16,7 +16,7 @@ from torch import Tensor
 from methods.drafters.base import ChainDrafter, Draft, Drafter
 from methods.drafters.eagle.head import EagleHead
 from methods.drafters.growing import GrowingTree, likeliest
-from methods.drafters.static_tree import Path
+from methods.drafters.static_tree import Path, StaticShape
 from methods.engine.sampling import Sampling, draw, probabilities
 from methods.engine.tree import TokenTree
 from methods.target import Outcome
@@ -168,8 +168,7 @@ class StaticTree(EagleTree):
         """`paths`: the best first; a path comes behind its parent's and its earlier siblings'. `vocabulary`: the
         target's size V."""
         super().__init__(head, taps)
-        self.paths, self.vocabulary = list(paths), vocabulary
-        self.sizes = {(): 0} | {path: size for size, path in enumerate(paths, 1)}
+        self.shape, self.vocabulary = StaticShape(paths), vocabulary
         self.generator = self.sampling.generator("draft")
 
     def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
@@ -179,7 +178,7 @@ class StaticTree(EagleTree):
     def propose(self, room: int) -> TokenTree:
         tree = _Growing(self.pending)
         if room and self.head.room >= self.reader.unread:
-            children = Counter(path[:-1] for path in self.paths[:room])
+            children = Counter(path[:-1] for path in self.shape.paths[:room])
             states_KD = self.reader.read()
             level: list[Path] = [()]
             while True:
@@ -191,7 +190,15 @@ class StaticTree(EagleTree):
                     break
                 chose_KD = states_KD[[rows[path[:-1]] for path in level]]
                 states_KD = self.head.branch(tree.expand(level), len(tree.expanded) - len(level), chose_KD)
-        return replace(tree.proposed, sizes_N=[self.sizes[path] for path in tree.nodes])
+        self.shape.proposed(list(tree.nodes))
+        return replace(tree.proposed, sizes_N=[self.shape.sizes[path] for path in tree.nodes])
+
+    def settle(self, outcome: Outcome) -> None:
+        self.shape.judged(outcome.path_A)
+        super().settle(outcome)
+
+    def fit(self) -> None:
+        self.shape.fit()
 
     def _children(self, logits_R: Tensor, count: int) -> tuple[list[int], list[Tensor]]:
         """Tokens, and where they are drawn what each was drawn from: q without its earlier siblings, [V]."""
