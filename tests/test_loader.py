@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils._paths import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from methods.engine.config import ModelConfig
-from methods.engine.loader import Checkpoint, find_checkpoint, plan_layers, spread_layers
+from methods.engine.loader import FILES, PICKLED, Checkpoint, find_checkpoint, plan_layers, spread_layers
 from methods.errors import UserError
 from methods.paths import ROOT
 from tests.tiny import save_model
@@ -258,6 +259,12 @@ def in_hub_cache(model: Path, cache: Path, name: str, revision: str) -> Path:
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(revision)
     return copy_of(model, repository / "snapshots" / revision)
+
+
+@pytest.mark.parametrize("head", ["medusa_lm_head.pt", "hydra_lm_head.pt"])
+def test_pickled_heads_are_among_what_is_asked_of_the_hub(head: str) -> None:
+    there = [head, "config.json", "README.md", "optimizer.pt", "training_args.bin"]
+    assert list(filter_repo_objects(there, allow_patterns=[*FILES, *PICKLED])) == [head, "config.json"]
 
 
 def test_a_hub_id_is_read_from_the_hubs_own_layout_or_missed_in_one_sentence(tiny: Path, tmp_path: Path) -> None:

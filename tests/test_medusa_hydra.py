@@ -148,6 +148,17 @@ def test_published_layouts_are_read_alike(tmp_path: Path) -> None:
     assert best_of(ours) == best_of(theirs) != expected
 
 
+def test_a_map_of_tokens_as_vllm_has_it_names_the_rows_of_lm_heads(tmp_path: Path) -> None:
+    known = torch.tensor([90, 3, 17, 55, 4, 101])
+    named = as_vllm(stored("medusa"))
+    fewer = {name: tensor[known] if "lm_heads" in name else tensor for name, tensor in named.items()}
+    whole = write(tmp_path / "whole", named, "model.safetensors")
+    some = write(tmp_path / "some", fewer | {"token_map": known}, "model.safetensors")
+    for i, row in enumerate(best_of(some)):
+        assert set(row) == set(known.tolist())
+        assert row == sorted(row, key=order(whole, i).index)
+
+
 def test_heads_without_lm_heads_have_the_targets(tmp_path: Path) -> None:
     """Whole or for some tokens; and in int8 with the blocks."""
     target = Models(str(GOLDENS / "target"), None, "float32", CPU).target_checkpoint.weights["lm_head.weight"]
