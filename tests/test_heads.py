@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -18,6 +18,7 @@ from methods.errors import UserError
 from methods.training.data import Document, read_answers
 from methods.training.heads.acceptance import Hits, accept_length, answer_hits, conditional_acceptance
 from methods.training.heads.base import Head
+from methods.training.heads.export import write_head
 from methods.training.heads.features import FeatureCache, eagle3_taps
 from methods.training.heads.kinds import new_head
 from methods.training.heads.layer import Attention, attend
@@ -299,6 +300,9 @@ def test_a_run_learns_and_exports_the_published_format(
     config = json.loads((tmp_path / "head/config.json").read_text())
     assert CONFIGS[kind].items() <= config.items() and config["base_model_name_or_path"] == "my-pair"
     check_tensors(next((tmp_path / "head").glob("*.safetensors")), kind, run)
+    again = trainer(folder, kind, tmp_path / "again", start=str(tmp_path / "head"), seed=1, **fast)
+    assert torch.equal(again.tokens_N, run.tokens_N)
+    assert again.validate()["accept_length"] > first["accept_length"] + 0.4, "it starts where the other ended"
 
 
 def check_tensors(path: Path, kind: str, run: HeadTrainer) -> None:
@@ -384,3 +388,25 @@ def test_acceptance_counts_what_follows_right_tokens_only() -> None:
     assert accept_length([hits], 2) == 4 / 2 and accept_length([hits], 1) == 4 / 2
     nothing = Hits(torch.zeros(2, 5, dtype=torch.bool))
     assert accept_length([nothing], 2) == 1.0 and conditional_acceptance([nothing]) == [0.0, 0.0]
+
+
+def test_a_start_of_another_kind_or_shape_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+    head = trainer(folder, "medusa", tmp_path / "run").draft
+    write_head(tmp_path / "head", head, {})
+    with pytest.raises(UserError, match=r"expected 2\.0\.linear\.weight"):
+        trainer(
+            folder, "medusa", tmp_path / "fewer", heads=4, start=str(without(tmp_path / "head", "2.0.linear.weight"))
+        )
+    with pytest.raises(
+        UserError, match=r"expected fc.weight \[32, 64\] in .*, found none: start from a head of the same"
+    ):
+        trainer(folder, "eagle", tmp_path / "other", start=str(tmp_path / "head"))
+    with pytest.raises(UserError, match="expected a folder with a head in one safetensors file at"):
+        trainer(folder, "medusa", tmp_path / "none", start=str(tmp_path / "nowhere"))
+
+
+def without(folder: Path, name: str) -> Path:
+    tensors = load_file(folder / "medusa_lm_head.safetensors")
+    del tensors[name]
+    save_file(tensors, folder / "medusa_lm_head.safetensors")
+    return folder

@@ -57,6 +57,7 @@ class HeadRecipe(Recipe):
     batch_tokens: int = 1024
     micro_tokens: int = 1024
     chunk: int = 64
+    start: str = ""
     features: str = ""
     engine_dtype: str = "bfloat16"
     decay: float = 0.8
@@ -133,6 +134,7 @@ HELP = {
     "precision": "of matrix products; weights and optimiser are fp32",
     "validate_every": "tokens between validations",
     "save_every": "seconds between checkpoints",
+    "start": "folder of a head of the same kind and shape to go on from (default: new weights)",
     "features": "folder of the target's features, which runs can share (default: the run's own); none: keep none",
     "engine_dtype": "in which the target computes its features",
     "decay": "weight of each drafted token's loss, over that of the one before",

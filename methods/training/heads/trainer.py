@@ -16,6 +16,7 @@ from methods.training.heads.base import Head
 from methods.training.heads.features import FeatureCache, Features
 from methods.training.heads.kinds import new_head
 from methods.training.heads.report import write_report
+from methods.training.heads.start import StoredHead
 from methods.training.heads.target import HeadTarget
 from methods.training.recipe import HeadRecipe
 from methods.training.trainer import Batch, Trainer
@@ -34,10 +35,16 @@ class HeadTrainer(Trainer):
 
     def build(self) -> Head:
         head = new_head(self.recipe, self.target, self.tokens_N)
+        if self.recipe.start:
+            StoredHead(Path(self.recipe.start)).copy_to(head)
         named = self.recipe.features
         folder = None if named == "none" else Path(named) if named else self.out / "features"
         self.cache = FeatureCache(lambda: self.decoder, folder, head.taps)
         return head
+
+    def _vocabulary(self, size: int, ends: Sequence[int]) -> Tensor:
+        start = self.recipe.start
+        return StoredHead(Path(start)).tokens_N(size) if start else super()._vocabulary(size, ends)
 
     @cached_property
     def decoder(self) -> Decoder:
