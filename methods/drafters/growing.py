@@ -80,5 +80,7 @@ class GrowingTree:
 
 def likeliest(logits_FR: Tensor, tokens_R: Tensor, branches: int) -> tuple[list[list[int]], list[list[float]]]:
     """The most likely tokens of each row, and their log probabilities. tokens_R: the token of each logit."""
-    log_p_FB, rows_FB = torch.log_softmax(logits_FR.float(), -1).topk(min(branches, logits_FR.shape[1]), -1)
+    logits_FR = logits_FR.float()
+    best_FB, rows_FB = logits_FR.topk(min(branches, logits_FR.shape[1]), -1)
+    log_p_FB = best_FB - logits_FR.logsumexp(-1, keepdim=True)
     return tokens_R[rows_FB.cpu()].tolist(), log_p_FB.tolist()

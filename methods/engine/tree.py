@@ -82,7 +82,10 @@ class TokenTree:
         """Distance from the root: node i sits at position `length + depth_N[i]`."""
         if self.is_chain:
             return torch.arange(len(self.tokens_N))
-        return self.visible_NN.sum(1) - 1
+        depths = [0]
+        for parent in self.parents_N.tolist()[1:]:
+            depths.append(depths[parent] + 1)
+        return torch.tensor(depths)
 
     @cached_property
     def children(self) -> list[list[int]]:
@@ -94,4 +97,7 @@ class TokenTree:
 
     def path(self, node: int) -> list[int]:
         """Node indices from the root to `node`."""
-        return self.visible_NN[node].nonzero().flatten().tolist()
+        parents, path = self.parents_N.tolist(), [node]
+        while path[-1]:
+            path.append(parents[path[-1]])
+        return path[::-1]

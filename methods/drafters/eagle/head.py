@@ -15,7 +15,6 @@ from torch import Tensor
 
 from methods.drafters.head_files import LmHead
 from methods.engine.backends.base import LinearLayer
-from methods.engine.backends.pytorch import rms_norm
 from methods.engine.head import Head
 from methods.engine.tree import TokenTree
 
@@ -78,7 +77,7 @@ class EagleHead:
     def logits(self, states_ND: Tensor) -> Tensor:
         """Next-token logits in fp32 of predicted states, [N, R], of the tokens `parts.lm_head.tokens_R`."""
         p = self.parts
-        normed_ND = states_ND if p.out_norm_D is None or p.feed_normed else rms_norm(states_ND, p.out_norm_D, p.eps)
+        normed_ND = states_ND if p.out_norm_D is None or p.feed_normed else self._norm(states_ND, p.out_norm_D)
         return p.lm_head(normed_ND)
 
     def forget(self) -> None:
@@ -91,15 +90,18 @@ class EagleHead:
         embedded_NE = p.embedding_VE[torch.tensor(list(tokens_N), device=p.embedding_VE.device)]
         if not p.from_taps:
             return p.fc(torch.cat((embedded_NE, states_ND), 1)), None
-        return states_ND if p.stream_norm_D is None else rms_norm(states_ND, p.stream_norm_D, p.eps), embedded_NE
+        return states_ND if p.stream_norm_D is None else self._norm(states_ND, p.stream_norm_D), embedded_NE
+
+    def _norm(self, x_ND: Tensor, weight_D: Tensor) -> Tensor:
+        return self.head.layers.stack.norm(x_ND, weight_D, self.parts.eps)
 
     def _normed_taps(self, features_NF: Tensor) -> Tensor:
         p = self.parts
         if not p.tap_norms:
             return features_NF
         parts = features_NF.split([len(norm) for norm in p.tap_norms], 1)
-        return torch.cat([rms_norm(x, norm, p.eps) for x, norm in zip(parts, p.tap_norms, strict=True)], 1)
+        return torch.cat([self._norm(x, norm) for x, norm in zip(parts, p.tap_norms, strict=True)], 1)
 
     def _fed_back(self, out_ND: Tensor) -> Tensor:
         p = self.parts
-        return rms_norm(out_ND, p.out_norm_D, p.eps) if p.feed_normed and p.out_norm_D is not None else out_ND
+        return self._norm(out_ND, p.out_norm_D) if p.feed_normed and p.out_norm_D is not None else out_ND
