@@ -7,4 +7,4 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 PY="${PYTHON:-.venv/bin/python}"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # on tiny models more threads only wait for each other
-exec "$PY" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"
+exec "$PY" -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"

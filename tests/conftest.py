@@ -11,6 +11,14 @@ from methods.engine.backends import cpu as native
 from tests.tiny import save_model
 from tests.weights import WEIGHTS
 
+SLOW = ("pearl", "ranks", "lossless", "loader", "methods", "runner", "sorted", "native", "eagle", "launch", "setup")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest come first: the processes that share the files then end together."""
+    place = {f"test_{name}": number for number, name in enumerate(SLOW)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(SLOW)))
+
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -52,12 +52,17 @@ def test_a_header_of_now_must_say_what_the_run_is() -> None:
 
 
 def test_every_committed_header_is_read_and_written_without_loss() -> None:
-    for path in (ROOT / "results").rglob("*.run.json"):
+    paths = [path for path in (ROOT / "results").rglob("*.run.json") if "local" not in path.relative_to(ROOT).parts]
+    assert len(paths) > 20
+    for path in paths:
         raw = json.loads(path.read_text())
         read = read_header(path.with_name(path.name.removesuffix(".run.json") + ".jsonl"))
-        assert read is not None and read.loop is not None and (read.shape == "tree") == (read.method == "sd2-tree")
+        assert read is not None and read.loop is not None
         written = read.to_json()
-        assert {name: written.get(name) for name in raw if name != "schema_version"} | {"schema_version": 1} == raw
+        if raw["schema_version"] == 1:
+            assert (read.shape == "tree") == (read.method == "sd2-tree")
+            written = {name: written.get(name) for name in raw} | {"schema_version": 1}
+        assert written == raw
 
 
 def test_keys_of_another_release_are_kept_and_told() -> None:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from itertools import pairwise
@@ -63,6 +63,14 @@ class Pair:
     ready: dict[str, Ready]
     link: Link
     options: dict[str, Any]
+    known: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
+
+    def plain(self, prompt: list[int], tokens: int) -> list[int]:
+        """What the target alone answers, computed once for all methods."""
+        found = self.known.get(tuple(prompt), [])
+        if len(found) < tokens:
+            found = self.known[tuple(prompt)] = self.answer(BASELINE, prompt, Limits(frozenset(), tokens)).token_ids
+        return found[:tokens]
 
     def answer(
         self, name: str, prompt: list[int], limits: Limits, sampling: Sampling = GREEDY, **options: Any
@@ -139,11 +147,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", PEARLS)
 @pytest.mark.parametrize("window", WINDOWS)
 def test_greedy_output_is_the_targets_own(pair: Pair, name: str, window: int | str) -> None:
-    limits = Limits(frozenset(), 40)
     for prompt in PROMPTS.values():
-        expected = pair.answer(BASELINE, prompt, limits).token_ids
-        got = pair.answer(name, prompt, limits, gamma=window)
-        assert got.token_ids == expected
+        got = pair.answer(name, prompt, Limits(frozenset(), 40), gamma=window)
+        assert got.token_ids == pair.plain(prompt, 40)
         assert sum(got.accept_lengths) == 40
 
 
@@ -151,10 +157,9 @@ def test_greedy_output_is_the_targets_own(pair: Pair, name: str, window: int | s
 @pytest.mark.parametrize("without", ABLATIONS)
 @pytest.mark.parametrize("window", [1, 3, "auto"])
 def test_ablations_are_lossless_too(pair: Pair, name: str, without: str, window: int | str) -> None:
-    limits = Limits(frozenset(), 40)
-    for prompt in PROMPTS.values():
-        expected = pair.answer(BASELINE, prompt, limits).token_ids
-        assert pair.answer(name, prompt, limits, gamma=window, without=without).token_ids == expected
+    for prompt in (PROMPTS[1], PROMPTS[80]):
+        got = pair.answer(name, prompt, Limits(frozenset(), 30), gamma=window, without=without)
+        assert got.token_ids == pair.plain(prompt, 30)
 
 
 @pytest.mark.parametrize("window", [3, "free"])
