@@ -79,3 +79,21 @@ def test_ablations_are_of_one_launch_where_a_sweep_has_the_full_method_too(group
     assert list(data["method"]) == ["pearl"] * 4 + ["pearl-sd2"] * 4
     places = {group.labels[result]: result.folder for result in group.results}
     assert {Path(places[run]).name for run in data["run"]} == {"ablation-pearl", "ablation-pearl-sd2"}
+
+
+def test_the_table_of_heads_is_what_the_answers_give() -> None:
+    found = {
+        (r.run.label, str(r.header["benchmark"])): r
+        for group in read_groups([ROOT / "results/heads"])
+        for r in group.measured
+    }
+    text = (ROOT / "results/README.md").read_text().split("## Heads")[1].split("\n## ")[0]
+    rows = [cells(line) for line in text.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(found) / len(BENCHMARKS) == 8
+    for row in rows:
+        for benchmark, (nodes, *told) in zip(BENCHMARKS, (row[1:5], row[5:9]), strict=True):
+            result = found[row[0].strip("`"), benchmark]
+            s, chosen = result.overall, result.header.settled or {"nodes": 3}
+            assert s is not None and result.comparison and nodes == str(chosen["nodes"])
+            assert (told[0], told[2]) == (f"{s.speedup:.2f}x", f"{s.mat:.2f}")
+            assert told[1] == f"{s.low:.2f} to {s.high:.2f}" + " (not significant)" * (not s.significant)
