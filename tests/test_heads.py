@@ -403,6 +403,10 @@ def test_a_start_of_another_kind_or_shape_is_one_sentence(folder: Path, tmp_path
         trainer(folder, "eagle", tmp_path / "other", start=str(tmp_path / "head"))
     with pytest.raises(UserError, match="expected a folder with a head in one safetensors file at"):
         trainer(folder, "medusa", tmp_path / "none", start=str(tmp_path / "nowhere"))
+    whole = tmp_path / "head/medusa_lm_head.safetensors"
+    whole.write_bytes(whole.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"cannot read .*fetch or export it again"):
+        trainer(folder, "medusa", tmp_path / "torn", start=str(tmp_path / "head"))
 
 
 def without(folder: Path, name: str) -> Path:

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from methods.engine.int8 import SCALE
 from methods.engine.weights import TOKENS
-from methods.errors import UserError
+from methods.errors import UserError, one_line
 from methods.training.heads.base import Head
 
 OFFSETS, KNOWN = "d2t", "t2d"  # EAGLE-3's tokens: how far each is from its row, and which of the target's are known
@@ -21,7 +22,10 @@ class StoredHead:
         files = sorted(folder.glob("*.safetensors"))
         if len(files) != 1:
             raise UserError(f"expected a folder with a head in one safetensors file at {folder}, found {len(files)}")
-        self.folder, self.tensors = folder, load_file(files[0])
+        try:
+            self.folder, self.tensors = folder, load_file(files[0])
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot read {files[0]}: {one_line(error)}; fetch or export it again") from None
 
     def tokens_N(self, vocabulary: int) -> Tensor:
         """The tokens that it knows, of so many."""
