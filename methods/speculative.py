@@ -9,7 +9,7 @@ from methods.drafters.base import Drafter
 from methods.engine.decoder import Decoder
 from methods.engine.sampling import Sampling
 from methods.target import Target
-from methods.tree_size import AutoNodes, measured_passes
+from methods.tree_size import AutoNodes, Size, measured_passes
 
 
 class Speculative(Method):
@@ -28,7 +28,7 @@ class Speculative(Method):
         it."""
         self.target, self.drafter = Target(target, drafter.taps, typical), drafter
         self.most, self.sought = most, sought
-        self.found: int | None = None
+        self.found: Size | None = None
 
     def start(self, prompt_T: Sequence[int], sampling: Sampling) -> int:
         first, features_TF = self.target.start(prompt_T, sampling)
@@ -39,6 +39,8 @@ class Speculative(Method):
         return self.target.pending
 
     def step(self) -> Step:
+        if self.sought:
+            self.drafter.levels = self.sought.size.levels
         begin = time.perf_counter()
         tree = self.drafter.propose(self._room)
         drafted = time.perf_counter()
@@ -62,16 +64,17 @@ class Speculative(Method):
 
     def finish(self) -> None:
         if self.sought and (found := self.sought.answered()):
-            self.found = self.most = found
+            self.found = found
+            self.most, self.drafter.levels = found
             self.drafter.fit()
             self.sought = None
 
     def settled(self) -> dict[str, int]:
-        return {"nodes": self.found} if self.found else {}
+        return self.found._asdict() if self.found else {}
 
     @property
     def _room(self) -> int:
         """Most tokens to draft: the pending one takes a row too."""
         room = self.target.room - 1
-        most = self.sought.nodes if self.sought else self.most
+        most = self.sought.size.nodes if self.sought else self.most
         return room if most is None else min(most, room)

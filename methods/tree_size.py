@@ -1,37 +1,71 @@
-"""`--nodes auto`: how many nodes a tree is to have, from what the first answers show.
+"""`--nodes auto`: how many nodes and levels a tree is to have, from what the first answers show.
 
-A pass of more rows keeps more tokens and takes longer; how much longer is the machine's own affair. So passes of 1 to
-64 rows are timed before the first answer. Then trees of several sizes are drafted in turn. A drafter of trees says of
-each node how many better ones there are, so one large tree also tells what smaller ones would have kept. The size with
-the most tokens per second is taken, and stays.
+A pass of more rows keeps more tokens and takes longer, and so does drafting more levels; how much longer is the
+machine's own affair. So passes of 1 to 64 rows are timed before the first answer. Then trees of several sizes are
+drafted in turn. A drafter of trees says of each node how many better ones there are, so one large tree also tells what
+smaller ones would have kept. The size with the most tokens per second is taken, and stays.
 
 Legend: N nodes of a tree.
 """
 
 import time
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
 from statistics import fmean, median
+from typing import NamedTuple
+
+from scipy.optimize import nnls
 
 from methods.engine.decoder import Decoder
 from methods.engine.tree import TokenTree
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)  # of the passes that are timed
 MOST_NODES = ROWS[-1] - 1  # beside the root
-TRIED = (MOST_NODES, 3, MOST_NODES, 7, MOST_NODES, 15, MOST_NODES, 31)  # sizes of the trees drafted in turn
+MOST_LEVELS = 16
+
+
+class Size(NamedTuple):
+    """Of a tree, at most: drafted tokens, and levels below the root."""
+
+    nodes: int
+    levels: int
+
+
+LARGEST = Size(MOST_NODES, MOST_LEVELS)
+# Trees drafted in turn, shallow and deep ones of few and of many nodes, to tell what a level takes and what a node.
+TRIED = (LARGEST, Size(3, 1), LARGEST, Size(7, 2), LARGEST, Size(15, MOST_LEVELS), LARGEST, Size(31, 2))
 ANSWERS, ROUNDS = 2, len(TRIED)  # seen at least before a size is taken: each was tried
 TIMES = 3  # that each pass is timed
 
 
+class Node(NamedTuple):
+    """A drafted token: its level, 1 for the root's children, and whether the target kept it."""
+
+    level: int
+    kept: bool
+
+
 @dataclass(frozen=True)
 class Round:
-    """A tree of at most `asked` nodes, the seconds that drafting it took, and of the nodes that were kept the sizes of
-    the smallest trees that have them."""
+    """A tree that was asked for, the seconds that drafting it took, and its nodes, the best first."""
 
-    asked: int
+    asked: Size
     seconds: float
-    kept: Sequence[int]
+    nodes: Sequence[Node]
+
+    @classmethod
+    def of(cls, asked: Size, seconds: float, tree: TokenTree, path_A: Sequence[int]) -> "Round":
+        """`path_A`: the nodes that the target kept, the root first."""
+        sizes_N, levels_N, kept = tree.sizes_N or range(len(tree.tokens_N)), tree.depth_N.tolist(), set(path_A)
+        best = sorted(range(1, len(sizes_N)), key=lambda node: sizes_N[node])
+        return cls(asked, seconds, [Node(levels_N[node], node in kept) for node in best])
+
+    def within(self, levels: int) -> list[Node]:
+        """The nodes of the tree that has no more levels."""
+        return [node for node in self.nodes if node.level <= levels]
 
 
 class AutoNodes:
@@ -43,16 +77,15 @@ class AutoNodes:
         self._answers = 0
 
     @property
-    def nodes(self) -> int:
-        """The size of the next tree."""
+    def size(self) -> Size:
+        """Of the next tree."""
         return TRIED[len(self._rounds) % len(TRIED)]
 
     def judged(self, tree: TokenTree, path_A: Sequence[int], seconds: float) -> None:
-        """A tree of `nodes` was drafted in so many seconds, and the target kept this path."""
-        sizes_N = tree.sizes_N or range(len(tree.tokens_N))
-        self._rounds.append(Round(self.nodes, seconds, [sizes_N[node] for node in path_A[1:]]))
+        """A tree of `size` was drafted in so many seconds, and the target kept this path."""
+        self._rounds.append(Round.of(self.size, seconds, tree, path_A))
 
-    def answered(self) -> int | None:
+    def answered(self) -> Size | None:
         """An answer has ended. The size to stay with, once enough is known; until then None."""
         self._answers += 1
         if self._answers < ANSWERS or len(self._rounds) < ROUNDS or not self.pass_seconds:
@@ -60,18 +93,51 @@ class AutoNodes:
         return best_size(self._rounds, self.pass_seconds)
 
 
-def best_size(rounds: Sequence[Round], pass_seconds: Mapping[int, float]) -> int:
-    """The number of nodes by which a second yields the most tokens. `pass_seconds`: of a pass by its rows; a size is
-    judged by the rounds whose tree was at least as large."""
-    asked = {round.asked for round in rounds}
-    draft_seconds = {size: median(r.seconds for r in rounds if r.asked == size) for size in asked}
+def best_size(rounds: Sequence[Round], pass_seconds: Mapping[int, float]) -> Size:
+    """The size by which a second yields the most tokens; of equals the smallest. `pass_seconds`: of a pass by its rows;
+    a size is judged by the rounds whose tree was at least as large."""
+    draft_seconds = draft_times(rounds)
+    most = Size(*(max(sizes) for sizes in zip(*(round.asked for round in rounds), strict=True)))
+    deepest = max((node.level for round in rounds for node in round.nodes), default=1)
+    most_nodes = min(most.nodes, max(pass_seconds) - 1)
 
-    def tokens_per_second(size: int) -> float:
-        enough = [round for round in rounds if round.asked >= size]
-        kept = fmean(sum(1 for needed in round.kept if needed <= size) for round in enough)
-        return (1 + kept) / (between(draft_seconds, size) + between(pass_seconds, size + 1))
+    @cache
+    def outcomes(levels: int, asked: Size) -> list[tuple[list[int], list[int]]]:
+        return [_outcome(round.within(levels)) for round in rounds if round.asked == asked]
 
-    return max(range(1, min(max(asked), max(pass_seconds) - 1) + 1), key=tokens_per_second)
+    def tokens_per_second(size: Size) -> float:
+        large = {r.asked for r in rounds if r.asked.nodes >= size.nodes and r.asked.levels >= size.levels}
+        found = [outcome for asked in large for outcome in outcomes(size.levels, asked)]
+        kept = fmean(_at(kept, size.nodes) for kept, _ in found)
+        reached = fmean(_at(levels, size.nodes) for _, levels in found)
+        return (1 + kept) / (draft_seconds(reached, size.nodes) + between(pass_seconds, size.nodes + 1))
+
+    sizes = [Size(n, levels) for levels in range(1, min(deepest, most.levels) + 1) for n in range(1, most_nodes + 1)]
+    return max(sizes, key=tokens_per_second)
+
+
+def _outcome(nodes: Sequence[Node]) -> tuple[list[int], list[int]]:
+    """Of the trees of the best 1, 2, ... of the nodes: how many were kept, how many levels there are."""
+    return list(accumulate(node.kept for node in nodes)), list(accumulate((node.level for node in nodes), max))
+
+
+def _at(of_trees: Sequence[int], nodes: int) -> int:
+    """What holds for the tree of so many nodes, or of all where there are fewer."""
+    return of_trees[min(nodes, len(of_trees)) - 1] if of_trees else 0
+
+
+def draft_times(rounds: Sequence[Round]) -> Callable[[float, float], float]:
+    """Seconds that drafting takes by levels and nodes: so much, and more for each level and each node, as fits best
+    the medians of the sizes that were asked for."""
+    rows, seconds = list[list[float]](), list[float]()
+    for asked in {round.asked for round in rounds}:
+        drafted = [round for round in rounds if round.asked == asked and round.nodes]
+        if drafted:
+            levels = fmean(max(node.level for node in round.nodes) for round in drafted)
+            rows.append([1.0, levels, fmean(len(round.nodes) for round in drafted)])
+            seconds.append(median(round.seconds for round in drafted))
+    fixed, per_level, per_node = nnls(rows, seconds)[0] if rows else (0.0, 0.0, 0.0)
+    return lambda levels, nodes: float(fixed + per_level * levels + per_node * nodes)
 
 
 def between(seconds: Mapping[int, float], count: int) -> float:

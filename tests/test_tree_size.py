@@ -1,5 +1,7 @@
 """How many nodes `--nodes auto` takes: against known acceptances and times, and in a real method."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,35 +14,90 @@ from methods.engine.sampling import Sampling
 from methods.engine.tree import TokenTree
 from methods.models import Models
 from methods.speculative import Speculative
-from methods.tree_size import MOST_NODES, ROUNDS, AutoNodes, Round, best_size, between, measured_passes
+from methods.tree_size import (
+    LARGEST,
+    MOST_LEVELS,
+    MOST_NODES,
+    ROUNDS,
+    TRIED,
+    AutoNodes,
+    Node,
+    Round,
+    Size,
+    best_size,
+    between,
+    draft_times,
+    measured_passes,
+)
 
 FLAT = {1: 1.0, 64: 1.0}  # pass times: all alike
 STEEP = {1: 1.0, 64: 64.0}  # every row costs as much as the first
 
 
-def rounds(kept: list[int], seconds: float = 0.1) -> list[Round]:
-    """Rounds of a drafter that spends the same on every tree."""
-    return [Round(size, seconds, [k for k in kept if k <= size]) for size in (63, 7, 63, 15, 31, 3)]
+def drafted(asked: Size, levels: list[int], kept: list[int], seconds: float) -> Round:
+    """`levels` of all nodes that the drafter would draft, the best first; `kept`: of these, counted from 1."""
+    shallow = [Node(level, i in kept) for i, level in enumerate(levels, 1) if level <= asked.levels]
+    return Round(asked, seconds, shallow[: asked.nodes])
+
+
+def rounds(
+    kept: list[int], levels: list[int], seconds: Callable[[int, int], float] = lambda levels, nodes: 0.1
+) -> list[Round]:
+    """One of each size. `seconds` by levels and nodes."""
+    found = []
+    for asked in TRIED:
+        tree = drafted(asked, levels, kept, 0.0)
+        deepest = max(node.level for node in tree.nodes)
+        found.append(replace(tree, seconds=seconds(deepest, len(tree.nodes))))
+    return found
+
+
+STAR = [1] * 63
+LADDER = [1, 2, 3, 4, 5, 6, 7, 8] + [1, 2, 3, 4, 5] * 11  # the best eight are a chain
 
 
 def test_where_rows_cost_nothing_the_tree_takes_all_that_are_kept() -> None:
-    assert best_size(rounds([1, 5, 9, 30]), FLAT) == 30
+    assert best_size(rounds([30], STAR), FLAT) == (30, 1)
+    assert best_size(rounds([1, 2, 3, 4, 5, 6], LADDER), FLAT) == (6, 6)
 
 
 def test_where_each_row_costs_a_pass_the_tree_has_one_node() -> None:
-    assert best_size(rounds([1, 30]), STEEP) == 1
+    assert best_size(rounds([1, 30], STAR), STEEP) == (1, 1)
 
 
-def test_a_drafter_that_takes_longer_for_more_gets_a_smaller_tree() -> None:
+def test_a_drafter_that_takes_longer_for_more_nodes_gets_a_smaller_tree() -> None:
     kept = [1, 2, 40]
-    cheap = [Round(size, 0.1, [k for k in kept if k <= size]) for size in (63, 3)]
-    dear = [Round(size, size / 3, [k for k in kept if k <= size]) for size in (63, 3)]
-    assert (best_size(cheap, FLAT), best_size(dear, FLAT)) == (40, 2)
+    deep = [1, 2] + [1] * 37 + [3] + [1] * 23
+    assert best_size(rounds(kept, deep), FLAT) == (40, 3)
+    assert best_size(rounds(kept, deep, lambda levels, nodes: nodes / 10), FLAT) == (2, 2)
+
+
+def test_a_drafter_that_takes_longer_for_more_levels_gets_a_shallower_tree() -> None:
+    kept = [1, 2, 3, 4]
+    assert best_size(rounds(kept, LADDER, lambda levels, nodes: 0.01 * levels), FLAT) == (4, 4)
+    assert best_size(rounds(kept, LADDER, lambda levels, nodes: 1.5 * levels), FLAT).levels == 1
+
+
+def test_a_shallow_tree_of_few_nodes_has_the_best_of_its_levels() -> None:
+    """Deeper nodes that are better leave their places to others."""
+    kept = [1, 9]  # of the ladder: the first node, and the next one of level 1
+    assert best_size(rounds(kept, LADDER, lambda levels, nodes: 0.5 * levels + 0.01 * nodes), FLAT) == (2, 1)
 
 
 def test_a_size_is_judged_by_trees_that_are_as_large() -> None:
     """Small trees cannot keep what they lack: they say nothing against the large one."""
-    assert best_size([Round(63, 0.1, [1, 20]), *[Round(3, 0.1, [1])] * 50], FLAT) == 20
+    small = [drafted(Size(3, 1), STAR, [], 0.1)] * 50
+    assert best_size([drafted(LARGEST, STAR, [20], 0.1), *small], FLAT) == (20, 1)
+
+
+def test_drafting_times_are_told_apart_by_levels_and_nodes() -> None:
+    seconds = draft_times(rounds([], LADDER, lambda levels, nodes: 0.5 + 0.9 * levels + 0.02 * nodes))
+    assert seconds(3, 7) == pytest.approx(0.5 + 2.7 + 0.14)
+
+
+def test_a_round_has_its_nodes_the_best_first() -> None:
+    tree = TokenTree(torch.arange(4), torch.tensor([-1, 0, 0, 1]), sizes_N=[0, 2, 1, 3])
+    assert Round.of(LARGEST, 0.1, tree, [0, 1, 3]).nodes == [(1, False), (1, True), (2, True)]
 
 
 def test_between_measured_counts_lies_a_straight_line() -> None:
@@ -55,10 +112,10 @@ def test_nothing_is_taken_before_enough_is_known() -> None:
     tree = TokenTree(torch.arange(4), torch.tensor([-1, 0, 0, 1]), sizes_N=[0, 2, 1, 3])
     asked = []
     for _ in range(ROUNDS):
-        asked.append(auto.nodes)
+        asked.append(auto.size)
         auto.judged(tree, [0, 1, 3], 0.1)
-    assert set(asked) == {3, 7, 15, 31, MOST_NODES}
-    assert auto.answered() == 3  # kept in trees of at least 2, and of at least 3 nodes
+    assert set(asked) == set(TRIED)
+    assert auto.answered() == (3, 2)  # the second and the third best node were kept
 
 
 @pytest.mark.parametrize(
@@ -76,10 +133,13 @@ def test_every_method_of_trees_settles_on_a_size(tiny: Path, weights: dict[str, 
     while not method.settled():
         assert (answers := answers + 1) < 10
         assert generate(method, prompt, Sampling(), limits).token_ids == expected
-    nodes = method.settled()["nodes"]
-    assert 1 <= nodes <= MOST_NODES
+    settled = method.settled()
+    assert 1 <= settled["nodes"] <= MOST_NODES and 1 <= settled["levels"] <= (
+        3 if "depth" in spec.options else MOST_LEVELS
+    )
     answer = generate(method, prompt, Sampling(), limits)
-    assert answer.token_ids == expected and max(answer.nodes) <= nodes + 1 and method.settled() == {"nodes": nodes}
+    assert answer.token_ids == expected and method.settled() == settled
+    assert max(answer.nodes) <= settled["nodes"] + 1 and max(answer.accept_lengths) <= settled["levels"] + 1
 
 
 def test_passes_are_timed_as_far_as_there_is_room(tiny: Path) -> None:

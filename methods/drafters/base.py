@@ -28,9 +28,11 @@ class Draft:
 class Drafter(ABC):
     """Proposes a tree of tokens behind the pending one, which is decided but not yet in the target's cache.
 
-    `taps`: the target's features that it reads, as `Transformer` names them; they come side by side."""
+    `taps`: the target's features that it reads, as `Transformer` names them; they come side by side. `levels`: most
+    levels of the trees that it is to propose, which the loop sets; None: as many as it has."""
 
     taps: tuple[int, ...] = ()
+    levels: int | None = None
 
     @abstractmethod
     def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
@@ -44,6 +46,10 @@ class Drafter(ABC):
     @abstractmethod
     def settle(self, outcome: Outcome) -> None:
         """Go on behind the decided tokens, the last of which is pending now. Other drafts are void."""
+
+    def most_levels(self, depth: int) -> int:
+        """Of a tree that could be so deep."""
+        return depth if self.levels is None else min(self.levels, depth)
 
     def fit(self) -> None:
         """The warm-up is over: a tree whose shape is to be found out takes what was best so far, and keeps it."""

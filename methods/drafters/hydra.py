@@ -152,7 +152,7 @@ class HydraTree(Drafter):
         tokens: dict[Path, int] = {}
         row_of: dict[Path, int] = {(): 0}  # of the nodes to expand, in `inputs_NI`
         inputs_NI = torch.cat((self.states.last_1D, self.heads.embed([self.pending])), 1)
-        for depth, level in enumerate(levels(self.shape.tree(room))):
+        for depth, level in enumerate(levels(self.shape.tree(room, self.levels))):
             best = self.heads.best(depth, inputs_NI, level.ranks)
             # A tiny vocabulary has fewer ranks, and so fewer nodes.
             known = [path for path in level.paths if path[:-1] in row_of and path[-1] < len(best[0])]

@@ -109,7 +109,7 @@ class MedusaTree(Drafter):
         self.pending, self.state_1D = outcome.tokens[-1], newest_state(outcome)
 
     def propose(self, room: int) -> TokenTree:
-        paths = self.shape.tree(room)
+        paths = self.shape.tree(room, self.levels)
         if not paths:
             return TokenTree.chain([self.pending])
         ranks = [level.ranks for level in levels(paths)]

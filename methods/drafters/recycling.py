@@ -55,7 +55,7 @@ class RecyclingDrafter(Drafter):
 
     def propose(self, room: int) -> TokenTree:
         tokens: dict[Path, int] = {(): self.pending}
-        for path in SHAPE.tree(min(room, self.nodes)):
+        for path in SHAPE.tree(min(room, self.nodes), self.levels):
             row = self.rows.get(tokens[path[:-1]], UNKNOWN) if path[:-1] in tokens else []
             if path[-1] < len(row):
                 tokens[path] = row[path[-1]]

@@ -102,14 +102,15 @@ class StaticShape:
     def _take(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
         self.sizes = {(): 0} | {path: size for size, path in enumerate(paths, 1)}
-        self._trees: dict[int, tuple[Path, ...]] = {}
+        self._trees: dict[tuple[int, int | None], tuple[Path, ...]] = {}
 
-    def tree(self, nodes: int) -> tuple[Path, ...]:
-        """The best `nodes` paths, level by level."""
+    def tree(self, nodes: int, levels: int | None = None) -> tuple[Path, ...]:
+        """The best `nodes` paths of at most so many levels (None: of any), level by level."""
         nodes = min(nodes, len(self.paths))
-        if nodes not in self._trees:
-            self._trees[nodes] = tuple(level_order(self.paths[:nodes]))
-        return self._trees[nodes]
+        if (nodes, levels) not in self._trees:
+            shallow = self.paths if levels is None else [path for path in self.paths if len(path) <= levels]
+            self._trees[nodes, levels] = tuple(level_order(shallow[:nodes]))
+        return self._trees[nodes, levels]
 
     def filled(self, pending: int, tokens: Mapping[Path, int]) -> TokenTree:
         """The tree of these tokens behind the pending one. A path comes behind its parent's."""

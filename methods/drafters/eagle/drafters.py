@@ -143,7 +143,7 @@ class DynamicTree(EagleTree):
         if room and self.head.room >= self.reader.unread:
             states_KD = self.reader.read()
             self._grow(tree, states_KD)
-            for _ in range(self.depth - 1):
+            for _ in range(self.most_levels(self.depth) - 1):
                 if not tree.level or self.head.room < len(tree.expanded) - 1:
                     break
                 places = {candidate: row for row, candidate in enumerate(self._last)}
@@ -178,7 +178,7 @@ class StaticTree(EagleTree):
     def propose(self, room: int) -> TokenTree:
         tree = _Growing(self.pending)
         if room and self.head.room >= self.reader.unread:
-            children = Counter(path[:-1] for path in self.shape.paths[:room])
+            children = Counter(path[:-1] for path in self.shape.tree(room, self.levels))
             states_KD = self.reader.read()
             level: list[Path] = [()]
             while True:

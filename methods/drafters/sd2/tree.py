@@ -41,7 +41,7 @@ class SortedTreeDrafter(Drafter):
         if room and len(self.unseen) <= self.decoder.room:
             self.decoder.feed(self.unseen[:-1])
             self.unseen = self.unseen[-1:]
-            for _ in range(self.depth):
+            for _ in range(self.most_levels(self.depth)):
                 if not tree.level or len(tree.expanded) > self.decoder.room:
                     break
                 logits_FR = self.decoder.branch(tree.scored, tree.known)[:, : len(self.tokens_R)]
