@@ -4,7 +4,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,7 @@ from methods.models import Models
 from methods.pearl.draft import serve
 from methods.pearl.messages import KINDS, Begin, Order, Ready, Window
 from methods.pearl.target import Pearl
-from methods.pearl.window import LONGEST_WINDOW, TRIED, AutoWindow, best_window, expected_passes
-from methods.theory import pearl_speedup, pearl_tokens
+from methods.pearl.window import ANSWERS, LONGEST_WINDOW, Windows
 from tests.tiny import VOCABULARY
 
 CPU = [torch.device("cpu")]
@@ -269,99 +267,42 @@ def test_each_token_passes_the_target_once_and_none_is_unverified(
     assert tokens == pair.answer(BASELINE, prompt, Limits(frozenset(), len(tokens))).token_ids
 
 
-def test_where_ranks_do_not_disturb_each_other_auto_is_the_papers_window() -> None:
-    """By theorem 1 what fits into a pass; where that is not whole, the faster of its neighbours."""
-    for ratio in (0.6, 1.0, 1.9, 2.0, 2.4, 4.3, 4.9, 7.5, 12.01):
-        for alpha in (0.0, 0.3, 0.5, 0.8, 0.98, 1.0):
-            found = best_window(partial(max, ratio), alpha, 500)
-            best = max(max(int(ratio), 1), int(ratio) + 1, key=lambda g: pearl_speedup(alpha, g, ratio))
-            assert pearl_speedup(alpha, found, ratio) == pytest.approx(pearl_speedup(alpha, best, ratio), rel=0.01)
-    assert best_window(partial(max, 100.0), 1.0, 500) == LONGEST_WINDOW
-
-
-def test_expected_passes_agree_with_going_through_every_rejection() -> None:
-    def passes(alpha: float, window: int, tokens: int, drafted: bool) -> float:
-        """The chain as it is told: what each pass judges, and what follows from the first token that it rejects."""
-        if tokens <= 0:
-            return 0.0
-        judged = window if drafted else 1
-        ways = [(alpha**k * (1 - alpha), k + 1, False) for k in range(judged)] + [(alpha**judged, judged, True)]
-        return 1 + sum(chance * passes(alpha, window, tokens - n, full) for chance, n, full in ways if chance)
-
-    for alpha in (0.0, 0.4, 0.9, 1.0):
-        for window in (1, 2, 3, 5):
-            for tokens in (0, 1, 2, 5, 9):
-                expected = passes(alpha, window, tokens, False)
-                assert expected_passes(alpha, window, tokens) == pytest.approx(expected), (alpha, window, tokens)
-            assert 3000 / expected_passes(alpha, window, 3000) == pytest.approx(pearl_tokens(alpha, window), rel=2e-3)
-
-
-def test_auto_is_shorter_for_short_answers() -> None:
-    """And not the longest there is because the first answers, here of 60 and 64 tokens, had no rejection."""
-
-    def round_seconds(window: int) -> float:
-        return 1 + max(window, 4.0)
-
-    assert best_window(round_seconds, 0.99, 1000) > best_window(round_seconds, 0.99, 12)
-    assert found_by({2: [17.3] * 30, 8: [55.9] * 8}, pass_ms=16.9, kept=None, rejected=0) in (4, 5, 6)
-
-
-def test_auto_is_longer_where_drafting_beside_the_target_is_slow() -> None:
-    """With the times of a machine whose cores share their memory. Two draft tokens fit into a pass; of windows of 1 to
-    10, 5 was the fastest when measured."""
-    assert found_by({2: [17.3] * 20, 8: [55.9] * 5}, pass_ms=16.9, kept=66, rejected=1) in (5, 6)
-
-
-def test_auto_leaves_room_where_drafts_take_now_more_now_less() -> None:
-    """Four draft tokens fit into a pass by their mean, but would often keep it waiting."""
-    even, uneven = {2: [7.5] * 12, 8: [30.0] * 12}, {2: [5.0, 10.0] * 6, 8: [25.0, 35.0] * 6}
-    assert found_by(even, pass_ms=15, kept=52, rejected=48) == 4
-    assert found_by(uneven, pass_ms=15, kept=52, rejected=48) == 3
-    assert found_by(even | {2: [7.5] * 11 + [500.0]}, pass_ms=15, kept=52, rejected=48) == 4  # held up once
-
-
-def found_by(draft_ms: dict[int, list[float]], pass_ms: float, kept: int | None, rejected: int) -> int | None:
-    """What auto settles on by these times of the windows that it tries. `kept`: by each pass (None: all)."""
-    sought = AutoWindow()
-    for window in TRIED:
-        assert sought.window == window
-        for milliseconds in draft_ms[window]:
-            sought.drafted(window, milliseconds / 1e3)
-            sought.verified(pass_ms / 1e3, window if kept is None else kept, False)
-        sought.drafted(1, 1e9)  # cut short: says nothing
-        for _ in range(rejected * len(draft_ms[window])):
-            sought.verified(pass_ms / 1e3, 0, True)
-        found = sought.answered()
-    return found
-
-
 def test_auto_settles_when_every_window_was_tried(pair: Pair) -> None:
     method: Pearl = pair.build("pearl", gamma="auto")
     long = Limits(frozenset(), 20)
     empty = Limits(frozenset(range(VOCABULARY)), 20)  # an answer of one token: nothing is drafted
-    for limits, window in ((long, 2), (empty, 8), (long, 2), (long, 8)):
-        assert method.window == window and method.settled() == {}
+    for limits in (empty, empty, long):
+        assert method.settled() == {}
         generate(method, PROMPTS[7], GREEDY, limits)
-    assert method.sought is None and method.settled() == {"gamma": method.window}
-
-
-@pytest.mark.parametrize("longest, tried", [(1, (1, 1)), (2, (1, 2)), (3, (2, 3)), (5, (2, 5)), (50, (2, 8))])
-def test_auto_tries_no_window_that_the_drafter_cannot_fill(longest: int, tried: tuple[int, int]) -> None:
-    sought = AutoWindow(longest)
-    for window in tried:
-        assert sought.window == window
-        sought.drafted(window, window / 1e3)
-        sought.verified(0.005, window, False)
-        found = sought.answered()
-    assert found is not None and 1 <= found <= longest
+    settled = method.settled()
+    assert set(settled) == {"gamma", "first"} and all(1 <= window <= LONGEST_WINDOW for window in settled.values())
+    assert method.window == settled["first"], "nothing is drafted before an answer's first round"
 
 
 @pytest.mark.parametrize("name", ["pearl-medusa", "pearl-hydra"])
 def test_auto_settles_over_heads_that_end_their_chain(pair: Pair, name: str) -> None:
     method: Pearl = pair.build(name, gamma="auto")
-    for _ in TRIED:
+    for _ in range(ANSWERS):
         generate(method, PROMPTS[7], GREEDY, Limits(frozenset(), 30))
-    assert method.sought is None and 1 <= method.settled()["gamma"] <= 3  # the tiny heads are three
+    assert all(1 <= window <= 3 for window in method.settled().values())  # the tiny heads are three
+
+
+def test_the_first_window_behind_a_rejection_is_another_one(pair: Pair) -> None:
+    """A target that rejects everything is behind a rejection in every round; one that keeps everything only once."""
+    method: Pearl = pair.build("pearl", gamma="auto")
+    assert method.auto is not None
+    method.auto.chosen = Windows(2, 5)
+    asked: list[int] = []
+    order = method._order
+
+    def watched(window: int, stop: bool = False) -> None:
+        asked.append(window)
+        order(window, stop)
+
+    method._order = watched  # type: ignore[method-assign]
+    got = generate(method, PROMPTS[7], GREEDY, Limits(frozenset(), 30))
+    behind = [True] + [kept < judged for kept, judged in zip(got.accepted[1:], got.drafted[1:], strict=True)]
+    assert asked[:-1] == [2 if first else 5 for first in behind[:-1]] and set(asked[:-1]) == {2, 5}
 
 
 def test_free_needs_both_modes(pair: Pair) -> None:

@@ -6,6 +6,7 @@ What the files of a run cannot tell is not guessed: `LeftOut` says so.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from statistics import fmean
 
 from evaluation.answers.record import Choice
 from evaluation.judge import stats
@@ -43,14 +44,15 @@ def schedule(result: Result) -> str | None:
 
 
 def window(result: Result) -> int | None:
-    """Tokens drafted per round, as given or as the run has settled on; None where that is free."""
+    """Tokens drafted per round, as given or as the run has settled on, on average where that has changed; None where it
+    is free."""
     gamma = result.options["gamma"]
     if gamma == "auto":
         gamma = (result.header.settled or {}).get("gamma", gamma)
     if gamma == "auto":
         raise LeftOut(f"the header of {result.method} does not say on which window it has settled")
     if isinstance(gamma, list):
-        raise LeftOut(f"the parts of {result.method} have settled on different windows: {', '.join(map(str, gamma))}")
+        return round(fmean(gamma))
     return None if gamma == "free" else int(gamma)
 
 

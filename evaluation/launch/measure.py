@@ -149,14 +149,25 @@ def measure(session: "Session", store: "Store", questions: "list[Question]", con
         store.files[name].note("taps", taps)
     with progress(console, len(questions)) as shown:
         session.warm_up()
-        for name, settled in session.settled().items():
-            store.files[name].settle(settled)
-            console.print(f"{name} has chosen {', '.join(f'{key} {value}' for key, value in settled.items())}")
+        noted: dict[str, dict[str, int]] = {}
         for index, question in enumerate(questions):
+            note_choices(session, store, noted, console)
             for name, choices in answer_question(session, store, question, index, shown.tick).items():
                 store.files[name].append(session.answer(name, question, choices))
                 tally.add(name, choices)
             shown.advance(tally.text())
+
+
+def note_choices(session: "Session", store: "Store", noted: dict[str, dict[str, int]], console: Console) -> None:
+    """Put into the headers what methods have chosen by themselves, for the answers to come; print the first choices,
+    those of the warm-up."""
+    for name, settled in session.settled().items():
+        if noted.get(name) == settled:
+            continue
+        if name not in noted:
+            console.print(f"{name} has chosen {', '.join(f'{key} {value}' for key, value in settled.items())}")
+        noted[name] = settled
+        store.files[name].settle(settled)
 
 
 def answer_question(

@@ -21,9 +21,10 @@ from methods.models import Models
 from methods.pearl.draft import serve
 from methods.pearl.target import Pearl
 
-WARM_UP_TOKENS = 32
+WARM_UP_TOKENS = 64
 WARM_UP = (
     "Write a Python function that returns the sum of the squares of a list of numbers.",
+    "Tom has 12 apples, gives away a third of them and buys 5 more. How many has he now? Explain each step.",
     "Explain in a few sentences why the sky is blue, then repeat your first sentence word for word.",
 )
 MARGIN = 256  # rows beyond the longest conversation: answers read back as text may take a few more tokens

@@ -36,8 +36,8 @@ FREE = "free"
 
 
 class Pearl(Method):
-    """The target's rank. `window`: tokens drafted per round; "auto": as many as are best by what the first answers
-    show, those of the runner's warm-up (window.py); "free": as many as come until the target has decided.
+    """The target's rank. `window`: tokens drafted per round; "auto": as many as are best by what the rounds so far
+    show, first those of the runner's warm-up (window.py); "free": as many as come until the target has decided.
 
     Without `pre_verify` a window is drafted before it is verified; without `post_verify` the draft waits while a
     window is verified, and the pass yields a token of the target's own. Without either it is draft-then-verify."""
@@ -48,10 +48,10 @@ class Pearl(Method):
         """`drafter`: its name on the draft rank."""
         self.target, self.link, self.drafter = Target(target), link, drafter
         self.pre_verify, self.post_verify, self.free = pre_verify, post_verify, window == FREE
-        self.sought = AutoWindow() if window == AUTO else None  # None too when it is found
-        self.found: int | None = None
+        self.auto = AutoWindow(LONGEST_WINDOW, pre_verify, post_verify) if window == AUTO else None
         self._given = window if isinstance(window, int) else LONGEST_WINDOW
-        self._round = 0
+        self._round = self._asked = 0  # and the window that was asked for in it
+        self._first = True  # the next window is the first behind a prompt or a rejection
         self._rooted = 0  # the last round that began with an empty tail: drafts of earlier ones are void
         self._news: Outcome | None = None  # what the draft rank does not know yet
         self._prompt_TF: Tensor | None = None  # the prompt's features, until it has them
@@ -61,13 +61,13 @@ class Pearl(Method):
     def meet(self, ready: Ready) -> None:
         """The drafter is loaded, and reads these features of the target."""
         self.target.taps = tuple(ready.taps)
-        if self.sought and ready.longest:
-            self.sought = AutoWindow(ready.longest)
+        if self.auto and ready.longest:
+            self.auto = AutoWindow(ready.longest, self.pre_verify, self.post_verify)
 
     @property
     def window(self) -> int:
         """Tokens to draft in the next round."""
-        return self.sought.window if self.sought else self.found or self._given
+        return self.auto.window(self._first) if self.auto else self._given
 
     def _drop_tail(self) -> None:
         self.tail: list[int] = []
@@ -78,6 +78,7 @@ class Pearl(Method):
         self._news, self._prompt_TF = self.target.start(prompt_T, sampling)
         self._patience = prompt_patience(self.link, prompt_T)
         self._drop_tail()
+        self._first = True
         return self.target.pending
 
     def step(self) -> Step:
@@ -105,11 +106,12 @@ class Pearl(Method):
             del self.tail[:judged], self._tail_q[:judged]
         else:
             self._drop_tail()
+            self._first = True
         spans.append(Span("target", "verify", begin, time.perf_counter()))
-        if self.sought:
-            seconds = sum(span.seconds for span in spans if span.work == "verify")
-            self.sought.verified(seconds, outcome.accepted, outcome.accepted < judged)
         nodes = len(scores.logits_NV)
+        if self.auto:
+            seconds = sum(span.seconds for span in spans if span.work == "verify")
+            self.auto.verified(nodes, seconds, outcome.accepted, outcome.accepted < judged)
         return Step(outcome.tokens, judged, outcome.accepted, nodes, spans, outcome.margins)
 
     def _q_of(self, judged: int) -> Tensor | None:
@@ -120,16 +122,17 @@ class Pearl(Method):
         self._order(0, stop=True)
         while self.free and self.link.receive("the last window").round < self._round:
             pass  # drafted before the draft rank knew of the end
-        self.found = self.sought.answered() if self.sought else self.found
-        if self.found:
-            self.sought = None
+        if self.auto:
+            self.auto.answered()
 
     def settled(self) -> dict[str, int]:
-        return {"gamma": self.found} if self.found else {}
+        chosen = self.auto.chosen if self.auto else None
+        return {"gamma": chosen.later, "first": chosen.first} if chosen else {}
 
     def _order(self, window: int, stop: bool = False) -> None:
         """Begin a round: tell the draft rank what was decided last, and how much to draft."""
         self._round += 1
+        self._asked, self._first = window, self._first and not window
         decided: list[int] = []
         confirmed, features = False, None
         if self._news is not None:
@@ -164,8 +167,8 @@ class Pearl(Method):
             return
         self.tail += window.tokens_G
         self._tail_q += [None] * len(window.tokens_G) if window.q_GV is None else list(window.q_GV)
-        if self.sought:
-            self.sought.drafted(len(window.tokens_G), window.end - window.begin)
+        if self.auto:
+            self.auto.drafted(self._asked, len(window.tokens_G), window.end - window.begin)
 
 
 def build(models: Models, drafter: str, gamma: int | str, without: str) -> Pearl:

@@ -1,100 +1,189 @@
-"""PEARL's `--gamma auto`: how many tokens to draft per round, from what the first answers show.
+"""PEARL's `--gamma auto`: how many tokens to draft per round, from the rounds themselves.
 
 By the paper (Liu et al., ICLR 2025, theorem 1) as many as fit into a pass of the target. That holds where the two ranks
 do not disturb each other. Cores that share one memory do: the target slows its draft down until its pass is done, and a
-draft token behind that is cheaper than one beside it. And a draft that is left at various exits takes now less, now
-more than the pass. So two windows are tried, and what the rounds of others would take is told by them; with devices of
-their own, even times and long answers that gives the paper's window again, rounded up or down. Short answers want
-shorter ones: their first pass has but one token to verify, and of their last window a part is drafted in vain.
+draft token behind that is cheaper than one beside it. So some windows are tried, a round each in turn; what others
+would take lies on the straight lines between them. Where answers are short, or drafts are often rejected, much is
+drafted in vain: the first window behind a prompt or a rejection, during whose pass one token is judged, is chosen apart
+from the others.
+
+The first answers, those of the runner's warm-up, decide. Behind each later one the choice is made anew, from all rounds
+of late: from times and from how many tokens were kept, never from what the tokens are.
+
+Legend: F windows behind a rejection, W other windows, both from 1 on; R rows of a pass; S samples.
 """
 
-from collections.abc import Callable
-from itertools import product
-from statistics import fmean, median
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Mapping
+from statistics import median
+from typing import NamedTuple
 
-TRIED = 2, 8  # windows, an answer each in turn: most often one that fits into a pass, and one that does not
+import numpy as np
+import numpy.typing as npt
+
+TRIED = 2, 4, 8  # windows, a round each in turn
+ANSWERS = 2  # behind which a choice is made at the earliest
 LONGEST_WINDOW = 32
+RECENT = 60  # rounds of each kind that count
+SAMPLES = 10  # times that stand for all of a kind
+GAIN = 1.03  # by which another choice must be faster to be taken
+MOST_TOKENS = 256  # of an answer; longer ones choose as one of this length does
+
+Floats = npt.NDArray[np.float64]
+
+
+class Windows(NamedTuple):
+    """Tokens to draft: in the round behind a prompt or a rejection, and in the others."""
+
+    first: int
+    later: int
+
+
+class Times:
+    """Seconds by a count, of late: of drafts by their tokens, of passes by their rows."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, deque[float]] = {}
+
+    def add(self, count: int, seconds: float) -> None:
+        self._seconds.setdefault(count, deque(maxlen=RECENT)).append(seconds)
+
+    def __bool__(self) -> bool:
+        return bool(self._seconds)
+
+    def samples(self, most: int) -> Floats:
+        """What counts of 1 to `most` would take, [most, S]: the medians on the straight lines through those measured,
+        spread as those of the nearest are, without the slowest tenth, which something else has held up."""
+        typical = {count: median(seconds) for count, seconds in sorted(self._seconds.items())}
+        spread = {count: self._quantiles(count) / middle for count, middle in typical.items()}
+        nearest = [min(typical, key=lambda known: abs(known - count)) for count in range(1, most + 1)]
+        middles = [on_lines(typical, count) for count in range(1, most + 1)]
+        return np.stack([middle * spread[known] for middle, known in zip(middles, nearest, strict=True)])
+
+    def _quantiles(self, count: int) -> Floats:
+        seconds = sorted(self._seconds[count])
+        kept = seconds[: max(len(seconds) * 9 // 10, 1)]
+        return np.quantile(kept, (np.arange(SAMPLES) + 0.5) / SAMPLES)
+
+
+def on_lines(known: Mapping[int, float], count: int) -> float:
+    """The value at `count` of the straight lines between the known points, the outer ones going on; not below a tenth
+    of the nearest."""
+    counts = sorted(known)
+    if len(counts) == 1:
+        return known[counts[0]]
+    right = min(max(bisect_left(counts, count), 1), len(counts) - 1)
+    low, high = counts[right - 1], counts[right]
+    value = known[low] + (known[high] - known[low]) * (count - low) / (high - low)
+    return max(value, known[min(counts, key=lambda near: abs(near - count))] / 10)
 
 
 class AutoWindow:
-    """What is known while it is still sought."""
+    """What is known of the rounds so far, and what was chosen by it."""
 
-    def __init__(self, longest: int = LONGEST_WINDOW) -> None:
-        """`longest`: most tokens that the drafter can draft."""
-        self._answers, self._longest = 0, min(longest, LONGEST_WINDOW)
-        long = min(TRIED[1], self._longest)
-        self._tried = min(TRIED[0], max(long - 1, 1)), long
-        self._draft_seconds: dict[int, list[float]] = {window: [] for window in self._tried}  # of whole windows
-        self._verify_seconds: dict[int, list[float]] = {window: [] for window in self._tried}  # of passes
+    def __init__(self, longest: int = LONGEST_WINDOW, pre_verify: bool = True, post_verify: bool = True) -> None:
+        """`longest`: most tokens that the drafter can draft. Without `pre_verify` a first window is drafted before its
+        pass; without `post_verify` all windows are alike."""
+        self._longest, self._pre_verify, self._alike = min(longest, LONGEST_WINDOW), pre_verify, not post_verify
+        self._tried = sorted({min(window, self._longest) for window in TRIED})
+        self._rounds = self._answers = 0
+        self._drafts, self._passes = Times(), Times()
         self._kept, self._rejected = 0, 0
+        self.chosen: Windows | None = None
 
-    @property
-    def window(self) -> int:
-        """The one to draft now."""
-        return self._tried[self._answers % len(self._tried)]
+    def window(self, first: bool) -> int:
+        """Tokens to draft now; `first`: behind a prompt or a rejection."""
+        if self.chosen is None:
+            return self._tried[self._rounds % len(self._tried)]
+        return self.chosen.first if first else self.chosen.later
 
-    def drafted(self, tokens: int, seconds: float) -> None:
-        """A draft has come. One that ends early, where the context or the drafter's longest chain does, tells
+    def drafted(self, asked: int, tokens: int, seconds: float) -> None:
+        """A window has come. One that ends early, where the context or the drafter's longest chain does, tells
         nothing."""
-        if tokens == self.window:
-            self._draft_seconds[tokens].append(seconds)
+        if tokens == asked:
+            self._drafts.add(tokens, seconds)
 
-    def verified(self, seconds: float, kept: int, rejected: bool) -> None:
+    def verified(self, rows: int, seconds: float, kept: int, rejected: bool) -> None:
         """A pass has judged drafted tokens: `kept` of them, and one that it rejected or none."""
-        self._verify_seconds[self.window].append(seconds)
+        self._rounds += 1
+        self._passes.add(rows, seconds)
         self._kept, self._rejected = self._kept + kept, self._rejected + rejected
 
-    def answered(self) -> int | None:
-        """An answer has ended. The window to stay with, once every one has been tried; until then None."""
+    def answered(self) -> None:
+        """An answer has ended: choose, if enough is known."""
         self._answers += 1
-        times = [*self._draft_seconds.values(), *self._verify_seconds.values()]
-        if self._answers < len(self._tried) or not all(times):
-            return None
-        if self._longest == 1:
-            return 1
+        if self._answers < ANSWERS or self._rounds < len(self._tried) or not (self._drafts and self._passes):
+            return
+        seconds_FW = self._answer_seconds()
+        if self._alike:
+            seconds_FW[~np.eye(self._longest, dtype=bool)] = np.inf
+        best = Windows(*(int(place) + 1 for place in np.unravel_index(seconds_FW.argmin(), seconds_FW.shape)))
+        if self.chosen is None or seconds_FW[_place(self.chosen)] > GAIN * seconds_FW[_place(best)]:
+            self.chosen = best
+
+    def _answer_seconds(self) -> Floats:
+        """Of an answer as long as those so far are on average, by the windows, [F, W]."""
         judged = self._kept + self._rejected
         # Laplace's rule of succession: of a few answers without a rejection none says that there will never be one.
-        acceptance, tokens = (self._kept + 1) / (judged + 2), judged / self._answers
-        return best_window(self._round_seconds, acceptance, tokens, self._longest)
-
-    def _round_seconds(self, window: int) -> float:
-        """The mean time of a round, which the slower rank decides."""
-        drafts, passes = _seconds(self._draft_seconds, window), _seconds(self._verify_seconds, window)
-        return fmean(max(both) for both in product(drafts, passes))
-
-
-def _seconds(measured: dict[int, list[float]], window: int) -> list[float]:
-    """What one rank's rounds of a window would take: the nearest tried ones, scaled to the straight line through the
-    medians of both, without the slowest tenth, which something else on the machine has held up."""
-    first, last = measured
-    short, long = median(measured[first]), median(measured[last])
-    typical = short + (long - short) * (window - first) / (last - first)
-    near = min(measured, key=lambda tried: abs(tried - window))
-    known = sorted(measured[near])
-    return [seconds * typical / median(known) for seconds in known[: max(len(known) * 9 // 10, 1)]]
+        alpha, tokens = (self._kept + 1) / (judged + 2), round(judged / self._answers)
+        drafts_WS = self._drafts.samples(self._longest)
+        passes_RS = self._passes.samples(self._longest + 1)
+        both_RW = np.maximum(passes_RS[:, None, :, None], drafts_WS[None, :, None, :]).mean((2, 3))
+        before_F = np.zeros(self._longest) if self._pre_verify else drafts_WS.mean(1)
+        return answer_seconds(alpha, min(max(tokens, 1), MOST_TOKENS), both_RW, before_F, self._pre_verify)
 
 
-def best_window(
-    round_seconds: Callable[[int], float], acceptance: float, tokens: float, longest: int = LONGEST_WINDOW
-) -> int:
-    """The window, of at most `longest`, by which an answer takes least. `round_seconds`: of a round of that window;
-    `acceptance`: the probability that a drafted token is kept; `tokens`: of an answer."""
-    count = max(round(tokens), 1)
-    return min(
-        range(1, longest + 1),
-        key=lambda window: expected_passes(acceptance, window, count) * round_seconds(window),
-    )
+def _place(windows: Windows) -> tuple[int, int]:
+    return windows.first - 1, windows.later - 1
 
 
-def expected_passes(acceptance: float, window: int, tokens: int) -> float:
-    """How many passes PEARL needs on average, behind the prefill, for so many tokens, by the chain of
-    `pearl_tokens` in `methods/theory.py`: nothing is drafted at first, and behind each rejection."""
-    empty, full = [0.0], [0.0]  # passes for n tokens that begin with nothing drafted, and with a whole window
-    rejected = 0.0  # sum of acceptance^k empty[n - 1 - k]: what follows if the token behind k kept ones is rejected
+def answer_seconds(alpha: float, tokens: int, both_RW: Floats, before_F: Floats, pre_verify: bool) -> Floats:
+    """Mean seconds that PEARL needs behind the prefill for so many tokens, [F, W], by the chain of `pearl_tokens` in
+    `methods/theory.py`: nothing is drafted at first, and behind each rejection.
+
+    `alpha`: the chance that a drafted token is kept. both_RW: seconds of a pass of R rows beside a draft of W tokens;
+    before_F: those that the first window takes before its pass, without `pre_verify`."""
+    windows = np.arange(1, both_RW.shape[1] + 1)
+    first_FW, later_FW = np.meshgrid(windows, windows, indexing="ij")
+    seconds_later_FW, judge_later = both_RW[later_FW - 1, later_FW - 1], _Judge(alpha, later_FW)
+    if pre_verify:  # a pass of one row judges the first token of the first window, drafted meanwhile
+        alone_FW = both_RW[0][first_FW - 1]
+        seconds_first_FW, judge_first = both_RW[first_FW - 1, later_FW - 1], _Judge(alpha, first_FW)
+    else:  # a pass judges the whole first window, and the first token of the next
+        alone_FW = before_F[first_FW - 1] + both_RW[first_FW, later_FW - 1]
+        seconds_first_FW, judge_first = np.zeros_like(alone_FW), _Judge(alpha, first_FW + 1)
+        # A window of one token leaves nothing to verify: the next one is drafted before its pass, too.
+        seconds_later_FW[:, 0], judge_later = before_F[0] + both_RW[1, 0], _Judge(alpha, np.maximum(later_FW, 2))
+    # Seconds for n tokens: when nothing is drafted, when a first window is, when a later one is.
+    empty, first, later = (np.zeros((tokens + 1, *first_FW.shape)) for _ in range(3))
     for n in range(1, tokens + 1):
-        beyond = empty[n - 1 - window] * acceptance**window if n > window else 0.0
-        rejected = empty[n - 1] + acceptance * rejected - beyond
-        kept_whole = full[max(n - window, 0)] * acceptance**window
-        empty.append(1 + acceptance * full[n - 1] + (1 - acceptance) * empty[n - 1])
-        full.append(1 + (1 - acceptance) * rejected + kept_whole)
+        if pre_verify:
+            empty[n] = alone_FW + alpha * first[n - 1] + (1 - alpha) * empty[n - 1]
+            first[n] = seconds_first_FW + judge_first(n, empty, later)
+        else:
+            empty[n] = alone_FW + judge_first(n, empty, later)
+        later[n] = seconds_later_FW + judge_later(n, empty, later)
     return empty[tokens]
+
+
+class _Judge:
+    """A pass that judges `count_FW` drafted tokens: the mean seconds of what follows, called for n = 1, 2, ... tokens
+    that are wanted."""
+
+    def __init__(self, alpha: float, count_FW: npt.NDArray[np.int_]) -> None:
+        self.alpha, self.count_FW = alpha, count_FW
+        self.all_FW = alpha**count_FW
+        self.rejected_FW = np.zeros(count_FW.shape)  # sum of alpha^k empty[n - 1 - k] over the k kept ones
+
+    def __call__(self, n: int, empty: Floats, later: Floats) -> Floats:
+        beyond_FW = _at(empty, n - 1 - self.count_FW) * self.all_FW
+        self.rejected_FW = empty[n - 1] + self.alpha * self.rejected_FW - beyond_FW
+        return (1 - self.alpha) * self.rejected_FW + self.all_FW * _at(later, n - self.count_FW)
+
+
+def _at(seconds: Floats, n_FW: npt.NDArray[np.int_]) -> Floats:
+    """[F, W]: of every pair of windows what it needs for its own n; nothing for none."""
+    rows, columns = np.indices(n_FW.shape)
+    found: Floats = seconds[np.maximum(n_FW, 0), rows, columns]
+    return found

@@ -1,0 +1,185 @@
+"""PEARL's `--gamma auto`: the expected time of an answer against going through every rejection and against simulated
+rounds, and what is chosen by known times."""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+
+from methods.pearl.window import (
+    ANSWERS,
+    LONGEST_WINDOW,
+    TRIED,
+    AutoWindow,
+    Floats,
+    Times,
+    Windows,
+    answer_seconds,
+    on_lines,
+)
+from methods.theory import SCHEDULES, pearl_speedup, pearl_tokens, simulate
+
+PEARL = SCHEDULES[0]
+LONGEST = 5
+
+
+def times(pass_seconds: Callable[[int], float], draft_seconds: Callable[[int], float], most: int = LONGEST) -> Floats:
+    """both_RW where the two do not disturb each other."""
+    rows, windows = range(1, most + 2), range(1, most + 1)
+    return np.array([[max(pass_seconds(rows), draft_seconds(window)) for window in windows] for rows in rows])
+
+
+def by_hand(alpha: float, tokens: int, both_RW: Floats, before_F: Floats, pre_verify: bool, windows: Windows) -> float:
+    """The chain as it is told: what each pass judges, and what follows from the first token that it rejects."""
+    first, later = windows
+
+    @cache
+    def seconds(tokens: int, state: str) -> float:
+        if tokens <= 0:
+            return 0.0
+        if state == "empty" and pre_verify:
+            took, judged, kept = both_RW[0, first - 1], 1, "first"
+        elif not pre_verify and (state == "empty" or later == 1):
+            drafted = first if state == "empty" else 1
+            took, judged, kept = before_F[drafted - 1] + both_RW[drafted, later - 1], drafted + 1, "later"
+        else:
+            judged, kept = (first if state == "first" else later), "later"
+            took = both_RW[judged - 1, later - 1]
+        ways = [(alpha**k * (1 - alpha), k + 1, "empty") for k in range(judged)] + [(alpha**judged, judged, kept)]
+        return float(took + sum(chance * seconds(tokens - n, then) for chance, n, then in ways if chance))
+
+    return seconds(tokens, "empty")
+
+
+@pytest.mark.parametrize("pre_verify", [True, False])
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 0.9, 1.0])
+@pytest.mark.parametrize("tokens", [1, 2, 5, 12])
+def test_the_time_of_an_answer_agrees_with_going_through_every_rejection(
+    alpha: float, tokens: int, pre_verify: bool
+) -> None:
+    both_RW = times(lambda rows: 3 + 0.2 * rows, lambda window: 1.1 * window)
+    before_F = np.arange(1, LONGEST + 1) * np.float64(0.7)
+    found_FW = answer_seconds(alpha, tokens, both_RW, before_F, pre_verify)
+    for first in range(1, LONGEST + 1):
+        for later in range(1, LONGEST + 1):
+            expected = by_hand(alpha, tokens, both_RW, before_F, pre_verify, Windows(first, later))
+            assert found_FW[first - 1, later - 1] == pytest.approx(expected), (first, later)
+
+
+@pytest.mark.parametrize("pre_verify", [True, False])
+def test_the_time_of_a_long_answer_agrees_with_the_theorem_and_with_simulated_rounds(pre_verify: bool) -> None:
+    alpha, tokens, draft, verify = 0.8, 4000, 1.0, 3.3
+    both_RW = times(lambda rows: verify, lambda window: draft * window)
+    found_FW = answer_seconds(alpha, tokens, both_RW, np.arange(1, LONGEST + 1) * np.float64(draft), pre_verify)
+    for window in (1, 3, 5):
+        simulated = simulate(PEARL, alpha, window, draft, verify, 0.0, 100_000, seed=1, pre_verify=pre_verify)
+        assert tokens / found_FW[window - 1, window - 1] == pytest.approx(simulated.tokens_per_second, rel=0.02)
+        if pre_verify:
+            passes = found_FW[window - 1, window - 1] / max(verify, window * draft)
+            assert tokens / passes == pytest.approx(pearl_tokens(alpha, window), rel=3e-3)
+
+
+def test_counts_that_were_not_measured_lie_on_straight_lines() -> None:
+    known = {2: 4.0, 4: 6.0, 8: 20.0}
+    assert [on_lines(known, count) for count in (1, 2, 3, 6, 8, 10)] == [3, 4, 5, 13, 20, 27]
+    assert on_lines({8: 5.0}, 3) == 5 and on_lines({4: 1.0, 8: 9.0}, 1) == pytest.approx(0.1)
+
+
+def test_samples_are_spread_as_the_nearest_and_without_what_was_held_up() -> None:
+    seconds = Times()
+    for i in range(20):
+        seconds.add(2, 1.0 + (i % 2))
+        seconds.add(4, 500.0 if i == 0 else 3.0)
+    samples = seconds.samples(5)
+    assert samples.shape[0] == 5 and np.ptp(samples[1]) == pytest.approx(1) and np.ptp(samples[3]) == 0
+    assert samples[4].mean() == pytest.approx(3.75)
+
+
+def chosen(
+    pass_ms: Callable[[int], float],
+    draft_ms: Callable[[int], float],
+    alpha: float,
+    tokens: int = 200,
+    auto: AutoWindow | None = None,
+    answers: int = ANSWERS,
+    uneven: float = 0.0,
+) -> AutoWindow:
+    """Answers of a chain of rounds with these times. `uneven`: share by which every other draft takes more and less."""
+    auto, generator = auto or AutoWindow(), np.random.default_rng(0)
+    for _ in range(answers):
+        left, tail, first = tokens, 0, True
+        while left > 0:
+            window = auto.window(first)
+            auto.drafted(window, window, draft_ms(window) * (1 + generator.choice([-uneven, uneven])))
+            kept = min(int(generator.geometric(1 - alpha)) - 1, tail + 1) if alpha < 1 else tail + 1
+            first = kept < tail + 1
+            auto.verified(tail + 1, pass_ms(tail + 1), kept, first)
+            left, tail = left - kept - first, 0 if first else window - 1
+        auto.drafted(window, 1, 1e9)  # cut short: says nothing
+        auto.answered()
+    return auto
+
+
+@pytest.mark.parametrize("ratio", [0.6, 1.0, 1.9, 2.4, 4.3, 7.5, 12.0])
+@pytest.mark.parametrize("alpha", [0.5, 0.8, 0.98])
+def test_where_ranks_do_not_disturb_each_other_auto_is_as_fast_as_the_papers_window(ratio: float, alpha: float) -> None:
+    """By theorem 1 what fits into a pass; where that is not whole, the faster of its neighbours."""
+    found = chosen(lambda rows: ratio, float, alpha, tokens=2000).chosen
+    assert found is not None
+    best = max(max(int(ratio), 1), int(ratio) + 1, key=lambda g: pearl_speedup(alpha, g, ratio))
+    both_RW = times(lambda rows: ratio, float, LONGEST_WINDOW)
+    seconds_FW = answer_seconds(alpha, 250, both_RW, np.zeros(LONGEST_WINDOW), True)
+    assert seconds_FW[found.first - 1, found.later - 1] <= 1.04 * seconds_FW[best - 1, best - 1]
+
+
+def test_the_first_window_is_as_long_as_its_pass_and_longer_where_long_drafts_are_cheap() -> None:
+    """Behind a rejection a pass scores one row, and may be done early. But of its window only the first token is at
+    risk, so that much may be drafted where only the first tokens, beside the pass, are slow."""
+    early = chosen(lambda rows: 4.0 if rows == 1 else 8.0, float, alpha=0.8).chosen
+    assert early is not None and abs(early.first - 4) <= 1 and abs(early.later - 8) <= 1
+    beside = chosen(lambda rows: 17.0, lambda w: 9.0 * min(w, 2) + 3.5 * max(w - 2, 0), alpha=0.95).chosen
+    assert beside is not None and beside.first > beside.later
+
+
+def test_auto_is_shorter_for_short_answers_and_has_an_end_without_rejections() -> None:
+    def draft(window: int) -> float:
+        return 1 + max(window, 4.0)
+
+    long, short = (chosen(lambda rows: 1.0, draft, 0.99, tokens).chosen for tokens in (1000, 12))
+    assert long is not None and short is not None and long.later > short.later
+    never = chosen(lambda rows: 16.9, lambda window: 4.4 + 6.43 * window, alpha=1.0, tokens=60).chosen
+    assert never is not None and never.later < 12, "a few answers without a rejection do not say that none will come"
+
+
+def test_auto_leaves_room_where_drafts_take_now_more_now_less() -> None:
+    """Four draft tokens fit into a pass by their mean, but would often keep it waiting."""
+    even, uneven = (chosen(lambda rows: 16.0, lambda w: 4.0 * w, 0.5, 400, uneven=share).chosen for share in (0, 0.3))
+    assert even is not None and uneven is not None and even.later == 4 and uneven.later < 4
+
+
+def test_auto_follows_when_the_machine_changes_and_stays_where_little_is_won() -> None:
+    auto = chosen(lambda rows: 8.0, float, 0.9)
+    before = auto.chosen
+    chosen(lambda rows: 8.05, float, 0.9, auto=auto, answers=1)
+    assert auto.chosen == before
+    chosen(lambda rows: 8.0, lambda window: 3.0 * window, 0.9, auto=auto, answers=20)
+    assert before is not None and auto.chosen is not None and auto.chosen.later < before.later
+
+
+def test_without_post_verify_all_windows_are_alike() -> None:
+    found = chosen(lambda rows: 2.2 + rows, lambda w: 2.0 * w, 0.7, auto=AutoWindow(post_verify=False)).chosen
+    assert found is not None and found.first == found.later
+
+
+@pytest.mark.parametrize("longest, tried", [(1, {1}), (2, {2}), (3, {2, 3}), (5, {2, 4, 5}), (50, set(TRIED))])
+def test_auto_tries_no_window_that_the_drafter_cannot_fill(longest: int, tried: set[int]) -> None:
+    auto = AutoWindow(longest)
+    asked = set()
+    for _ in range(ANSWERS):
+        for _ in TRIED:
+            asked.add(auto.window(False))
+            auto.drafted(auto.window(False), auto.window(False), 0.002)
+            auto.verified(auto.window(False), 0.005, auto.window(False), False)
+        auto.answered()
+    assert asked == tried and auto.chosen is not None and max(auto.chosen) <= longest
