@@ -49,6 +49,23 @@ def pearl_speedup(alpha: float, window: float, c: float) -> float:
     return pearl_tokens(alpha, window) / max(window / c, 1)
 
 
+def sharing_seconds(one: float, other: float, slowdown: float) -> float:
+    """How long two pieces of work take, of so many seconds each by itself, that begin together and read one memory.
+
+    As long as both run, each takes `slowdown` times as long; what is left of the longer one then goes on alone. Where
+    each reads at the rate of a core by itself, that is the rate of two such cores over that of the memory."""
+    if not slowdown >= 1:
+        raise ValueError(f"the slowdown of work beside other work is at least 1, not {slowdown}")
+    return max(one, other) + (slowdown - 1) * min(one, other)
+
+
+def sharing_rate(alpha: float, window: float, draft_seconds: float, verify_seconds: float, slowdown: float) -> float:
+    """PEARL's tokens per second where the ranks share a memory. The times are those of a draft token and of a pass
+    alone."""
+    _check(alpha, window)
+    return pearl_tokens(alpha, window) / sharing_seconds(verify_seconds, window * draft_seconds, slowdown)
+
+
 def run_length(alpha: float) -> float:
     """Tokens accepted between two rejections, the correction not counted: what PEARL's code calls accepted tokens."""
     _check(alpha)

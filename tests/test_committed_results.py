@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.judge.fit import decode_speedup, pace
 from evaluation.judge.gates import compare_all
 from evaluation.judge.groups import Group, read_groups
+from evaluation.judge.sharing import predicted_sharing
 from evaluation.show.figures.speed import ablation_bars
 from evaluation.show.figures.style import looks
 from methods.paths import ROOT
@@ -17,6 +19,19 @@ BENCHMARKS = "humaneval", "mini_bench"
 @pytest.fixture(scope="module")
 def groups() -> list[Group]:
     return read_groups([FOLDER])
+
+
+@pytest.mark.parametrize("folder", ["first-look", "leaderboard/greedy", "leaderboard-first", "leaderboard-earlier"])
+def test_pearls_speed_is_that_of_ranks_that_share_a_memory(folder: str) -> None:
+    """From the times of the other methods of its launch, within 10 percent; with memories of their own they would be
+    faster than that."""
+    found = 0
+    for group in read_groups([ROOT / "results" / folder]):
+        for result in (result for result in group.measured if result.method == "pearl"):
+            measured, speedup = pace([result]), decode_speedup(result).ratio
+            assert predicted_sharing(result, measured, group) == pytest.approx(speedup, rel=0.1), group.name
+            found += 1
+    assert found
 
 
 def cells(line: str) -> list[str]:

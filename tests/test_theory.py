@@ -16,6 +16,8 @@ from methods.theory import (
     pearl_speedup,
     pearl_tokens,
     run_length,
+    sharing_rate,
+    sharing_seconds,
     simulate,
 )
 
@@ -115,6 +117,22 @@ def test_pearl_is_fastest_with_a_window_of_c_and_then_never_slower_than_the_targ
     for alpha, c in itertools.product(ALPHAS, [1, 2, 5, 12]):
         speeds = [pearl_speedup(alpha, window, c) for window in range(1, 30)]
         assert max(speeds) == pytest.approx(pearl_speedup(alpha, c, c)) and speeds[c - 1] >= 1 - 1e-12
+
+
+@pytest.mark.parametrize("one, other", [(1.0, 3.0), (3.0, 1.0), (2.0, 2.0)])
+@pytest.mark.parametrize("slowdown", [1.0, 1.4, 2.0])
+def test_work_that_shares_a_memory_takes_what_small_steps_of_it_take(one: float, other: float, slowdown: float) -> None:
+    left, seconds, step = [one, other], 0.0, 1e-4
+    while max(left) > 1e-9:
+        speed = 1 / slowdown if min(left) > 1e-9 else 1.0
+        left, seconds = [max(work - step * speed, 0.0) for work in left], seconds + step
+    assert sharing_seconds(one, other, slowdown) == pytest.approx(seconds, abs=5e-4)
+
+
+def test_without_a_slowdown_a_shared_memory_is_as_good_as_two() -> None:
+    for alpha, window, c in ((0.5, 3, 2.0), (0.9, 4, 6.0)):
+        assert sharing_rate(alpha, window, 1 / c, 1.0, 1.0) == pytest.approx(pearl_speedup(alpha, window, c))
+    assert sharing_rate(0.9, 4, 0.25, 1.0, 2.0) == pytest.approx(pearl_speedup(0.9, 4, 4.0) / 2), "no gain at all"
 
 
 def test_run_length_counts_accepted_tokens_between_rejections() -> None:

@@ -2,6 +2,7 @@
 where PEARL beats draft-then-verify."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +23,7 @@ from evaluation.judge.fit import (
 )
 from evaluation.judge.groups import Group, LeftOut, Result, conditions
 from evaluation.judge.series import Sweep, mean_baseline_rate, measured_paces, sweeps
+from evaluation.judge.sharing import predicted_sharing
 from evaluation.show.figures.speed import LEGEND_COLUMNS, Looks, file_name
 from evaluation.show.figures.style import BLACK, GREY, Drawing, add_legend, halo, new_figure, whiskers
 from methods import theory
@@ -88,32 +90,47 @@ def prediction(groups: Sequence[Group], looks: Looks) -> Drawing:
         raise LeftOut("; ".join(reasons) or "needs a run whose draft is a model, with its baseline")
     measured = {result: decode_speedup(result) for result in paces}
     predicted = {result: predicted_over_baseline(result, its_pace) for result, its_pace in paces.items()}
+    sharing = _sharing(groups, paces)
     figure = new_figure(
         "Speedup, predicted and measured", f"{ASSUMES}\n{conditions(paces)}", 5.4, 5.2, _legend_rows(paces)
     )
     axes = figure.subplots()
     ends = [v for s in measured.values() for v in (s.low or s.ratio, s.high or s.ratio)]
-    least, most = min(*predicted.values(), *ends) * 0.9, max(*predicted.values(), *ends) * 1.1
+    ends += [*predicted.values(), *sharing.values()]
+    least, most = min(ends) * 0.9, max(ends) * 1.1
     axes.axline((1, 1), slope=1, color=GREY, linewidth=1)
     axes.annotate("as predicted", (most, most), (-8, -5), textcoords="offset points", ha="right", va="bottom",
                   fontsize=7.5, color=GREY, rotation=45, rotation_mode="anchor")  # fmt: skip
     rows = []
     for name, label, result in _labelled(groups, paces):
         speedup, look = measured[result], looks[result.method]
+        if result in sharing:
+            axes.plot(sharing[result], speedup.ratio, look.marker, color=look.color, markersize=7, zorder=4, mfc="none")
         low, high = speedup.low or np.nan, speedup.high or np.nan
         whiskers(axes, predicted[result], speedup.ratio, yerr=[[speedup.ratio - low], [high - speedup.ratio]])
         axes.plot(predicted[result], speedup.ratio, look.marker, color=look.color, markersize=7, zorder=5)
-        rows.append(_pace_row(name, label, paces[result]) | {"predicted": predicted[result], "measured": speedup.ratio,
-                    "low": speedup.low, "high": speedup.high})  # fmt: skip
+        told = {"predicted": predicted[result], "predicted_sharing": sharing.get(result), "measured": speedup.ratio}
+        rows.append(_pace_row(name, label, paces[result]) | told | {"low": speedup.low, "high": speedup.high})
     axes.set(
         xlim=(least, most), ylim=(least, most), aspect="equal", xlabel="predicted speedup", ylabel="measured, decoding"
     )
     _name_points(figure, axes, looks, list(paces))
     about = (
         "The theory's tokens per second at each run's own acceptance rate, window and times of a draft token and a "
-        "pass, over the baseline's, against the speedup measured while decoding."
+        "pass, over the baseline's, against the speedup measured while decoding. Hollow: PEARL on cores that share a "
+        "memory, from the times of the other methods of its launch."
     )
     return Drawing("prediction", figure, pd.DataFrame(rows), about, missing=reasons)
+
+
+def _sharing(groups: Sequence[Group], paces: Mapping[Result, Pace]) -> dict[Result, float]:
+    """Of the runs for which there is one, what is predicted where the ranks share a memory."""
+    found = {}
+    for group in groups:
+        for result in (result for result in group.results if result in paces):
+            with suppress(LeftOut):
+                found[result] = predicted_sharing(result, paces[result], group)
+    return found
 
 
 def _legend_rows(results: Iterable[Result]) -> int:
