@@ -9,7 +9,8 @@ from torch import Tensor
 
 from methods.engine.sampling import Sampling, draw, probabilities
 from methods.engine.tree import TokenTree
-from methods.engine.verify import acceptance, residual, verify
+from methods.engine.verify import acceptance, most_likely, residual, verify
+from methods.errors import RunError
 
 V = 4
 GREEDY = Sampling()
@@ -61,6 +62,22 @@ def test_the_test_notices_wrong_rules() -> None:
     unscaled = sum(q[x] * (acceptance(p, q, x) * torch.eye(V)[x] + (1 - acceptance(p, q, x)) * p) for x in range(V))
     for wrong in (always, unscaled):
         assert (wrong - p).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("vocabulary", [64, 640, 49152, 97])
+def test_the_most_likely_token_is_the_first_of_the_largest_logits(vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits_SV = torch.randn(9, vocabulary, generator=generator).mul(3).round()  # with many equal ones
+    logits_SV[3] = 0.0
+    logits_SV[4, -1] = logits_SV[5, 0] = 1e9
+    logits_SV[6, : vocabulary // 2] = -torch.inf
+    first = [int((row == row.max()).nonzero()[0]) for row in logits_SV]
+    assert most_likely(logits_SV) == first and most_likely(logits_SV[2:4]) == first[2:4]
+    for value in (torch.nan, torch.inf):
+        logits_SV[7, vocabulary // 3] = value
+        with pytest.raises(RunError, match="not finite"):
+            most_likely(logits_SV)
+        logits_SV[7, vocabulary // 3] = 0.0
 
 
 def test_greedy_follows_the_most_likely_child_and_no_other() -> None:

@@ -82,5 +82,6 @@ def likeliest(logits_FR: Tensor, tokens_R: Tensor, branches: int) -> tuple[list[
     """The most likely tokens of each row, and their log probabilities. tokens_R: the token of each logit."""
     logits_FR = logits_FR.float()
     best_FB, rows_FB = logits_FR.topk(min(branches, logits_FR.shape[1]), -1)
-    log_p_FB = best_FB - logits_FR.logsumexp(-1, keepdim=True)
+    p_F1 = logits_FR.softmax(-1).gather(-1, rows_FB[:, :1])  # faster than logsumexp, and of the best as precise
+    log_p_FB = best_FB - best_FB[:, :1] + p_F1.log()
     return tokens_R[rows_FB.cpu()].tolist(), log_p_FB.tolist()

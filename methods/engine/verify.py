@@ -55,10 +55,23 @@ def verify(tree: TokenTree, logits_SV: Tensor, sampling: Sampling, generator: to
 
 
 def most_likely(logits_SV: Tensor) -> list[int]:
-    """The best token of each row; argmax takes NaN for the largest of all."""
-    best_S = logits_SV.argmax(-1, keepdim=True)
+    """The best token of each row, of equals the first; argmax takes NaN for the largest of all."""
+    best_S = _argmax(logits_SV)[:, None]
     check_finite(logits_SV.gather(-1, best_S))
     return best_S[:, 0].tolist()
+
+
+PARTS = 64  # of a row
+
+
+def _argmax(logits_SV: Tensor) -> Tensor:
+    """argmax, [S], by way of the largest of each part of a row: on CPUs that is vectorized, argmax is not."""
+    if logits_SV.device.type != "cpu" or logits_SV.shape[-1] % PARTS:
+        return logits_SV.argmax(-1)
+    parts_SPv = logits_SV.unflatten(-1, (PARTS, -1))
+    part_S = parts_SPv.amax(-1).argmax(-1)
+    within_S = parts_SPv[torch.arange(len(part_S)), part_S].argmax(-1)
+    return part_S * parts_SPv.shape[-1] + within_S
 
 
 def _matching_child(tree: TokenTree, children: list[int], best: int) -> int | None:

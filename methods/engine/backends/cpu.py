@@ -262,11 +262,13 @@ class PackedCache:
         return PackedView(self, start, known, None if tree.is_chain else tree.parents_N.long().contiguous())
 
     def pack(self, start: int, path_A: Tensor) -> None:
-        """Move rows start + path_A to start .. start + A (path_A ascending)."""
-        size, stop = tile(), start + len(path_A)
-        source, target = start + path_A, torch.arange(start, stop)
-        self.keys[:, :, target // size, :, target % size] = self.keys[:, :, source // size, :, source % size]
-        self.values[:, :, :, start:stop] = self.values[:, :, :, source]
+        """Move rows start + path_A to start .. start + A (path_A ascending). Row by row: a path has few, and indexing
+        with tensors takes seven times as long."""
+        size = tile()
+        for target, source in enumerate((start + path_A).tolist(), start):
+            if source != target:
+                self.keys[:, :, target // size, :, target % size] = self.keys[:, :, source // size, :, source % size]
+                self.values[:, :, :, target] = self.values[:, :, :, source]
 
 
 @dataclass(frozen=True)
