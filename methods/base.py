@@ -25,8 +25,9 @@ class Limits:
 @dataclass(frozen=True)
 class Span:
     """What a rank did from `begin` to `end`, in seconds of the monotonic clock. "wait": the target had nothing to do
-    until a draft came. `tokens`: how many were drafted. `round`: the number of the pass within the answer, after the
-    prefill, which `Generation.spans` knows."""
+    until a draft came. `tokens`: how many were drafted, the first of them so far behind the last true feature (`depth`;
+    0: of a drafter that reads none). `round`: the number of the pass within the answer, after the prefill, which
+    `Generation.spans` knows."""
 
     rank: Literal["target", "draft"]
     work: Literal["draft", "verify", "wait"]
@@ -34,6 +35,7 @@ class Span:
     end: float
     tokens: int = 0
     round: int = 0
+    depth: int = 0
 
     @property
     def seconds(self) -> float:
@@ -45,7 +47,8 @@ class Step:
     """One target pass. `tokens`: what it decided, kept drafts first, then the target's own token.
 
     `drafted` and `accepted`: how many draft tokens were judged, and how many of them kept. `nodes`: rows that the pass
-    scored. `margins`: top-1 minus top-2 target logit behind each token, where the engine is not row-invariant."""
+    scored. `margins`: top-1 minus top-2 target logit behind each token, where the engine is not row-invariant.
+    `depths`: of each judged token of a chain, as `ChainDrafter.depths` tells; none of a tree."""
 
     tokens: list[int]
     drafted: int = 0
@@ -53,6 +56,7 @@ class Step:
     nodes: int = 1
     spans: Sequence[Span] = ()
     margins: list[float] | None = None
+    depths: Sequence[int] = ()
 
 
 class Method(Protocol):
@@ -87,7 +91,7 @@ class Reference(Protocol):
 @dataclass
 class Generation:
     """One answer to one prompt. Per pass: accept_lengths, drafted, accepted, nodes, spans_of (the prefill is the first
-    pass).
+    pass). Per judged token of all passes: depths, of chains alone.
 
     `finish` is "eos", "length" or "context"; times in seconds, wall_time includes prefill_time."""
 
@@ -96,6 +100,7 @@ class Generation:
     drafted: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     nodes: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
     margins: list[float] | None = None
     finish: str = ""
     wall_time: float = 0.0
@@ -119,6 +124,7 @@ class Generation:
         self.drafted.append(step.drafted)
         self.accepted.append(step.accepted)
         self.nodes.append(step.nodes)
+        self.depths += step.depths
         if step.margins is not None:
             self.margins = (self.margins or []) + step.margins[: len(kept)]
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from methods.base import Method, Reference
+from methods.drafter_rows import CHAIN, DrafterSpec
 from methods.drafters.base import ChainDrafter, Drafter
 from methods.models import Models
-from methods.options import AUTO, MOST
-from methods.table import CHAIN, DrafterSpec, MethodSpec
+from methods.options import ALL, AUTO, MOST
+from methods.table import MethodSpec
 
 
 def build_method(spec: MethodSpec, models: Models, options: Mapping[str, Any]) -> Method | Reference:
@@ -40,29 +41,42 @@ def build_method(spec: MethodSpec, models: Models, options: Mapping[str, Any]) -
 
 def build_drafter(spec: MethodSpec, models: Models, options: Mapping[str, Any]) -> Drafter:
     """The drafter of a method, with the same options: of PEARL for the draft's rank."""
+    chosen = chosen_options(spec, options)
     if spec.drafter is None:
         raise ValueError(f"expected a method with a drafter, got {spec.name}")
-    taken: dict[str, Any] = {name: option.default for name, option in spec.drafter.all_options.items()}
-    taken |= {name: value for name, value in chosen_options(spec, options).items() if name in taken}
-    if taken.get("nodes") == AUTO:
-        taken["nodes"] = MOST  # the loop says how many it wants each time
-    if "shape" in taken:
-        taken["shape"] = spec.shape(taken)
-    return _function(spec.drafter.build)(models, **taken)
+    drafter = _built(spec.drafter, models, chosen | {"shape": spec.shape(chosen)})
+    if (other := spec.behind(chosen)) is None:
+        return drafter
+    from methods.drafters.behind import Behind
+
+    return Behind(_chain(drafter), _chain(_built(other, models.of_kind(other.weights), {"shape": CHAIN})))
+
+
+def _built(spec: DrafterSpec, models: Models, options: Mapping[str, Any]) -> Drafter:
+    """A drafter with those of the options that it takes, the others by default."""
+    taken = {name: options.get(name, option.default) for name, option in spec.all_options.items()}
+    # "auto" is how many the loop wants each time.
+    limits = {name: MOST for name, value in taken.items() if value == ALL or (name, value) == ("nodes", AUTO)}
+    drafter: Drafter = _function(spec.build)(models, **taken | limits)
+    return drafter
+
+
+def _chain(drafter: Drafter) -> ChainDrafter:
+    if not isinstance(drafter, ChainDrafter):
+        raise ValueError(f"expected a drafter of chains, got {type(drafter).__name__}")
+    return drafter
 
 
 def build_chain_drafter(spec: MethodSpec, models: Models, options: Mapping[str, Any]) -> ChainDrafter:
     """The same of a method whose loop goes on behind what was drafted."""
-    drafter = build_drafter(spec, models, options)
-    if not isinstance(drafter, ChainDrafter):
-        raise ValueError(f"expected {spec.name} to draft chains, got {type(drafter).__name__}")
-    return drafter
+    return _chain(build_drafter(spec, models, options))
 
 
-def check_weights(spec: MethodSpec, models: Models) -> None:
-    """Refuse a draft that the method cannot use, by what its files say of it: nothing is loaded."""
-    if spec.check:
-        _function(spec.check)(models)
+def check_weights(check: str, models: Models) -> None:
+    """Refuse a draft that a method cannot use, by what its files say of it: nothing is loaded. `check`: as the
+    method's row names it, "" for none."""
+    if check:
+        _function(check)(models)
 
 
 def write_tiny_weights(spec: DrafterSpec, folder: Path, target: Path) -> Path:

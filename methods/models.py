@@ -2,7 +2,7 @@
 What a draft is, its drafter knows; what it loads is shared by all methods of a launch that have the same draft."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self, TypeVar
@@ -25,7 +25,7 @@ class Models:
     """`target_source` and `draft_source` as `find_checkpoint` takes them; a draft may also be made of the target:
     "first-K", its own first K layers, or "int8", itself in 8 bits. `max_length`: most tokens per sequence (None: the
     model's context). `link`: to the other rank of the pair, if there is one; `drafts_only`: this is the draft rank,
-    which never loads the target."""
+    which never loads the target. `drafts`: the pair's weights by their kind, for methods that need several."""
 
     target_source: str
     draft_source: str | None
@@ -34,10 +34,22 @@ class Models:
     max_length: int | None = None
     link: Link | None = None
     drafts_only: bool = False
+    drafts: Mapping[str, str] = field(default_factory=dict)
     _of_draft: dict[str, Any] = field(default_factory=dict, repr=False)
+    _with_drafts: dict[str | None, Self] = field(default_factory=dict, repr=False)
 
     def with_draft(self, source: str | None) -> Self:
-        """These models with another draft. The target is shared, and loaded now where it belongs to this rank."""
+        """These models with another draft, which is loaded once for all that ask for it. The target is shared, and
+        loaded now where it belongs to this rank."""
+        if source not in self._with_drafts:
+            self._with_drafts[source] = self._with_draft(source)
+        return self._with_drafts[source]
+
+    def of_kind(self, kind: str) -> Self:
+        """These models with the pair's weights of a kind as their draft; "": which needs none."""
+        return self.with_draft(self.drafts[kind]) if kind else self
+
+    def _with_draft(self, source: str | None) -> Self:
         _ = self.target_checkpoint if self.drafts_only else self.target
         other = copy.copy(self)
         other.__dict__.pop("draft_checkpoint", None)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 
 from methods.base import Method, Span, Step
-from methods.drafters.base import Drafter
+from methods.drafters.base import ChainDrafter, Drafter
 from methods.engine.decoder import Decoder
 from methods.engine.sampling import Sampling
 from methods.target import Target
@@ -43,6 +43,7 @@ class Speculative(Method):
             self.drafter.levels = self.sought.size.levels
         begin = time.perf_counter()
         tree = self.drafter.propose(self._room)
+        depths = self.drafter.depths(tree.drafted) if isinstance(self.drafter, ChainDrafter) else []
         drafted = time.perf_counter()
         outcome = self.target.judge(tree)
         verified = time.perf_counter()
@@ -55,11 +56,12 @@ class Speculative(Method):
             accepted=outcome.accepted,
             nodes=len(tree.tokens_N),
             spans=[
-                Span("target", "draft", begin, drafted, tree.drafted),
+                Span("target", "draft", begin, drafted, tree.drafted, depth=next(iter(depths), 0)),
                 Span("target", "verify", drafted, verified),
                 Span("target", "draft", verified, time.perf_counter()),
             ],
             margins=outcome.margins,
+            depths=depths,
         )
 
     def finish(self) -> None:

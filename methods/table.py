@@ -2,57 +2,25 @@
 instant.
 
 A method is a loop over a drafter. To add a drafter: one file below `drafters/` with a `build` function, and one row in
-DRAFTERS; those of METHODS, draft-then-verify and PEARL, come by themselves.
+drafter_rows.py; those of METHODS, draft-then-verify and PEARL, come by themselves.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from methods.drafter_rows import CHAIN, DRAFTERS, NGRAM, TREE, TYPICAL, DrafterSpec, Shape
 from methods.errors import UserError, nearest
 from methods.options import AUTO, DRAFT, VARIANT, Option, Value, read_settings
 
 BASELINE = "autoregressive"
 ALL_DEVICES = "autoregressive-all"
 
+NOTHING = "nothing"  # a value of options that name what is left out, or added
+
+BEHIND = "behind"  # an option: who drafts on where a drafter's chains end
+
 Loop = Literal["alone", "turns", "pearl", "peer"]
-Shape = Literal["chain", "tree"]
-CHAIN: Shape = "chain"
-TREE: Shape = "tree"
-
-
-@dataclass(frozen=True)
-class DrafterSpec:
-    """A drafter. `build`: "module:function" of (models, **options) that builds it; `about`: completes "by ...";
-    `weights`: the kind of weights that it needs, as pairs name them, "" for none; `check`: "module:function" of
-    (models) that refuses weights which do not fit, before anything is loaded; `shapes`: of what it proposes, the first
-    by default. A drafter of both is built with an option `shape`. One of chains may be PEARL's. `gamma`: the default
-    window of its chains in draft-then-verify; `tree`: options of its trees alone, of which PEARL has none. `typical`:
-    draft-then-verify may judge what it drafts by typical acceptance, as its paper does."""
-
-    name: str
-    build: str
-    about: str
-    paper: str = ""
-    weights: str = ""
-    tiny: str = ""  # "module:function" of (folder, the target's folder) that writes a tiny checkpoint of that kind
-    check: str = ""
-    shapes: tuple[Shape, ...] = (CHAIN,)
-    gamma: int = 5
-    options: Mapping[str, Option] = field(default_factory=dict)
-    tree: Mapping[str, Option] = field(default_factory=dict)
-    typical: bool = False
-
-    @property
-    def all_options(self) -> dict[str, Option]:
-        """What its `build` takes."""
-        return {**self._shape, **self.tree, **self.options}
-
-    @property
-    def _shape(self) -> dict[str, Option]:
-        if len(self.shapes) == 1:
-            return {}
-        return {"shape": Option(self.shapes[0], "of what is drafted", least=None, words=self.shapes, flag=True)}
 
 
 @dataclass(frozen=True)
@@ -97,6 +65,17 @@ class MethodSpec:
         chosen = CHAIN if self.loop == "pearl" else options.get("shape")
         return next((shape for shape in self.drafter.shapes if shape == chosen), self.drafter.shapes[0])
 
+    def behind(self, options: Mapping[str, object]) -> DrafterSpec | None:
+        """Who drafts on where the chains of its own drafter end, under these options."""
+        name = options.get(BEHIND, NOTHING)
+        return None if name == NOTHING or self.shape(options) == TREE else DRAFTERS[str(name)]
+
+    def needs(self, options: Mapping[str, object]) -> dict[str, str]:
+        """The kinds of weights that it needs under these options, its own first, and what checks each, as `check`."""
+        other = self.behind(options)
+        found = {self.weights: self.check} | ({other.weights: other.check} if other else {})
+        return {kind: check for kind, check in found.items() if kind}
+
     def is_lossless(self, options: Mapping[str, object]) -> bool:
         """Whether its output is the target's under these options."""
         return self.lossless and not any(options.get(name) in option.lossy for name, option in self.options.items())
@@ -108,7 +87,7 @@ class MethodSpec:
         if self.drafter is None or len(self.drafter.shapes) == 1:
             return dict(options)
         shape = self.shape(options)
-        idle = ["gamma"] if shape == TREE else list(self.drafter.tree)
+        idle = ["gamma", BEHIND, *self.drafter.chain] if shape == TREE else list(self.drafter.tree)
         for name in idle:
             if name in self.fixed:
                 other = CHAIN if shape == TREE else TREE
@@ -120,45 +99,6 @@ def _window(default: int | str, help: str = "tokens drafted per round", words: t
     return Option(default, help, words=words, flag=True)
 
 
-_NGRAM = Option(3, "longest n-gram looked up")
-_EXITS = {
-    "threshold": Option(0.5, "top probability above which the draft is left at an exit", least=0),
-    "exit": Option(0, "always leave the draft after this many layers (0: adaptive)", least=0),
-}
-
-
-def _nodes(published: int) -> dict[str, Option]:
-    """Of every tree."""
-    help = f"drafted tokens in the tree: a number ({published}: the paper's); auto: as are best on this machine"
-    return {"nodes": Option(AUTO, help, words=(AUTO,), flag=True)}
-
-
-def _growing(branches: int, depth: int, nodes: int) -> dict[str, Option]:
-    """Of a tree that grows a level at a time."""
-    return {
-        "branches": Option(branches, "nodes expanded per level of the tree, and children of each", flag=True),
-        "depth": Option(depth, "levels of the tree", flag=True),
-        **_nodes(nodes),
-    }
-
-
-_TYPICAL = {
-    "acceptance": Option(
-        "exact",
-        "exact: the output is the target's; typical: lossy, all drafts that the target finds likely enough are kept",
-        least=None,
-        words=("exact", "typical"),
-        flag=True,
-        lossy=("typical",),
-    )
-}
-_ROPE = {
-    "rope": Option(
-        "config",
-        "base of its rotary embedding: a number, its config's or the target's (published configs may be wrong)",
-        words=("config", "target"),
-    )
-}
 _PEARL = {
     "gamma": _window(
         AUTO,
@@ -166,132 +106,26 @@ _PEARL = {
         (AUTO, "free"),
     ),
     "without": Option(
-        "nothing",
+        NOTHING,
         "leave out pre-verify, post-verify or both",
         least=None,
-        words=("nothing", "pre-verify", "post-verify", "both"),
+        words=(NOTHING, "pre-verify", "post-verify", "both"),
         flag=True,
     ),
 }
 
-DRAFTERS: dict[str, DrafterSpec] = {
-    spec.name: spec
-    for spec in (
-        DrafterSpec(
-            "model",
-            "methods.drafters.language_model:build",
-            "a smaller language model",
-            "Leviathan et al. 2023; Chen et al. 2023",
-            weights="model",
-            tiny="methods.tiny:write_draft",
-            check="methods.drafters.draft_model:check",
-        ),
-        DrafterSpec(
-            "pld",
-            "methods.drafters.lookup:build",
-            "copying what followed the last occurrence of the current n-gram",
-            "Saxena 2023",
-            gamma=7,
-            options={"max_ngram": _NGRAM},
-        ),
-        DrafterSpec(
-            "sd2",
-            "methods.drafters.sd2.chain:build",
-            "a trained draft that is left at the first of its exits that is confident",
-            "Kavehzadeh et al. 2024",
-            weights="sorted",
-            tiny="methods.tiny:write_draft",
-            check="methods.drafters.sd2.chain:exits_here",
-            options=_EXITS,
-        ),
-        DrafterSpec(
-            "sd2-tree",
-            "methods.drafters.sd2.tree:build",
-            "the same draft, as a tree where it is confident",
-            "Kavehzadeh et al. 2024",
-            weights="sorted",
-            tiny="methods.tiny:write_draft",
-            check="methods.drafters.sd2.chain:exits_here",
-            shapes=(TREE,),
-            tree=_growing(10, 4, 60),
-            options=_EXITS,
-        ),
-        DrafterSpec(
-            "recycling",
-            "methods.drafters.recycling:build",
-            "the target's own runners-up of the last time that a token came, as a tree",
-            "Luo et al. 2025",
-            shapes=(TREE,),
-            tree=_nodes(80),
-        ),
-        DrafterSpec(
-            "medusa",
-            "methods.drafters.medusa:build",
-            "heads on the target's last state, one for each of the next places",
-            "Cai et al. 2024",
-            weights="medusa",
-            tiny="methods.drafters.tiny_heads:write_medusa",
-            check="methods.drafters.medusa:check",
-            shapes=(TREE, CHAIN),
-            tree=_nodes(63),
-            typical=True,
-        ),
-        DrafterSpec(
-            "hydra",
-            "methods.drafters.hydra:build",
-            "heads on the target's last state, each of which knows the tokens before its own",
-            "Ankner et al. 2024",
-            weights="hydra",
-            tiny="methods.drafters.tiny_heads:write_hydra",
-            check="methods.drafters.hydra:check",
-            shapes=(TREE, CHAIN),
-            tree=_nodes(63),
-            typical=True,
-        ),
-        DrafterSpec(
-            "eagle",
-            "methods.drafters.eagle.build:eagle",
-            "a head that predicts the target's next states, as EAGLE-1's static tree",
-            "Li et al. 2024 (EAGLE)",
-            weights="eagle",
-            tiny="methods.drafters.eagle.tiny:write_eagle",
-            check="methods.drafters.eagle.files:check_eagle",
-            shapes=(TREE, CHAIN),
-            tree=_nodes(25),
-            options=_ROPE,
-        ),
-        DrafterSpec(
-            "eagle2",
-            "methods.drafters.eagle.build:eagle2",
-            "the same head, as a tree that grows where it is confident",
-            "Li et al. 2024 (EAGLE-2)",
-            weights="eagle",
-            tiny="methods.drafters.eagle.tiny:write_eagle",
-            check="methods.drafters.eagle.files:check_eagle",
-            shapes=(TREE, CHAIN),
-            tree=_growing(10, 6, 59),
-            options=_ROPE,
-        ),
-        DrafterSpec(
-            "eagle3",
-            "methods.drafters.eagle.build:eagle3",
-            "a head that reads three layers of the target, as a tree that grows where it is confident",
-            "Li et al. 2025 (EAGLE-3)",
-            weights="eagle3",
-            tiny="methods.drafters.eagle.tiny:write_eagle3",
-            check="methods.drafters.eagle.files:check_eagle3",
-            shapes=(TREE, CHAIN),
-            tree=_growing(10, 8, 59),
-            options=_ROPE,
-        ),
-    )
-}
+
+def _behind(spec: DrafterSpec) -> dict[str, Option]:
+    """Where its chains end, any other drafter of chains may go on."""
+    others = [name for name, other in DRAFTERS.items() if CHAIN in other.shapes and name != spec.name]
+    help = "who drafts on where the heads end, of chains: a drafter of chains, with the pair's weights of its kind"
+    return {BEHIND: Option(NOTHING, help, least=None, words=(NOTHING, *others))} if spec.ends else {}
 
 
 def _turns(spec: DrafterSpec) -> MethodSpec:
     """Draft, then verify."""
     window = {"gamma": _window(spec.gamma)} if CHAIN in spec.shapes else {}
-    options = {**window, **spec.all_options, **(_TYPICAL if spec.typical else {})}
+    options = {**window, **spec.all_options, **_behind(spec), **(TYPICAL if spec.typical else {})}
     name, about = "sps" if spec.name == "model" else spec.name, f"drafts by {spec.about}, then verifies"
     return MethodSpec(name, "turns", about, spec, spec.paper, spec.weights, spec.check, options)
 
@@ -308,7 +142,7 @@ def _pearl(turns: MethodSpec) -> MethodSpec:
         "; ".join(filter(None, ("Liu et al. 2025", spec.paper))),
         spec.weights,
         spec.check,
-        {**_PEARL, **spec.options},
+        {**_PEARL, **spec.chain, **_behind(spec), **spec.options},
         beside=(ALL_DEVICES, turns.name),
     )
 
@@ -350,7 +184,7 @@ _PEERS = (
         "hf-pld",
         "peer",
         "Transformers' prompt lookup, for reference",
-        options={"gamma": _window(7), "max_ngram": _NGRAM},
+        options={"gamma": _window(7), "max_ngram": NGRAM},
         lossless=False,
         peer="methods.peers.hf:build_pld",
     ),
@@ -361,8 +195,9 @@ METHODS: dict[str, MethodSpec] = {spec.name: spec for spec in (*_ALONE, *_TURNS,
 def add_drafter(spec: DrafterSpec) -> None:
     """Give a drafter of your own its rows: draft-then-verify by its name, and PEARL where it drafts chains."""
     DRAFTERS[spec.name] = spec
-    turns = _turns(spec)
-    METHODS.update({row.name: row for row in (turns, *_pearls([turns]))})
+    changed = [each for each in DRAFTERS.values() if each == spec or each.ends]  # behind these it may go on
+    turns = [*map(_turns, changed)]
+    METHODS.update({row.name: row for row in (*turns, *_pearls(turns))})
 
 
 def weight_kinds() -> list[str]:

@@ -37,7 +37,7 @@ def main() -> int:
     models = Models(
         pair.target, args.draft or pair.drafts.get(args.kind), pair.dtype, [torch.device(choose_device("auto"))]
     )
-    check_weights(get_method(args.kind), models)
+    check_weights(get_method(args.kind).check, models)
     prompter = Prompter(models.target_checkpoint.tokenizer, pair.template, "mini_bench")
     questions = load_questions("mini_bench", None, args.questions).questions
     prompts = [prompter.encode(question.turns[:1], []) for question in questions]

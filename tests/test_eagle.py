@@ -312,7 +312,7 @@ def test_a_head_that_does_not_fit_is_refused_in_one_sentence(
 ) -> None:
     both = models(tiny, edited(weights[kind], tmp_path / "head", change))
     with pytest.raises(UserError, match=message) as refused:
-        check_weights(get_method(kind), both)
+        check_weights(get_method(kind).check, both)
         load(both, EAGLE if kind == "eagle" else EAGLE3)
     assert "\n" not in str(refused.value)
 
@@ -323,7 +323,7 @@ def test_a_head_that_does_not_fit_is_refused_in_one_sentence(
 )
 def test_a_head_of_another_kind_is_told(tiny: Path, weights: dict[str, Path], name: str, kind: str, looks: str) -> None:
     with pytest.raises(UserError, match=looks):
-        check_weights(get_method(name), models(tiny, weights[kind]))
+        check_weights(get_method(name).check, models(tiny, weights[kind]))
 
 
 def test_a_torn_file_is_refused(tiny: Path, weights: dict[str, Path], tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_a_torn_file_is_refused(tiny: Path, weights: dict[str, Path], tmp_path: 
     path = tmp_path / "head/model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="cannot read weights"):
-        check_weights(get_method("eagle"), models(tiny, tmp_path / "head"))
+        check_weights(get_method("eagle").check, models(tiny, tmp_path / "head"))
 
 
 # the self-check -------------------------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ import torch
 from methods import BASELINE, get_method
 from methods.base import Generation, Limits, generate
 from methods.build import build_method
+from methods.drafter_rows import DRAFTERS, DrafterSpec
 from methods.engine.sampling import Sampling
 from methods.models import Models
 from methods.paths import ROOT
-from methods.table import DRAFTERS, METHODS, DrafterSpec, add_drafter
+from methods.table import METHODS, add_drafter
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
 LIMITS = Limits(frozenset(), 60)

@@ -10,12 +10,13 @@ from evaluation.answers.header import what_it_is
 from evaluation.launch.config import all_options
 from methods import METHODS, get_method
 from methods.build import build_drafter, build_method
+from methods.drafter_rows import CHAIN, DRAFTERS, TREE, DrafterSpec
 from methods.drafters.lookup import LookupDrafter
 from methods.errors import UserError
 from methods.models import Models
 from methods.options import Option
 from methods.speculative import Speculative
-from methods.table import CHAIN, DRAFTERS, TREE, DrafterSpec, add_drafter
+from methods.table import add_drafter
 
 
 class BothDrafter(LookupDrafter):

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from methods.drafter_rows import DrafterSpec
 from methods.drafters.base import ChainDrafter, Draft
 from methods.engine.sampling import Sampling
 from methods.engine.transformer import FINAL
 from methods.models import Models
-from methods.table import DrafterSpec, add_drafter
+from methods.table import add_drafter
 from methods.target import Outcome
 from methods.tiny import config_of, random_tensors, save
 

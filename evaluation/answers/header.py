@@ -84,9 +84,10 @@ class RunHeader:
     """The conditions of a run.
 
     `loop`, `drafter`, `shape` (of what is drafted) and `taps` (the target's features that the drafter reads) say what
-    the run is; `settled`, what the method has chosen by itself; `floor_seconds_per_token`, what reading the target's
-    weights once takes; `operators`, whose: bits and speed depend on it; `launch`, an id that all headers of a launch
-    and its trace share. `others`: keys of another release, which are kept as they are."""
+    the run is; `behind`, the weights of who drafts on where its drafter ends, if it has any; `settled`, what the method
+    has chosen by itself; `floor_seconds_per_token`, what reading the target's weights once takes; `operators`, whose:
+    bits and speed depend on it; `launch`, an id that all headers of a launch and its trace share. `others`: keys of
+    another release, which are kept as they are."""
 
     method: Annotated[Line, Role.OWN]
     pair: Annotated[Line, TASK]
@@ -107,6 +108,7 @@ class RunHeader:
     command: Annotated[str | None, Role.TOLD] = None
     target: Annotated[Target | None, OUTPUT] = None
     draft: Annotated[Draft | None, Role.OWN | Role.NULLABLE] = None
+    behind: Annotated[Draft | None, Role.OWN] = None
     devices: Annotated[list[Line] | None, Role.SHARE] = None
     threads: Annotated[Count | None, Role.SHARE] = None
     replicas: Annotated[Positive | None, Role.SHARE] = None

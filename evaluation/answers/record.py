@@ -61,6 +61,7 @@ class Choice:
     nodes: list[list[Positive]] | None = None  # rows that each pass scored, the prefill's one among them
     proposed: list[Count] | None = None  # drafted tokens, those included that no pass has judged
     margins: list[list[Number]] | None = None
+    depths: list[list[Count]] | None = None  # of each judged token of chains, pass by pass: see judge/acceptance.py
 
     def __post_init__(self) -> None:
         if not self.turns:
@@ -108,6 +109,7 @@ class Choice:
         if self.prefill_time is not None and not all(map(le, self.prefill_time, self.wall_time)):
             raise ValueError("'prefill_time' is longer than the 'wall_time' that includes it")
         self._check_nodes()
+        self._check_depths()
         if self.accepted is None or self.drafted is None:
             return
         for accepted, drafted in zip(self.accepted, self.drafted, strict=True):
@@ -123,6 +125,10 @@ class Choice:
             judged = zip(chain(*self.drafted), chain(*self.nodes), strict=False)
             if [len(turn) for turn in self.drafted] != self.decoding_steps or not all(d <= n for d, n in judged):
                 raise ValueError("'drafted' must have one entry for each of 'nodes', and none may be more than it")
+
+    def _check_depths(self) -> None:
+        if self.depths is not None and [len(turn) for turn in self.depths] != [sum(d) for d in self.drafted or []]:
+            raise ValueError("'depths' must have one entry for each judged token of 'drafted'")
 
     def _check_ledger(self, token_ids: list[list[int]]) -> None:
         if [len(tokens) for tokens in token_ids] != self.new_tokens:

@@ -32,11 +32,13 @@ class NamingKeys(TypedDict):
 
 
 class TurnKeys(TypedDict):
-    """`round`: the number of the target pass within the answer; older traces lack it."""
+    """`round`: the number of the target pass within the answer; older traces lack it. `depth`: of the first token that
+    was drafted, behind the last true feature; only where a drafter reads features."""
 
     question: QuestionNumber | str
     turn: Count
     round: NotRequired[Count]
+    depth: NotRequired[Count]
 
 
 class SpanKeys(TypedDict):

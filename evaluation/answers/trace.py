@@ -32,7 +32,8 @@ class TraceWriter:
         for span in answer.spans:
             times = {"ts": span.begin * 1e6, "dur": span.seconds * 1e6}
             event = {"name": span.work, "ph": "X", **times, **self._place(span.rank, method)}
-            self.events.append(event | {"args": about | {"round": span.round}})
+            depth = {"depth": span.depth} if span.depth else {}
+            self.events.append(event | {"args": about | {"round": span.round} | depth})
 
     def _place(self, role: str, method: str) -> dict[str, int]:
         """Its process and thread, which are named when they are first used."""

@@ -75,6 +75,12 @@ class RunConfig:
         """Return the draft of a method: its variant's own, else the pair's."""
         return spec.draft or self.pair.drafts.get(spec.weights)
 
+    def weights_of(self, spec: MethodSpec) -> dict[str, str | None]:
+        """Return where the weights of each kind lie that a method needs, its own first; None where the pair has none.
+        A variant's own draft is of its own kind."""
+        found = {kind: self.pair.drafts.get(kind) for kind in spec.needs(self.options_of(spec))}
+        return found | ({spec.weights: self.draft_of(spec)} if spec.weights else {})
+
     @property
     def sampling(self) -> SamplingKeys:
         """How tokens are drawn, as headers say it."""
@@ -239,16 +245,17 @@ def _check_methods(config: RunConfig) -> None:
             flag = name.replace("_", "-")
             raise UserError(f"none of {', '.join(config.methods)} has an option --{flag}; leave it out")
     for spec in config.specs:
-        if spec.weights and config.draft_of(spec) is None:
-            raise UserError(
-                f"'{spec.name}' needs a draft of the kind '{spec.weights}', and {config.pair.name} has none; pass "
-                "--draft MODEL"
-            )
+        for kind, source in config.weights_of(spec).items():
+            if source is None:
+                other = "pass --draft MODEL" if kind == spec.weights else f"add drafts.{kind} to data/pairs.toml"
+                raise UserError(
+                    f"'{spec.name}' needs a draft of the kind '{kind}', and {config.pair.name} has none; {other}"
+                )
 
 
 def _check_names(config: RunConfig) -> None:
     """What is to name files can do so."""
-    drafts = [config.draft_of(spec) for spec in config.specs if spec.weights]
+    drafts = [draft for spec in config.specs for draft in config.weights_of(spec).values()]
     for text in filter(None, (config.pair.target, *drafts)):
         if fault := path_fault(text):
             raise UserError(f"expected a model folder, a .gguf file or a hub id, but {shown(text)} {fault}")

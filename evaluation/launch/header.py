@@ -6,6 +6,7 @@ from evaluation.answers.header import Draft, RunHeader, what_it_is
 from evaluation.launch.provenance import environment, read_bandwidth
 from evaluation.launch.worker import WARM_UP, Session
 from methods import MethodSpec
+from methods.models import Models
 
 
 def run_headers(session: Session) -> dict[str, RunHeader]:
@@ -19,7 +20,7 @@ def run_headers(session: Session) -> dict[str, RunHeader]:
 
 def _header(session: Session, spec: MethodSpec, found: dict[str, Any]) -> RunHeader:
     c, share, checkpoint = session.config, session.share, session.models.target_checkpoint
-    model = session.models.target.model
+    model, other = session.models.target.model, spec.behind(c.options_of(spec))
     common = found | {"launch": session.launch, "methods": list(c.methods), "command": c.command}
     return RunHeader(
         method=spec.method,
@@ -34,7 +35,8 @@ def _header(session: Session, spec: MethodSpec, found: dict[str, Any]) -> RunHea
         ranks=spec.ranks,
         lossless=spec.is_lossless(c.options_of(spec)),
         target={"source": checkpoint.source, "revision": checkpoint.revision, "weight_bytes": model.weight_bytes},
-        draft=_draft(session, spec) if spec.weights else None,
+        draft=_draft(session.models_of(spec)) if spec.weights else None,
+        behind=_draft(session.models.of_kind(other.weights)) if other and other.weights else None,
         devices=share.all_names if spec.all_devices or spec.ranks > 1 else share.names,
         threads=share.all_threads if spec.all_devices else share.threads,
         replicas=session.ranks.replicas,
@@ -53,6 +55,5 @@ def _header(session: Session, spec: MethodSpec, found: dict[str, Any]) -> RunHea
     )
 
 
-def _draft(session: Session, spec: MethodSpec) -> Draft:
-    models = session.models_of(spec)
+def _draft(models: Models) -> Draft:
     return {"source": models.draft_source or "", "revision": models.draft_checkpoint.revision}

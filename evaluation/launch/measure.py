@@ -47,13 +47,14 @@ def check(config: RunConfig) -> None:
     check_dtype(config.dtype, choose_device(config.device))
     check_writable(config.folder)
     patience()
-    drafts = {(config.draft_of(spec), spec.weights): spec for spec in config.specs if spec.weights}
+    needed = [(config.weights_of(spec), spec.needs(config.options_of(spec))) for spec in config.specs]
+    drafts = {(source, kind): checks[kind] for sources, checks in needed for kind, source in sources.items()}
     for source in dict.fromkeys([config.pair.target, *(draft for draft, _ in drafts if draft)]):
         if is_hub_id(source):
             look_for_model(source)
     _ = Models(config.pair.target, None, config.dtype, []).target_checkpoint.config
-    for (draft, _), spec in drafts.items():
-        check_weights(spec, Models(config.pair.target, draft, config.dtype, []))
+    for (draft, _), checked in drafts.items():
+        check_weights(checked, Models(config.pair.target, draft, config.dtype, []))
 
 
 def check_dtype(dtype: str, device: str) -> None:
@@ -129,8 +130,8 @@ def describe(config: RunConfig, questions: int) -> str:
     ]
     drafters: dict[str | None, list[str]] = {}
     for spec in c.specs:
-        if spec.weights:
-            drafters.setdefault(c.draft_of(spec), []).append(spec.name)
+        for source in c.weights_of(spec).values():
+            drafters.setdefault(source, []).append(spec.name)
     lines = [
         f"{', '.join(c.methods)} on {c.pair.name}",
         f"target {c.pair.target}" + "".join(f", draft {d} for {', '.join(by)}" for d, by in drafters.items()),

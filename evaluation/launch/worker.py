@@ -1,7 +1,7 @@
 """A session loads the models, prompts and methods of a launch once, and answers questions with them."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 from uuid import uuid4
@@ -41,22 +41,18 @@ class Session:
     share: Share
     link: Link | None = None
     trace: TraceWriter | None = None
-    _with_drafts: dict[str | None, Models] = field(default_factory=dict)
 
     @cached_property
     def models(self) -> Models:
         c = self.config
-        models = Models(c.pair.target, None, c.dtype, self.share.devices)
+        models = Models(c.pair.target, None, c.dtype, self.share.devices, drafts=c.pair.drafts)
         models.link, models.drafts_only = self.link, not self.ranks.leads
         models.max_length = self._longest(models.target_checkpoint.tokenizer) + MARGIN
         return models
 
     def models_of(self, spec: MethodSpec) -> Models:
         """Return the models with the method's draft, which is loaded once for all methods that have the same."""
-        source = self.config.draft_of(spec) if spec.weights else None
-        if source not in self._with_drafts:
-            self._with_drafts[source] = self.models.with_draft(source)
-        return self._with_drafts[source]
+        return self.models.with_draft(self.config.draft_of(spec) if spec.weights else None)
 
     def _longest(self, tokenizer: Any) -> int:
         """Most tokens that a conversation can take: its turns, and an answer of the longest kind to each."""
@@ -156,7 +152,7 @@ class Session:
 
 def to_choice(turns: list[Generation], texts: list[str], repeat: int) -> Choice:
     """One line's choice from the generations of its turns. Another library's loop does not tell what its passes do."""
-    margins = [turn.margins or [] for turn in turns]
+    margins, depths = [turn.margins or [] for turn in turns], [turn.depths for turn in turns]
     told = any(turn.spans for turn in turns) or all(len(turn.accept_lengths) <= 1 for turn in turns)
     return Choice(
         turns=texts,
@@ -176,6 +172,7 @@ def to_choice(turns: list[Generation], texts: list[str], repeat: int) -> Choice:
         nodes=[turn.nodes for turn in turns] if told else None,
         proposed=[turn.proposed for turn in turns] if told else None,
         margins=margins if any(margins) else None,
+        depths=depths if any(map(any, depths)) else None,
     )
 
 

@@ -16,7 +16,7 @@ from evaluation.proof.enumeration import enumerated
 from evaluation.proof.goodness import all_answers, next_token
 from methods import DrafterSpec, MethodSpec
 from methods.base import Limits, generate
-from methods.build import build_chain_drafter, build_method, write_tiny_weights
+from methods.build import build_chain_drafter, build_method, chosen_options, write_tiny_weights
 from methods.engine.sampling import Sampling
 from methods.models import Models
 from methods.pearl.draft import local_draft_rank
@@ -26,6 +26,7 @@ from methods.tiny import write_target
 
 PROMPT, TOKENS = (0, 1, 2, 0, 1), 3  # the prompt repeats itself, so that it can be looked up
 SMALL = {"gamma": 2, "branches": 2, "depth": 2, "nodes": 4}  # options that the number of runs depends on
+FEW_HEADS = {"heads": 1}  # and of what another drafter goes on behind, so that its drafts are among the first tokens
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,10 @@ class Enumeration:
 def enumerate_method(spec: MethodSpec, chosen: Mapping[str, Any], sampling: Sampling) -> Enumeration:
     """All answers of the method on the tiny pair; of the options `chosen` the words hold, sizes are as in SMALL."""
     words = {name: word for name, word in chosen.items() if isinstance(word, str) and word != "auto"}
-    options = {name: size for name, size in SMALL.items() if name in spec.options} | words
+    sizes = SMALL | (FEW_HEADS if spec.behind(chosen_options(spec, words)) else {})
+    options = {name: size for name, size in sizes.items() if name in spec.options} | words
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        models = tiny_models(Path(folder), spec.drafter)
+        models = tiny_models(Path(folder), spec.drafter, spec.behind(options | dict(spec.fixed)))
         expected = all_answers(next_token(models.target, PROMPT, sampling), TOKENS)
         ready: dict[str, Ready] = {}
         if spec.loop == "pearl":
@@ -61,9 +63,11 @@ def enumerate_method(spec: MethodSpec, chosen: Mapping[str, Any], sampling: Samp
     return Enumeration(len(expected), runs, difference)
 
 
-def tiny_models(folder: Path, drafter: DrafterSpec | None) -> Models:
-    """The pair, written below `folder`: a target, and a draft of the kind that the drafter needs."""
-    target, draft = write_target(folder / "target"), None
-    if drafter is not None and drafter.weights:
-        draft = str(write_tiny_weights(drafter, folder / "draft", target))
-    return Models(str(target), draft, "float32", [torch.device("cpu")])
+def tiny_models(folder: Path, *drafters: DrafterSpec | None) -> Models:
+    """The pair, written below `folder`: a target, and weights of the kinds that the drafters need, the first's as its
+    draft."""
+    target = write_target(folder / "target")
+    needed = {drafter.weights: drafter for drafter in drafters if drafter is not None and drafter.weights}
+    drafts = {kind: str(write_tiny_weights(drafter, folder / kind, target)) for kind, drafter in needed.items()}
+    draft = drafts.get(drafters[0].weights) if drafters[0] else None
+    return Models(str(target), draft, "float32", [torch.device("cpu")], drafts=drafts)

@@ -73,6 +73,17 @@ class ChainDrafter(Drafter):
     def draft(self, n: int) -> Draft:
         """At most n tokens behind `drafted`, to which they are added."""
 
+    def take(self, tokens_G: Sequence[int]) -> None:
+        """Another drafter has drafted these behind `drafted`, to which they are added: go on behind them."""
+        self.drafted += tokens_G
+
+    def depths(self, count: int) -> list[int]:
+        """Of the newest `count` of `drafted`, right behind `draft`: how many places each lies behind the last token
+        whose true features were read, which is the pending one. So 1: no unverified token is between. 0: of a drafter
+        that reads no features."""
+        behind = len(self.drafted) - count + 1
+        return list(range(behind, behind + count)) if self.taps else [0] * count
+
     def propose(self, room: int) -> TokenTree:
         """The chain of what `draft` gives."""
         draft = self.draft(room)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from methods.drafter_rows import TREE, Shape
 from methods.drafters.base import ChainDrafter, Draft, Drafter, newest_state
 from methods.drafters.head_files import (
     HeadFiles,
@@ -39,7 +40,6 @@ from methods.engine.tree import TokenTree
 from methods.engine.weights import Shapes, expected_shapes
 from methods.errors import UserError, shown
 from methods.models import Models
-from methods.table import TREE, Shape
 from methods.target import Outcome
 
 KIND = "Hydra heads"
@@ -171,10 +171,12 @@ class HydraChain(ChainDrafter):
     while that is verified."""
 
     taps = (FINAL,)
+    longest: int
 
-    def __init__(self, heads: HydraHeads, rows: int) -> None:
+    def __init__(self, heads: HydraHeads, rows: int, most: int) -> None:
+        """`rows`: most tokens of a sequence; `most`: heads that draft."""
         super().__init__()
-        self.heads, self.longest, self.states = heads, heads.count, DecidedStates(heads, rows)
+        self.heads, self.longest, self.states = heads, min(heads.count, most), DecidedStates(heads, rows)
 
     def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
         self.states.begin(features_TF)
@@ -189,7 +191,7 @@ class HydraChain(ChainDrafter):
 
     def draft(self, n: int) -> Draft:
         start = len(self.drafted)
-        for i in range(start, min(start + n, self.heads.count)):
+        for i in range(start, min(start + n, self.longest)):
             embedded = self.heads.embed([self.pending, *self.drafted]).flatten()
             inputs_1I = torch.cat((self.states.last_1D, embedded[None]), 1)
             self.drafted += self.heads.best(i, inputs_1I, 1)[0]
@@ -242,8 +244,8 @@ def heads_of(models: Models) -> HydraHeads:
     return loaded(models, KIND, lambda: check(models), lambda head: HydraHeads(head, models))
 
 
-def build(models: Models, shape: Shape, nodes: int) -> Drafter:
-    """The pair's Hydra heads."""
-    heads, longest = heads_of(models), models.target_checkpoint.config.max_length
+def build(models: Models, shape: Shape, nodes: int, heads: int) -> Drafter:
+    """The pair's Hydra heads. `heads`: most of them that draft a chain."""
+    found, longest = heads_of(models), models.target_checkpoint.config.max_length
     rows = longest if models.max_length is None else min(models.max_length, longest)
-    return HydraTree(heads, rows, static_tree(nodes, heads.count)) if shape == TREE else HydraChain(heads, rows)
+    return HydraTree(found, rows, static_tree(nodes, found.count)) if shape == TREE else HydraChain(found, rows, heads)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from methods.drafter_rows import TREE, Shape
 from methods.drafters.base import ChainDrafter, Draft, Drafter, newest_state
 from methods.drafters.head_files import (
     HeadFiles,
@@ -32,7 +33,6 @@ from methods.engine.transformer import FINAL
 from methods.engine.tree import TokenTree
 from methods.engine.weights import TOKENS, Shapes
 from methods.models import Models
-from methods.table import TREE, Shape
 from methods.target import Outcome
 
 KIND = "Medusa heads"
@@ -123,10 +123,12 @@ class MedusaChain(ChainDrafter):
     their number ends the chain, also while that is verified."""
 
     taps = (FINAL,)
+    longest: int
 
-    def __init__(self, heads: MedusaHeads) -> None:
+    def __init__(self, heads: MedusaHeads, most: int) -> None:
+        """`most`: heads that draft."""
         super().__init__()
-        self.heads, self.longest, self.state_1D = heads, heads.count, torch.empty(1, 0)
+        self.heads, self.longest, self.state_1D = heads, min(heads.count, most), torch.empty(1, 0)
 
     def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
         """`settle` brings the state that counts."""
@@ -142,7 +144,7 @@ class MedusaChain(ChainDrafter):
     def draft(self, n: int) -> Draft:
         """Drafts made from an earlier state stay what they are: the new state's heads go on behind them."""
         start = len(self.drafted)
-        stop = min(start + n, self.heads.count)
+        stop = min(start + n, self.longest)
         if stop <= start:
             return Draft([])
         tokens = [best for (best,) in self.heads.best(self.state_1D, start, stop, 1)]
@@ -178,7 +180,7 @@ def heads_of(models: Models) -> MedusaHeads:
     return loaded(models, KIND, lambda: check(models), lambda head: MedusaHeads(head, models))
 
 
-def build(models: Models, shape: Shape, nodes: int) -> Drafter:
-    """The pair's Medusa heads."""
-    heads = heads_of(models)
-    return MedusaTree(heads, static_tree(nodes, heads.count)) if shape == TREE else MedusaChain(heads)
+def build(models: Models, shape: Shape, nodes: int, heads: int) -> Drafter:
+    """The pair's Medusa heads. `heads`: most of them that draft a chain."""
+    found = heads_of(models)
+    return MedusaTree(found, static_tree(nodes, found.count)) if shape == TREE else MedusaChain(found, heads)

@@ -1,9 +1,10 @@
 """From logits to probabilities, and seeded draws. Pure.
 
-Legend: N rows, V vocabulary.
+Legend: N rows, G drafted tokens, V vocabulary.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,22 @@ def probabilities(logits_NV: Tensor, sampling: Sampling) -> Tensor:
         p = p.masked_fill(torch.zeros_like(p, dtype=torch.bool).scatter(-1, order, before >= sampling.top_p), 0)
         p = p / p.sum(-1, keepdim=True)
     return p
+
+
+def stacked(tokens_G: Sequence[int], rows_G: Sequence[Tensor | None]) -> Tensor | None:
+    """q_GV of drafted tokens from a row [V] of each, which is None for one that was chosen deterministically: as a
+    distribution, a point mass. None where all were."""
+    drawn = next((row_V for row_V in rows_G if row_V is not None), None)
+    if drawn is None:
+        return None
+    rows = [_point_mass(token, drawn) if row is None else row for token, row in zip(tokens_G, rows_G, strict=True)]
+    return torch.stack(rows)
+
+
+def _point_mass(token: int, like_V: Tensor) -> Tensor:
+    mass_V = torch.zeros_like(like_V)
+    mass_V[token] = 1
+    return mass_V
 
 
 def check_finite(best_N: Tensor) -> None:

@@ -82,7 +82,8 @@ class _Answer:
         for _ in range(order.window if free else min(order.window, 1)):
             begin = time.perf_counter()
             draft = self.drafter.draft(share)
-            self.link.send(Window(order.round, draft.tokens_G, draft.q_GV, begin, time.perf_counter()))
+            depths_G = self.drafter.depths(len(draft.tokens_G))
+            self.link.send(Window(order.round, draft.tokens_G, draft.q_GV, begin, time.perf_counter(), depths_G))
             if free and (following := self.link.poll()):
                 return following
             if not draft.tokens_G:

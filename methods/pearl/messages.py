@@ -3,7 +3,7 @@
 Legend: T prompt tokens, A decided tokens of a pass, G drafted tokens, F feature width, V target vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -56,14 +56,15 @@ class Order:
 
 @dataclass(frozen=True)
 class Window:
-    """Draft to target, in answer to `round`: tokens_G, their q_GV (None: point masses), and when they were drafted, in
-    seconds of the monotonic clock."""
+    """Draft to target, in answer to `round`: tokens_G, their q_GV (None: point masses), when they were drafted, in
+    seconds of the monotonic clock, and how far behind the last true feature, as `ChainDrafter.depths` tells."""
 
     round: int
     tokens_G: list[int]
     q_GV: Tensor | None
     begin: float
     end: float
+    depths_G: list[int] = field(default_factory=list)
 
 
 KINDS = (Ready, Begin, Order, Window)

@@ -16,13 +16,12 @@ Legend: T prompt tokens, D drafted tokens that are scored, V target vocabulary.
 import time
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from methods.base import Method, Span, Step
 from methods.engine.decoder import Decoder, Scores
 from methods.engine.link import Link
-from methods.engine.sampling import Sampling
+from methods.engine.sampling import Sampling, stacked
 from methods.engine.tree import TokenTree
 from methods.errors import UserError
 from methods.models import Models
@@ -72,6 +71,7 @@ class Pearl(Method):
     def _drop_tail(self) -> None:
         self.tail: list[int] = []
         self._tail_q: list[Tensor | None] = []
+        self._tail_depths: list[int] = []
 
     def start(self, prompt_T: Sequence[int], sampling: Sampling) -> int:
         self.link.send(Begin(self.drafter, self.free, list(prompt_T), sampling))
@@ -100,10 +100,11 @@ class Pearl(Method):
     def _decide(self, scores: Scores, judged: int, spans: list[Span]) -> Step:
         """Verify the first `judged` tokens of the tail and keep what is left to verify."""
         begin = time.perf_counter()
-        tree = TokenTree.chain([self.target.pending, *self.tail[:judged]], self._q_of(judged))
+        tokens, depths = self.tail[:judged], self._tail_depths[:judged]
+        tree = TokenTree.chain([self.target.pending, *tokens], stacked(tokens, self._tail_q[:judged]))
         outcome = self._news = self.target.decide(tree, scores)
         if outcome.leaf_kept:
-            del self.tail[:judged], self._tail_q[:judged]
+            del self.tail[:judged], self._tail_q[:judged], self._tail_depths[:judged]
         else:
             self._drop_tail()
             self._first = True
@@ -112,11 +113,7 @@ class Pearl(Method):
         if self.auto:
             seconds = sum(span.seconds for span in spans if span.work == "verify")
             self.auto.verified(nodes, seconds, outcome.accepted, outcome.accepted < judged)
-        return Step(outcome.tokens, judged, outcome.accepted, nodes, spans, outcome.margins)
-
-    def _q_of(self, judged: int) -> Tensor | None:
-        rows = [q for q in self._tail_q[:judged] if q is not None]
-        return torch.stack(rows) if rows else None
+        return Step(outcome.tokens, judged, outcome.accepted, nodes, spans, outcome.margins, depths)
 
     def finish(self) -> None:
         self._order(0, stop=True)
@@ -162,11 +159,13 @@ class Pearl(Method):
         late = isinstance(window, Window) and window.round < self._round
         if not isinstance(window, Window) or window.round > self._round or (late and not self.free):
             raise self.link.unexpected(window, f"the window of round {self._round}")
-        spans.append(Span("draft", "draft", window.begin, window.end, len(window.tokens_G)))
+        depth = next(iter(window.depths_G), 0)
+        spans.append(Span("draft", "draft", window.begin, window.end, len(window.tokens_G), depth=depth))
         if window.round < self._rooted:
             return
         self.tail += window.tokens_G
         self._tail_q += [None] * len(window.tokens_G) if window.q_GV is None else list(window.q_GV)
+        self._tail_depths += window.depths_G
         if self.auto:
             self.auto.drafted(self._asked, len(window.tokens_G), window.end - window.begin)
 

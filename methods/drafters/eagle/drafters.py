@@ -64,7 +64,7 @@ class EagleChain(ChainDrafter):
         self.head, self.reader, self.taps, self.vocabulary = head, Reader(head), tuple(taps), vocabulary
         self.sampling = Sampling()
         self.generator = self.sampling.generator("draft")
-        self.states: list[Tensor] = []  # states[i]: predicted, chose drafted[i]; perhaps one more, of the next
+        self.states: list[Tensor] = []  # states[i]: predicted, before drafted[i]; as far as they were needed
 
     def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
         self.sampling, self.generator = sampling, sampling.generator("draft")
@@ -83,14 +83,16 @@ class EagleChain(ChainDrafter):
 
     def _next_state(self) -> Tensor:
         """The state that chooses the next token. Drafted tokens that are not decided are read again behind new true
-        features, all at once: each with the state that chose it then."""
+        features, all at once: each with the state that was before it then. What another drafter has drafted is read
+        token by token, each with the state predicted before it."""
         if self.reader.unread:
             first_1D = self.reader.read()
-            behind = [first_1D, *self.states[1 : len(self.drafted)]] if self.drafted else []
-            follow = list(self.head.go_on(torch.cat(behind), self.drafted).split(1)) if behind else []
-            self.states = [first_1D, *follow]
-        elif len(self.states) == len(self.drafted):
-            self.states.append(self.head.go_on(self.states[-1], self.drafted[-1:]))
+            before = [first_1D, *self.states[1 : len(self.drafted)]] if self.drafted else []
+            read = self.drafted[: len(before)]
+            self.states = [first_1D, *(self.head.go_on(torch.cat(before), read).split(1) if read else [])]
+        while len(self.states) <= len(self.drafted):
+            newest = len(self.states) - 1
+            self.states.append(self.head.go_on(self.states[newest], self.drafted[newest : newest + 1]))
         return self.states[-1]
 
     def _choose(self, logits_1R: Tensor, rows: list[Tensor]) -> int:

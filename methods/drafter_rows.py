@@ -1,0 +1,209 @@
+"""The table of drafters: rows, data only. To add one: a file below `drafters/` with a `build` function, and a row here.
+Importing this imports nothing heavy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from methods.options import ALL, AUTO, Option
+
+Shape = Literal["chain", "tree"]
+CHAIN: Shape = "chain"
+TREE: Shape = "tree"
+
+
+@dataclass(frozen=True)
+class DrafterSpec:
+    """A drafter. `build`: "module:function" of (models, **options) that builds it; `about`: completes "by ...";
+    `weights`: the kind of weights that it needs, as pairs name them, "" for none; `check`: "module:function" of
+    (models) that refuses weights which do not fit, before anything is loaded; `shapes`: of what it proposes, the first
+    by default. A drafter of both is built with an option `shape`. One of chains may be PEARL's. `gamma`: the default
+    window of its chains in draft-then-verify; `tree` and `chain`: options of its trees alone, of which PEARL has none,
+    and of its chains alone. `ends`: its chains end by themselves, so that another drafter may go on behind them.
+    `typical`: draft-then-verify may judge what it drafts by typical acceptance, as its paper does."""
+
+    name: str
+    build: str
+    about: str
+    paper: str = ""
+    weights: str = ""
+    tiny: str = ""  # "module:function" of (folder, the target's folder) that writes a tiny checkpoint of that kind
+    check: str = ""
+    shapes: tuple[Shape, ...] = (CHAIN,)
+    gamma: int = 5
+    options: Mapping[str, Option] = field(default_factory=dict)
+    tree: Mapping[str, Option] = field(default_factory=dict)
+    chain: Mapping[str, Option] = field(default_factory=dict)
+    ends: bool = False
+    typical: bool = False
+
+    @property
+    def all_options(self) -> dict[str, Option]:
+        """What its `build` takes."""
+        return {**self._shape, **self.tree, **self.chain, **self.options}
+
+    @property
+    def _shape(self) -> dict[str, Option]:
+        if len(self.shapes) == 1:
+            return {}
+        return {"shape": Option(self.shapes[0], "of what is drafted", least=None, words=self.shapes, flag=True)}
+
+
+NGRAM = Option(3, "longest n-gram looked up")
+_EXITS = {
+    "threshold": Option(0.5, "top probability above which the draft is left at an exit", least=0),
+    "exit": Option(0, "always leave the draft after this many layers (0: adaptive)", least=0),
+}
+
+
+def _nodes(published: int) -> dict[str, Option]:
+    """Of every tree."""
+    help = f"drafted tokens in the tree: a number ({published}: the paper's); auto: as are best on this machine"
+    return {"nodes": Option(AUTO, help, words=(AUTO,), flag=True)}
+
+
+def _growing(branches: int, depth: int, nodes: int) -> dict[str, Option]:
+    """Of a tree that grows a level at a time."""
+    return {
+        "branches": Option(branches, "nodes expanded per level of the tree, and children of each", flag=True),
+        "depth": Option(depth, "levels of the tree", flag=True),
+        **_nodes(nodes),
+    }
+
+
+TYPICAL = {
+    "acceptance": Option(
+        "exact",
+        "exact: the output is the target's; typical: lossy, all drafts that the target finds likely enough are kept",
+        least=None,
+        words=("exact", "typical"),
+        flag=True,
+        lossy=("typical",),
+    )
+}
+_ROPE = {
+    "rope": Option(
+        "config",
+        "base of its rotary embedding: a number, its config's or the target's (published configs may be wrong)",
+        words=("config", "target"),
+    )
+}
+_HEADS = {"heads": Option(ALL, "most heads that draft: a number, or all that there are", words=(ALL,))}
+
+DRAFTERS: dict[str, DrafterSpec] = {
+    spec.name: spec
+    for spec in (
+        DrafterSpec(
+            "model",
+            "methods.drafters.language_model:build",
+            "a smaller language model",
+            "Leviathan et al. 2023; Chen et al. 2023",
+            weights="model",
+            tiny="methods.tiny:write_draft",
+            check="methods.drafters.draft_model:check",
+        ),
+        DrafterSpec(
+            "pld",
+            "methods.drafters.lookup:build",
+            "copying what followed the last occurrence of the current n-gram",
+            "Saxena 2023",
+            gamma=7,
+            options={"max_ngram": NGRAM},
+        ),
+        DrafterSpec(
+            "sd2",
+            "methods.drafters.sd2.chain:build",
+            "a trained draft that is left at the first of its exits that is confident",
+            "Kavehzadeh et al. 2024",
+            weights="sorted",
+            tiny="methods.tiny:write_draft",
+            check="methods.drafters.sd2.chain:exits_here",
+            options=_EXITS,
+        ),
+        DrafterSpec(
+            "sd2-tree",
+            "methods.drafters.sd2.tree:build",
+            "the same draft, as a tree where it is confident",
+            "Kavehzadeh et al. 2024",
+            weights="sorted",
+            tiny="methods.tiny:write_draft",
+            check="methods.drafters.sd2.chain:exits_here",
+            shapes=(TREE,),
+            tree=_growing(10, 4, 60),
+            options=_EXITS,
+        ),
+        DrafterSpec(
+            "recycling",
+            "methods.drafters.recycling:build",
+            "the target's own runners-up of the last time that a token came, as a tree",
+            "Luo et al. 2025",
+            shapes=(TREE,),
+            tree=_nodes(80),
+        ),
+        DrafterSpec(
+            "medusa",
+            "methods.drafters.medusa:build",
+            "heads on the target's last state, one for each of the next places",
+            "Cai et al. 2024",
+            weights="medusa",
+            tiny="methods.drafters.tiny_heads:write_medusa",
+            check="methods.drafters.medusa:check",
+            shapes=(TREE, CHAIN),
+            tree=_nodes(63),
+            chain=_HEADS,
+            ends=True,
+            typical=True,
+        ),
+        DrafterSpec(
+            "hydra",
+            "methods.drafters.hydra:build",
+            "heads on the target's last state, each of which knows the tokens before its own",
+            "Ankner et al. 2024",
+            weights="hydra",
+            tiny="methods.drafters.tiny_heads:write_hydra",
+            check="methods.drafters.hydra:check",
+            shapes=(TREE, CHAIN),
+            tree=_nodes(63),
+            chain=_HEADS,
+            ends=True,
+            typical=True,
+        ),
+        DrafterSpec(
+            "eagle",
+            "methods.drafters.eagle.build:eagle",
+            "a head that predicts the target's next states, as EAGLE-1's static tree",
+            "Li et al. 2024 (EAGLE)",
+            weights="eagle",
+            tiny="methods.drafters.eagle.tiny:write_eagle",
+            check="methods.drafters.eagle.files:check_eagle",
+            shapes=(TREE, CHAIN),
+            tree=_nodes(25),
+            options=_ROPE,
+        ),
+        DrafterSpec(
+            "eagle2",
+            "methods.drafters.eagle.build:eagle2",
+            "the same head, as a tree that grows where it is confident",
+            "Li et al. 2024 (EAGLE-2)",
+            weights="eagle",
+            tiny="methods.drafters.eagle.tiny:write_eagle",
+            check="methods.drafters.eagle.files:check_eagle",
+            shapes=(TREE, CHAIN),
+            tree=_growing(10, 6, 59),
+            options=_ROPE,
+        ),
+        DrafterSpec(
+            "eagle3",
+            "methods.drafters.eagle.build:eagle3",
+            "a head that reads three layers of the target, as a tree that grows where it is confident",
+            "Li et al. 2025 (EAGLE-3)",
+            weights="eagle3",
+            tiny="methods.drafters.eagle.tiny:write_eagle3",
+            check="methods.drafters.eagle.files:check_eagle3",
+            shapes=(TREE, CHAIN),
+            tree=_growing(10, 8, 59),
+            options=_ROPE,
+        ),
+    )
+}
