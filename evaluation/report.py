@@ -6,20 +6,18 @@ speedups with their intervals, equality, conditions, failures, definitions, and 
 status is 1 if a condition of --fail-on holds.
 """
 
+import argparse
 import sys
 from pathlib import Path
-
-from rich.console import Console
-from rich.text import Text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.answers.files import any_path
-from evaluation.show.write import FIGURES, WRITTEN_BY, check_output, write_report
+from evaluation.show.write import FIGURES, WRITTEN_BY, check_output, tell, write_report
 from methods.errors import CommandParser, command_line
 
 
-def main() -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(description="Report of the runs below a results folder. Exit status 1 if it fails.")
     parser.add_argument("folder", metavar="FOLDER", type=any_path, help="results folder, as --output of a run")
     parser.add_argument("--output", metavar="DIR", type=any_path, help="where to (default: the folder itself)")
@@ -34,7 +32,11 @@ def main() -> int:
         "--compare", metavar="OTHER", type=any_path, help="an earlier folder, to put its speedups beside"
     )
     parser.add_argument("--trace", metavar="FILE", type=any_path, help="trace of one of the runs, for a timeline")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    options = _parser().parse_args()
 
     from evaluation.answers.trace import read_trace
     from evaluation.judge.change import pair_runs
@@ -57,15 +59,10 @@ def main() -> int:
     for drawing in drawings:
         drawing.save(output / FIGURES)
     report = Report(groups, drawings, outcomes, pairings, options.folder, options.compare, WRITTEN_BY)
-    console = Console(highlight=False)
-    for path in write_report(report, output):
-        console.print(Text(str(path)), soft_wrap=True)
-    for line in (line for line in left_out if line.startswith("timeline")):  # which was asked for
-        console.print(Text(f"left out: {line}", style="yellow"), soft_wrap=True)
-    for outcome in (outcome for outcome in outcomes if outcome.holds):
-        value = "nothing was measured" if outcome.value is None else f"it is {outcome.value:.3g}"
-        console.print(Text(f"failed: {outcome.gate.text}: {value}", style="red"), soft_wrap=True)
-    return int(any(outcome.holds for outcome in outcomes))
+    failed = [outcome for outcome in outcomes if outcome.holds]
+    asked_for = [line for line in left_out if line.startswith("timeline")]
+    tell(write_report(report, output), asked_for, failed)
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

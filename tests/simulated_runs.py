@@ -31,6 +31,7 @@ class Simulated:
     verify: float = 0.02
     window: int | None = None  # the true one, where the option is a word
     lossless: bool = True
+    features: bool = False  # whether its drafter reads any, so that its tokens have depths
 
     @property
     def gamma(self) -> int:
@@ -51,29 +52,31 @@ def steps(run: Simulated, draws: random.Random, now: float) -> Iterator[Step]:
     if run.method.startswith("autoregressive") or not run.options:
         while True:
             yield Step([1], spans=[Span("target", "verify", now, now := now + run.verify)])
-    left = 0
+    tail: list[int] = []  # the depths of what is drafted and not judged
     while True:
         spans, size = [], run.gamma * run.draft
         without = run.options.get("without", "both")
-        if left == 0 and without in ("pre-verify", "both"):
+        if not tail and without in ("pre-verify", "both"):
             rank = "draft" if run.ranks == 2 else "target"
             spans.append(Span(rank, "draft", now, now + size, run.gamma))  # type: ignore[arg-type]
             spans += [Span("target", "wait", now, now + size)] * (run.ranks - 1)
-            left, now = run.gamma, now + size
-        beside = left == 0 or without in ("nothing", "pre-verify")
+            tail, now = [*range(1, run.gamma + 1)], now + size
+        beside = not tail or without in ("nothing", "pre-verify")
         passed = now + run.verify
         if beside:
             ready = max(passed, now + size)
             spans += [Span("draft", "draft", now, now + size, run.gamma), Span("target", "wait", passed, ready)]
         spans.append(Span("target", "verify", now, passed))
-        judged = left + beside
+        fresh = [*range(len(tail) + 1, len(tail) + 1 + run.gamma * beside)]
+        judged, depths = len(tail) + beside, tail + fresh[:1]
         kept = accepted(judged)
         now = max(passed, now + size * beside)
         last = "verify" if run.ranks == 2 else "draft"
         spans.append(Span("target", last, now, now := now + 0.0005))  # type: ignore[arg-type]
         whole = kept == judged and beside
-        yield Step([1] * (kept + (not whole)), judged, kept, 1 + judged, spans)
-        left = run.gamma - 1 if whole else 0
+        told = depths if run.features else [0] * judged
+        yield Step([1] * (kept + (not whole)), judged, kept, 1 + judged, spans, depths=told)
+        tail = fresh[1:] if whole else []
 
 
 def generation(run: Simulated, seed: str, tokens: int, speed: float = 1.0) -> Generation:

@@ -13,7 +13,7 @@ import pytest
 
 from evaluation.answers.trace import read_trace
 from evaluation.judge import stats
-from evaluation.judge.acceptance import Drafts, run_lengths
+from evaluation.judge.acceptance import Drafts, by_depth, run_lengths
 from evaluation.judge.categories import SPEC_BENCH_ORDER
 from evaluation.judge.fit import advantage, decode_speedup, pace, predicted_speedup, window
 from evaluation.judge.groups import Group, LeftOut, Result, conditions, read_groups
@@ -30,7 +30,7 @@ from tests.simulated_runs import PEARL, SPS, Simulated, write_runs
 ABLATIONS = ("pre-verify", "post-verify", "both")
 PASS, DECIDE, DRAFT = 0.02, 0.0005, 0.004  # seconds, as simulated
 FREE = Simulated("pearl", {"gamma": "free", "without": "nothing"}, window=1)  # a span for each token
-FOLDERS = ("main", "gamma-2", "gamma-8", *(f"without-{part}" for part in ABLATIONS))
+FOLDERS = ("main", "heads", "gamma-2", "gamma-8", *(f"without-{part}" for part in ABLATIONS))
 PNG_BYTES = 15_000
 
 
@@ -39,7 +39,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folders of a whole study of one pair."""
     folder = tmp_path_factory.mktemp("study")
     pld = Simulated("pld", {"gamma": 7, "max_ngram": 3}, alpha=0.3, draft=0.0001)
+    head = Simulated("pearl-eagle3", {"gamma": 3, "without": "nothing"}, alpha=0.6, features=True)
     write_runs(folder / "main", [SPS, PEARL, pld], folder / "trace.json")
+    write_runs(folder / "heads", [head])
     for part in ABLATIONS:
         write_runs(folder / f"without-{part}", [replace(PEARL, options={"gamma": "auto", "without": part})])
     for gamma in (2, 8):
@@ -73,7 +75,7 @@ def rows(drawing: Drawing) -> dict[str, dict[str, object]]:
 
 
 def test_files(drawings: dict[str, Drawing], tmp_path: Path) -> None:
-    expected = "speedup speedup-by-category radar ablation window acceptance waiting timeline prediction plane"
+    expected = "speedup speedup-by-category radar ablation window acceptance depth waiting timeline prediction plane"
     assert list(drawings) == expected.split()
     for drawing in drawings.values():
         png, svg, csv = drawing.save(tmp_path)
@@ -93,7 +95,7 @@ def test_files(drawings: dict[str, Drawing], tmp_path: Path) -> None:
 
 def test_speedups_are_those_of_speed(drawings: dict[str, Drawing], groups: list[Group], root: Path) -> None:
     shown = rows(drawings["speedup"])
-    assert len(shown) == 10 and list(shown)[:3] == ["sps, gamma 2", "sps, gamma 5", "sps, gamma 8"]
+    assert len(shown) == 11 and list(shown)[:3] == ["sps, gamma 2", "sps, gamma 5", "sps, gamma 8"]
     for label, row in shown.items():
         result = result_of(groups, label)
         expected = summarize(result.run.path, result.run.path.with_name("autoregressive.jsonl"))
@@ -152,6 +154,31 @@ def test_run_lengths_go_on_over_passes_and_not_over_turns() -> None:
     assert list(run_lengths(replace(one, drafted=drafted, accepted=accepted, nodes=None))) == [8, 2, 4]
 
 
+def test_acceptance_by_depth_is_counted_by_hand() -> None:
+    """Three passes: all of three kept; the second of three rejected; nothing drafted; the first of two rejected."""
+    one = choice([range(3), range(2)], [1.0, 1.0])
+    drafted, accepted = [[0, 3, 3], [0, 2]], [[0, 3, 1], [0, 0]]
+    told = replace(one, drafted=drafted, accepted=accepted, depths=[[1, 2, 3, 3, 4, 5], [2, 3]], nodes=None)
+    found = {rate.depth: (rate.tried, rate.accepted) for rate in by_depth([told])}
+    assert found == {1: (1, 1), 2: (2, 1), 3: (2, 2), 4: (1, 0)}
+    of_other = replace(told, depths=[[1, 2, 0, 1, 0, 0], [0, 0]])  # composed: a drafter without features among them
+    assert {rate.depth: (rate.tried, rate.accepted) for rate in by_depth([of_other])} == {1: (2, 2), 2: (1, 1)}
+    assert by_depth([replace(told, depths=None)]) == []
+
+
+def test_depth(drawings: dict[str, Drawing], groups: list[Group]) -> None:
+    """Simulated with windows of 3: first 1 to 3, behind two unverified ones 3 to 5, of which the first was judged."""
+    data, result = drawings["depth"].data, result_of(groups, "pearl-eagle3")
+    assert set(data["run"]) == {"pearl-eagle3"} and list(data["depth"]) == [1, 2, 3, 4, 5]
+    assert sum(data["tried"]) == sum(
+        min(kept + 1, judged)
+        for one in result.choices
+        for judged, kept in zip((one.drafted or [])[0], (one.accepted or [])[0], strict=True)
+    )
+    assert list(data["share"]) == pytest.approx([0.6] * 5, abs=0.1)
+    assert (data["accepted"] / data["tried"]).tolist() == list(data["share"])
+
+
 def test_waiting(drawings: dict[str, Drawing]) -> None:
     data = drawings["waiting"].data.set_index(["run", "side"])
     sps, pearl = data.loc["sps, gamma 5"], data.loc["pearl, gamma auto"]
@@ -182,7 +209,7 @@ def test_timeline(drawings: dict[str, Drawing], groups: list[Group]) -> None:
 
 def test_theory(drawings: dict[str, Drawing], groups: list[Group]) -> None:
     predicted, points = rows(drawings["prediction"]), rows(drawings["plane"])
-    assert set(predicted) == set(points) and len(points) == 9 and "pld" not in points
+    assert set(predicted) == set(points) and len(points) == 10 and "pld" not in points
     for label, row in predicted.items():
         result = result_of(groups, label)
         measured = pace([result])
@@ -221,7 +248,7 @@ def test_what_cannot_be_known_is_left_out(tmp_path: Path) -> None:
     other = group_of(tmp_path / "other", replace(SPS, draft=0.005), replace(PEARL, draft=0.005))
     _, left_out = draw([other], read_trace(tmp_path / "free.json"))
     reasons = dict(line.split(": ", 1) for line in left_out)
-    assert set(reasons) == {"radar", "ablation", "window", "timeline"}
+    assert set(reasons) == {"radar", "ablation", "window", "depth", "timeline"}
     assert "does not show one answer" in reasons["timeline"]
 
 

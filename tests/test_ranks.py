@@ -22,23 +22,26 @@ from evaluation.judge.groups import read_groups
 from evaluation.judge.timeline import spans_of
 from evaluation.launch import processes
 from evaluation.run import main
+from methods.drafters.eagle.tiny import write_eagle3
 from methods.paths import ROOT
 from tests.commands import in_process
 from tests.tiny import save_draft, save_model
 
 RUN = [sys.executable, str(ROOT / "evaluation/run.py")]
 TURNS = [["hello there hello there"], ["one two", "three"], ["abc abc abc abc"], ["what is 1+1"]]
+HEAD = "pearl-eagle3"  # a method whose draft's rank reads features of the target
 MANY = 12  # questions, so that every fault ends a run in the middle
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A target, a draft with exits, and questions, one of two turns."""
+    """A target, a draft with exits, a head, and questions, one of two turns."""
     folder = tmp_path_factory.mktemp("ranks")
     save_model(folder / "target", seed=0, layers=3)
     (folder / "draft").mkdir()
     save_draft(folder / "draft", folder / "target")
+    write_eagle3(folder / "head", folder / "target")
     (folder / "many").mkdir()
     for place, turns in ((folder, TURNS), (folder / "many", [TURNS[i % len(TURNS)] for i in range(MANY)])):
         lines = [{"question_id": i + 1, "category": "qa", "turns": several} for i, several in enumerate(turns)]
@@ -47,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(folder: Path, output: Path, methods: str, *more: str, tokens: int = 24) -> list[str]:
-    models = ["--target", str(folder / "target"), "--draft", str(folder / "draft")]
+    models = ["--target", str(folder / "target"), "--draft", str(folder / ("head" if methods == HEAD else "draft"))]
     task = ["--questions", str(folder / "questions.jsonl"), "--max-new-tokens", str(tokens), "--template", "chat"]
     return [methods, *models, *task, "--dtype", "float32", "--threads", "1", "--output", str(output), *more]
 
@@ -169,26 +172,26 @@ def hurt_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("hurt")
 
 
-def hurt_command(folder: Path, output: Path) -> list[str]:
+def hurt_command(folder: Path, output: Path, method: str) -> list[str]:
     many = str(folder / "many/questions.jsonl")
-    return command(folder, output, "pearl", "--alone", "--questions", many, tokens=400)
+    return command(folder, output, method, "--alone", "--questions", many, tokens=400)
 
 
-def kept_answers(output: Path) -> dict[QuestionId, str]:
+def kept_answers(output: Path, method: str) -> dict[QuestionId, str]:
     """The ids of PEARL's answers so far."""
-    path = answers(output, "pearl")
+    path = answers(output, method)
     return {q: answer.answer_id for q, answer in read_answers(path).items()} if path.exists() else {}
 
 
 def start_and_wait_for_an_answer(
-    folder: Path, output: Path, background: bool = False, **options: str
+    folder: Path, output: Path, method: str, background: bool = False, **options: str
 ) -> subprocess.Popen[str]:
     """A run that has answered a question and is far from its last. `background`: as a script starts it with &, which
     makes it deaf to Ctrl-C."""
-    path = answers(output, "pearl")
+    path = answers(output, method)
     before = path.read_bytes().count(b"\n") if path.exists() else 0
     process = subprocess.Popen(
-        [*RUN, *hurt_command(folder, output)],
+        [*RUN, *hurt_command(folder, output, method)],
         env=ENV | options,
         cwd="/",
         stdout=subprocess.DEVNULL,
@@ -234,27 +237,35 @@ def terminate(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "hurt, background, status, message",
+    "method, hurt, background, status, message",
     [
-        (kill(1), False, 1, "rank 1 was ended by SIGKILL"),
-        (kill(0), False, 1, "rank 0 was ended by SIGKILL"),
-        (stop(1), False, 1, "rank 0 (target) waited"),
-        (stop(0), False, 1, "rank 1 (draft) waited"),
-        (interrupt, False, 130, "interrupted"),
-        (terminate, True, -signal.SIGTERM, ""),
+        ("pearl", kill(1), False, 1, "rank 1 was ended by SIGKILL"),
+        ("pearl", kill(0), False, 1, "rank 0 was ended by SIGKILL"),
+        ("pearl", stop(1), False, 1, "rank 0 (target) waited"),
+        ("pearl", stop(0), False, 1, "rank 1 (draft) waited"),
+        ("pearl", interrupt, False, 130, "interrupted"),
+        ("pearl", terminate, True, -signal.SIGTERM, ""),
+        (HEAD, kill(1), False, 1, "rank 1 was ended by SIGKILL"),
+        (HEAD, kill(0), False, 1, "rank 0 was ended by SIGKILL"),
+        (HEAD, stop(1), False, 1, "rank 0 (target) waited"),
+        (HEAD, stop(0), False, 1, "rank 1 (draft) waited"),
     ],
-    ids=["draft killed", "target killed", "draft hangs", "target hangs", "Ctrl-C", "ended in the background"],
+    ids=[
+        *("draft killed", "target killed", "draft hangs", "target hangs", "Ctrl-C", "ended in the background"),
+        *("head killed", "its target killed", "head hangs", "its target hangs"),
+    ],
 )
 def test_a_fault_ends_both_ranks_soon_and_loses_nothing(
     folder: Path,
     hurt_output: Path,
+    method: str,
     hurt: Callable[[subprocess.Popen[str]], None],
     background: bool,
     status: int,
     message: str,
 ) -> None:
-    before = kept_answers(hurt_output)
-    process = start_and_wait_for_an_answer(folder, hurt_output, background, PEARL_BENCH_PATIENCE="1")
+    before = kept_answers(hurt_output, method)
+    process = start_and_wait_for_an_answer(folder, hurt_output, method, background, PEARL_BENCH_PATIENCE="1")
     ranks = ranks_of(process)
     hurt(process)
     began = time.monotonic()
@@ -268,18 +279,19 @@ def test_a_fault_ends_both_ranks_soon_and_loses_nothing(
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == status, errors
     assert message in errors
-    kept = kept_answers(hurt_output)
+    kept = kept_answers(hurt_output, method)
     assert len(before) < len(kept) < MANY  # else nothing was ended
     assert kept.items() >= before.items()
 
 
-def test_a_run_that_faults_have_ended_goes_on(folder: Path, hurt_output: Path) -> None:
-    kept = kept_answers(hurt_output)
-    again = run(hurt_command(folder, hurt_output))
+@pytest.mark.parametrize("method", ["pearl", HEAD])
+def test_a_run_that_faults_have_ended_goes_on(folder: Path, hurt_output: Path, method: str) -> None:
+    kept = kept_answers(hurt_output, method)
+    again = run(hurt_command(folder, hurt_output, method))
     assert again.returncode == 0, again.stderr
-    now = kept_answers(hurt_output)
+    now = kept_answers(hurt_output, method)
     assert len(now) == MANY and now.items() >= kept.items()
-    assert f"pearl: {MANY}/{MANY} identical" in again.stdout
+    assert f"{method}: {MANY}/{MANY} identical" in again.stdout
 
 
 def test_kills_while_ranks_start_leave_nothing_behind_and_the_run_goes_on(folder: Path, tmp_path: Path) -> None:
@@ -327,17 +339,22 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    "rank, module, name, function",
-    [(1, "methods.drafters.language_model", "ModelDrafter", "draft"), (0, "methods.pearl.target", "Pearl", "_decide")],
-    ids=["draft", "target"],
+    "method, rank, module, name, function",
+    [
+        ("pearl", 1, "methods.drafters.language_model", "ModelDrafter", "draft"),
+        ("pearl", 0, "methods.pearl.target", "Pearl", "_decide"),
+        (HEAD, 1, "methods.drafters.eagle.drafters", "EagleChain", "draft"),
+        (HEAD, 0, "methods.pearl.target", "Pearl", "_decide"),
+    ],
+    ids=["draft", "target", "head", "its target"],
 )
 def test_an_exception_in_either_rank_ends_both(
-    folder: Path, tmp_path: Path, rank: int, module: str, name: str, function: str
+    folder: Path, tmp_path: Path, method: str, rank: int, module: str, name: str, function: str
 ) -> None:
     script = tmp_path / "broken.py"
     script.write_text(BROKEN.format(module=module, name=name, function=function))
     began = time.monotonic()
-    arguments = command(folder, tmp_path, "pearl", "--alone", "--gamma", "1", tokens=400)
+    arguments = command(folder, tmp_path, method, "--alone", "--gamma", "1", tokens=400)
     done = run(arguments, [sys.executable, str(script)])
     assert done.returncode == 1
     assert "RuntimeError: out of luck" in done.stderr

@@ -17,6 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from evaluation.judge.acceptance import by_depth
 from evaluation.judge.change import pair_runs
 from evaluation.judge.gates import judge, parse_gate
 from evaluation.judge.groups import read_groups
@@ -114,6 +115,22 @@ def test_markdown_says_what_was_measured(reported: Path) -> None:
     assert "![Figure: timeline](figures/timeline.png)" in text
     pictures = re.findall(r"\]\((figures/[^)]+)\)", text)
     assert len(pictures) > 10 and all((reported / path).stat().st_size for path in pictures)
+
+
+def test_acceptance_by_depth_has_a_table_where_features_are_read(tmp_path: Path) -> None:
+    heads = [Simulated("eagle3", {"gamma": size, "shape": "chain"}, alpha=0.6, features=True) for size in (3, 20)]
+    for number, runs in enumerate(([SPS], [SPS, heads[0]], [heads[1]])):
+        folder = write_runs(tmp_path / str(number), runs)
+        report = Report(read_groups([folder]), [], [], [], folder, None, WRITTEN_BY)
+        (group,) = report.groups
+        assert report.depth_heads(group) == [str(depth) for depth in range(1, (1, 4, 13)[number])]
+        assert ("### Acceptance by depth" in to_markdown(report, alone=True)) == (number > 0)
+        for row in report.depths(group):
+            assert row[0] == "eagle3" and len(row) == (1, 4, 13)[number]
+            result = next(result for result in group.results if result.method == "eagle3")
+            first = by_depth(result.choices)[0]
+            assert row[1] == Cell(f"{first.share:.0%}\nof {first.tried}")
+    assert len(report.depths(group)) == 1
 
 
 def test_page_needs_nothing_else(reported: Path) -> None:

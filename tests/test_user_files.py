@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from evaluation.answers.files import any_path
 from evaluation.launch.benchmarks import Question, read_file, read_sources
 from methods.errors import UserError
 from methods.pairs import get_pair, known_pairs
@@ -67,6 +68,20 @@ def test_half_a_surrogate_pair_is_refused_by_its_line(key: str, tmp_path: Path) 
     with pytest.raises(UserError) as told:
         read_file(path)
     assert str(told.value).startswith(f"{path}, line 2: expected characters, got \\ud800")
+
+
+def test_a_path_that_may_not_be_looked_at_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that is not there is none's fault yet: it may be made."""
+    assert any_path(str(tmp_path / "none" / "at all")) == tmp_path / "none" / "at all"
+    (tmp_path / "file").touch()
+    assert any_path(str(tmp_path / "file" / "in it")) == tmp_path / "file" / "in it"
+
+    def locked(text: str) -> None:
+        raise PermissionError(13, "Permission denied", text)
+
+    monkeypatch.setattr("os.stat", locked)
+    with pytest.raises(UserError, match=r"cannot look at /locked/in: Permission denied; check the path and its"):
+        any_path("/locked/in")
 
 
 def test_a_nul_in_a_question_is_no_mistake(tmp_path: Path) -> None:

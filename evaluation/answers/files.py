@@ -32,13 +32,16 @@ def compressed(path: Path) -> Path:
 
 
 def any_path(text: str) -> Path:
-    """The path that an argument of a command names, be it there or not. UserError where none can have that name."""
+    """The path that an argument of a command names, be it there or not. UserError where none can have that name, or
+    where it lies in a folder that may not be looked into."""
     if not text:
         raise UserError("expected a path, got an empty text; name a file or a folder")
     try:
         os.stat(text)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        pass  # told by who reads or writes it
+    except (FileNotFoundError, NotADirectoryError):
+        return Path(text)  # who writes it makes it, who reads it says that it is not there
+    except PermissionError as error:
+        raise UserError(f"cannot look at {told(text)}: {error.strerror}; check the path and its permissions") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"'{told(text[:60])}' cannot be a path ({reason}); name a file or a folder") from None

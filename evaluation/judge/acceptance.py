@@ -1,5 +1,6 @@
 """What became of the drafts: how many were judged, and how many of them accepted, by position and in a row."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -90,6 +91,35 @@ def drafts_of(run: Run, choices: Sequence[Choice]) -> Drafts:
     """Of choices of the run. Another library's loop does not tell what it drafts."""
     told = run.header is None or run.header.loop != "peer"
     return Drafts.of(choices, run.tree) if told else Drafts(np.zeros(0, int), np.zeros(0, int), known=False)
+
+
+@dataclass(frozen=True)
+class AtDepth:
+    """Of drafted tokens that lie so many places behind the last true feature, all before them being accepted: how many
+    the target judged, and how many of these it accepted."""
+
+    depth: int
+    tried: int
+    accepted: int
+
+    @property
+    def share(self) -> float:
+        return self.accepted / self.tried
+
+
+def by_depth(choices: Iterable[Choice]) -> list[AtDepth]:
+    """The acceptance at each depth that occurs. None where no drafter reads features, or the files do not tell."""
+    tried: Counter[int] = Counter()
+    accepted: Counter[int] = Counter()
+    for choice in choices:
+        turns = zip(choice.depths or [], choice.drafted or [], choice.accepted or [], strict=False)
+        for depths, judged_of_passes, kept_of_passes in turns:
+            begin = 0
+            for judged, kept in zip(judged_of_passes, kept_of_passes, strict=True):
+                tried.update(depths[begin : begin + min(kept + 1, judged)])
+                accepted.update(depths[begin : begin + kept])
+                begin += judged
+    return [AtDepth(depth, tried[depth], accepted[depth]) for depth in sorted(tried) if depth]
 
 
 def run_lengths(choice: Choice) -> Iterable[int]:

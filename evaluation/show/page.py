@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from evaluation.answers.header import COMMON
+from evaluation.judge.acceptance import AtDepth, by_depth
 from evaluation.judge.change import Pairing, headline, interval_words
 from evaluation.judge.equality import Comparison
 from evaluation.judge.gates import GateResult, compare_all
@@ -21,6 +22,7 @@ from methods import BASELINE
 Rows = list[list[str | Cell]]
 
 SHOWN_FAILURES = 50
+DEEPEST_SHOWN = 12
 NEW_LINE = "\n"
 
 
@@ -111,6 +113,18 @@ class Report:
     def category_heads(self, group: Group) -> list[str]:
         return [name.replace("_", " ") for name in category_names([r for r in group.measured if r.categories])]
 
+    def depths(self, group: Group) -> Rows:
+        """Return the acceptance of each method by depth since the last true feature; none where no run records it."""
+        heads = self.depth_heads(group)
+        return [
+            [group.labels[result], *(_at_depth(rates.get(int(depth))) for depth in heads)]
+            for result, rates in _rates(group).items()
+        ]
+
+    def depth_heads(self, group: Group) -> list[str]:
+        deepest = max((max(rates) for rates in _rates(group).values()), default=0)
+        return [str(depth) for depth in range(1, min(deepest, DEEPEST_SHOWN) + 1)]
+
     def unmeasured(self, group: Group) -> list[str]:
         return [group.labels[r] for r in group.results if r.method != BASELINE and not r.overall]
 
@@ -190,6 +204,16 @@ def _identical(result: Result, comparison: Comparison | None) -> Cell:
 def _by_category(result: Result, names: Sequence[str]) -> list[Cell]:
     found = {summary.group: summary for summary in result.summaries}
     return [_toned_speedup(found[name], True) if name in found else Cell("-", "faint") for name in names]
+
+
+def _rates(group: Group) -> dict[Result, dict[int, AtDepth]]:
+    """The acceptance of each run that records depths, by depth."""
+    found = {result: {rate.depth: rate for rate in by_depth(result.choices)} for result in group.measured}
+    return {result: rates for result, rates in found.items() if rates}
+
+
+def _at_depth(rate: AtDepth | None) -> Cell:
+    return Cell("-", "faint") if rate is None else Cell(f"{rate.share:.0%}\nof {rate.tried}")
 
 
 def _toned_speedup(summary: Summary, with_interval: bool = False) -> Cell:

@@ -3,9 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+from rich.text import Text
+
 from methods.errors import UserError
 
 if TYPE_CHECKING:
+    from evaluation.judge.gates import GateResult
     from evaluation.show.page import Report
 
 
@@ -33,3 +37,15 @@ def check_output(output: Path) -> None:
     path = output / MARKDOWN
     if path.is_file() and WRITTEN_BY not in path.read_text(encoding="utf-8", errors="replace"):
         raise UserError(f"{path} was not written by this command; move it, or choose another --output")
+
+
+def tell(written: list[Path], left_out: list[str], failed: "list[GateResult]") -> None:
+    """Say which files were written, what was asked for and is not there, and which conditions failed."""
+    console = Console(highlight=False)
+    for path in written:
+        console.print(Text(str(path)), soft_wrap=True)
+    for line in left_out:
+        console.print(Text(f"left out: {line}", style="yellow"), soft_wrap=True)
+    for outcome in failed:
+        value = "nothing was measured" if outcome.value is None else f"it is {outcome.value:.3g}"
+        console.print(Text(f"failed: {outcome.gate.text}: {value}", style="red"), soft_wrap=True)

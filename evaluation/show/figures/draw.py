@@ -36,6 +36,7 @@ def _figures(groups: "Sequence[Group]", trace: "Trace | None") -> "Iterable[tupl
     """The name of each figure, the group that it is of ("": of all), and what draws it."""
     from functools import partial
 
+    from evaluation.show.figures import depth as figures_depth
     from evaluation.show.figures import rounds as figures_rounds
     from evaluation.show.figures import speed as figures
     from evaluation.show.figures import theory as figures_theory
@@ -50,6 +51,7 @@ def _figures(groups: "Sequence[Group]", trace: "Trace | None") -> "Iterable[tupl
     for group in groups:
         yield "window", group.name, partial(figures_theory.window_sweep, group, groups, look)
         yield "acceptance", group.name, partial(figures_rounds.acceptance, group, groups, look)
+        yield "depth", group.name, partial(figures_depth.depth_lines, group, groups)
         yield "waiting", group.name, partial(figures_rounds.waiting, group, groups, look)
     if trace is not None:
         yield "timeline", "", partial(figures_rounds.timeline, trace, groups, look)

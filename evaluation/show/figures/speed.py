@@ -82,7 +82,7 @@ def _said(summary: Summary) -> str:
 
 def speedup_bars(groups: Sequence[Group], looks: Looks) -> Drawing:
     """Draw overall speedups, with a panel for each pair and benchmark."""
-    shown = {group: _few(group) for group in groups if group.measured}
+    shown = {group: few_runs(group) for group in groups if group.measured}
     if not shown:
         raise LeftOut("needs a run with its baseline beside it")
     counts = [len(results) for results in shown.values()]
@@ -105,7 +105,8 @@ def speedup_bars(groups: Sequence[Group], looks: Looks) -> Drawing:
     return Drawing("speedup", figure, pd.DataFrame(rows), about)
 
 
-def _few(group: Group) -> list[Result]:
+def few_runs(group: Group) -> list[Result]:
+    """All measured runs; of more than `MOST_BARS` one of each method and ablation."""
     return group.measured if len(group.measured) <= MOST_BARS else group.typical
 
 
