@@ -118,7 +118,7 @@ _PEARL = {
 def _behind(spec: DrafterSpec) -> dict[str, Option]:
     """Where its chains end, any other drafter of chains may go on."""
     others = [name for name, other in DRAFTERS.items() if CHAIN in other.shapes and name != spec.name]
-    help = "who drafts on where the heads end, of chains: a drafter of chains, with the pair's weights of its kind"
+    help = "who drafts on behind the last head of a chain, with the pair's weights of its kind"
     return {BEHIND: Option(NOTHING, help, least=None, words=(NOTHING, *others))} if spec.ends else {}
 
 
@@ -134,10 +134,11 @@ def _pearl(turns: MethodSpec) -> MethodSpec:
     """PEARL over the drafter of a draft-then-verify row, which is measured beside it."""
     spec = turns.drafter
     assert spec is not None, "a row of turns has a drafter"
+    within = ", as far as they reach," if spec.ends else ""
     return MethodSpec(
         "pearl" if spec.name == "model" else f"pearl-{spec.name}",
         "pearl",
-        f"drafts by {spec.about} while it verifies, on two ranks",
+        f"drafts by {spec.about}{within} while it verifies, on two ranks",
         spec,
         "; ".join(filter(None, ("Liu et al. 2025", spec.paper))),
         spec.weights,

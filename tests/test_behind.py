@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from evaluation.launch.catalogue import method_help
 from evaluation.launch.config import parse
 from evaluation.launch.header import run_headers
 from evaluation.launch.measure import open_session
@@ -286,6 +287,12 @@ def test_mistakes_get_one_sentence(methods: str, sentence: str) -> None:
     assert sentence in str(told.value) and "\n" not in str(told.value)
 
 
+def test_help_names_the_weights_of_both() -> None:
+    for variant, needs in (("pearl-medusa@behind=eagle2", "a medusa draft and a eagle draft, two ranks"),
+                           ("medusa@shape=chain@behind=pld", "a medusa draft"), ("pld", "no draft")):  # fmt: skip
+        assert f"needs: {needs}\n" in method_help(get_method(variant))
+
+
 def test_the_header_names_the_weights_of_both(tiny: Path, weights: dict[str, Path], tmp_path: Path) -> None:
     questions = tmp_path / "q.jsonl"
     questions.write_text('{"question_id": 1, "category": "qa", "turns": ["hello"]}\n')
@@ -293,9 +300,9 @@ def test_the_header_names_the_weights_of_both(tiny: Path, weights: dict[str, Pat
     config = parse([",".join(names), "--target", str(tiny), "--questions", str(questions), "--draft", "x"])
     config.pair.drafts.update({kind: str(path) for kind, path in weights.items()})  # type: ignore[attr-defined]
     headers = run_headers(open_session(config))
-    assert [headers[name].draft and headers[name].draft["source"] for name in names] == [str(weights["medusa"])] * 3
-    sources = [header.behind and header.behind["source"] for header in map(headers.get, names) if header]
-    assert sources == [str(weights["model"]), None, None]
+    ordered = [headers[name] for name in names]
+    assert [header.draft and header.draft["source"] for header in ordered] == [str(weights["medusa"])] * 3
+    assert [header.behind and header.behind["source"] for header in ordered] == [str(weights["model"]), None, None]
     assert [headers[name].shape for name in names] == ["chain", "chain", "tree"]
     assert "behind" not in (headers["medusa"].options or {}) and (headers[names[0]].options or {})["behind"] == "model"
 

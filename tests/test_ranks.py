@@ -168,7 +168,7 @@ def test_a_mistake_is_told_once_before_a_rank_is_started(
 
 @pytest.fixture(scope="module")
 def hurt_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a run is begun that each fault ends and the next start goes on with."""
+    """Where a run of each method is begun that each fault ends and the next start goes on with."""
     return tmp_path_factory.mktemp("hurt")
 
 
@@ -264,8 +264,9 @@ def test_a_fault_ends_both_ranks_soon_and_loses_nothing(
     status: int,
     message: str,
 ) -> None:
-    before = kept_answers(hurt_output, method)
-    process = start_and_wait_for_an_answer(folder, hurt_output, method, background, PEARL_BENCH_PATIENCE="1")
+    output = hurt_output / method
+    before = kept_answers(output, method)
+    process = start_and_wait_for_an_answer(folder, output, method, background, PEARL_BENCH_PATIENCE="1")
     ranks = ranks_of(process)
     hurt(process)
     began = time.monotonic()
@@ -279,17 +280,18 @@ def test_a_fault_ends_both_ranks_soon_and_loses_nothing(
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == status, errors
     assert message in errors
-    kept = kept_answers(hurt_output, method)
+    kept = kept_answers(output, method)
     assert len(before) < len(kept) < MANY  # else nothing was ended
     assert kept.items() >= before.items()
 
 
 @pytest.mark.parametrize("method", ["pearl", HEAD])
 def test_a_run_that_faults_have_ended_goes_on(folder: Path, hurt_output: Path, method: str) -> None:
-    kept = kept_answers(hurt_output, method)
-    again = run(hurt_command(folder, hurt_output, method))
+    output = hurt_output / method
+    kept = kept_answers(output, method)
+    again = run(hurt_command(folder, output, method))
     assert again.returncode == 0, again.stderr
-    now = kept_answers(hurt_output, method)
+    now = kept_answers(output, method)
     assert len(now) == MANY and now.items() >= kept.items()
     assert f"{method}: {MANY}/{MANY} identical" in again.stdout
 

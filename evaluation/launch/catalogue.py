@@ -86,7 +86,7 @@ def _about(spec: MethodSpec, name: str, option: Option) -> str:
 
 
 def _needs(spec: MethodSpec) -> str:
-    draft = f"a {spec.weights} draft" if spec.weights else "no draft"
+    draft = " and ".join(f"a {kind} draft" for kind in spec.needs(spec.fixed)) or "no draft"
     return f"{draft}, two ranks" if spec.ranks > 1 else draft
 
 

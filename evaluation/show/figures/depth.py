@@ -1,6 +1,7 @@
 """This figure shows what a drafter that reads features is worth beyond what it was told: acceptance by depth."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
@@ -27,7 +28,7 @@ def depth_lines(group: Group, groups: Sequence[Group]) -> Drawing:
     for result, rates in found.items():
         shown, look = [rate for rate in rates if rate.tried >= LEAST_TRIED], its_looks[group.labels[result]]
         spots = [rate.depth for rate in shown], [rate.share for rate in shown]
-        style = {"color": look.color, "marker": look.marker, "linestyle": look.line}
+        style: dict[str, Any] = {"color": look.color, "marker": look.marker, "linestyle": look.line}
         axes.plot(*spots, **style, label=group.labels[result])
     axes.set(xlabel="places behind the last token with a true feature", ylabel="accepted, all before being so")
     axes.set_ylim(0, 1.04)
