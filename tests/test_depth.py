@@ -18,14 +18,16 @@ from methods import BASELINE, METHODS, get_method
 from methods.base import Generation, Limits, generate
 from methods.build import build_chain_drafter, build_method
 from methods.drafters.base import ChainDrafter, Draft
+from methods.drafters.eagle.drafters import EagleChain
 from methods.engine.link import Close
-from methods.engine.sampling import Sampling
+from methods.engine.sampling import Sampling, probabilities
 from methods.engine.transformer import FINAL
+from methods.engine.tree import TokenTree
 from methods.models import Models
 from methods.pearl.draft import local_draft_rank, serve
 from methods.pearl.target import Pearl
 from methods.speculative import Speculative
-from methods.target import Outcome
+from methods.target import Outcome, Target
 from tests.goldens import GOLDENS
 from tests.test_pearl import two_ends
 from tests.tiny import VOCABULARY
@@ -202,3 +204,31 @@ def test_depths_stand_in_lines_and_traces_only_where_there_are_any(
     told = [event["args"].get("depth") for event in writer.events if event.get("name") == "draft"]
     assert told == [span.depth for span in got.spans if span.work == "draft"] and 1 in told
     assert all("depth" not in event["args"] for event in writer.events if event.get("name") == "verify")
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_what_is_unverified_is_read_again_behind_true_features(tiny: Path, weights: dict[str, Path], kind: str) -> None:
+    """Five are drafted and two of them decided: the other three are read behind the true states, the first with the
+    state that follows from these, each further one with the state that was predicted before it then."""
+    both, apart = (Models(str(tiny), str(weights[kind]), "float32", CPU) for _ in range(2))
+    drafter, by_hand = (build_chain_drafter(get_method(f"pearl-{kind}"), m, {}) for m in (both, apart))
+    assert isinstance(drafter, EagleChain) and isinstance(by_hand, EagleChain)
+    hot = Sampling(30.0)  # so that a random head is not certain
+    alone = build_method(get_method("autoregressive"), both, {})
+    right = generate(alone, PROMPT, GREEDY, Limits(frozenset(), 6)).token_ids[1:]
+    target = Target(both.target, drafter.taps)
+    first, features = target.start(PROMPT, GREEDY)
+    for each in (drafter, by_hand):
+        each.begin(PROMPT, hot, features)
+        each.settle(first)
+    drafter.take(right)
+    drafter.draft(1)
+    drafter.drafted, before = right[:], drafter.states[:]
+    outcome = target.judge(TokenTree.chain([target.pending, right[0]]))
+    drafter.confirm(Outcome(right[:2], outcome.path_A, outcome.features_AF, leaf_kept=True))
+    got = drafter.draft(1)
+    by_hand.settle(outcome)
+    states = torch.cat([by_hand.reader.read(), *before[3:5]])
+    newest = by_hand.head.go_on(states, right[2:])[-1:]
+    q_1R = probabilities(by_hand.head.logits(newest), hot)
+    assert got.q_GV is not None and torch.equal(got.q_GV[:, by_hand.head.parts.lm_head.tokens_R], q_1R)

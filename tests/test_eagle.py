@@ -23,7 +23,7 @@ from methods.drafters.eagle.drafters import EagleChain, Reader, StaticTree
 from methods.drafters.eagle.files import EAGLE, EAGLE3, Reading, load
 from methods.drafters.eagle.self_check import compare, warning
 from methods.engine.int8 import Int8
-from methods.engine.sampling import Sampling, probabilities
+from methods.engine.sampling import Sampling
 from methods.engine.transformer import FINAL
 from methods.engine.tree import TokenTree
 from methods.errors import UserError
@@ -84,34 +84,6 @@ def test_a_chain_goes_on_behind_confirmed_drafts_as_a_new_one_would(
     fresh.settle(Outcome([first.tokens[0]], [0], first.features_AF))
     fresh.settle(Outcome(tokens, [0, 1, 2], read.features_NF[:3]))
     assert fresh.draft(2).tokens_G == got
-
-
-@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
-def test_what_is_unverified_is_read_again_behind_true_features(tiny: Path, weights: dict[str, Path], kind: str) -> None:
-    """Five are drafted and two of them decided: the other three are read behind the true states, the first with the
-    state that follows from these, each further one with the state that was predicted before it then."""
-    both, apart = models(tiny, weights[kind]), models(tiny, weights[kind])
-    drafter, by_hand = (build_chain_drafter(get_method(f"pearl-{kind}"), m, {}) for m in (both, apart))
-    assert isinstance(drafter, EagleChain) and isinstance(by_hand, EagleChain)
-    hot = Sampling(30.0)  # so that a random head is not certain
-    alone = build_method(get_method("autoregressive"), both, {})
-    right = generate(alone, PROMPT, GREEDY, Limits(frozenset(), 6)).token_ids[1:]
-    target = Target(both.target, drafter.taps)
-    first, features = target.start(PROMPT, GREEDY)
-    for each in (drafter, by_hand):
-        each.begin(PROMPT, hot, features)
-        each.settle(first)
-    drafter.take(right)
-    drafter.draft(1)
-    drafter.drafted, before = right[:], drafter.states[:]
-    outcome = target.judge(TokenTree.chain([target.pending, right[0]]))
-    drafter.confirm(Outcome(right[:2], outcome.path_A, outcome.features_AF, leaf_kept=True))
-    got = drafter.draft(1)
-    by_hand.settle(outcome)
-    states = torch.cat([by_hand.reader.read(), *before[3:5]])
-    newest = by_hand.head.go_on(states, right[2:])[-1:]
-    q_1R = probabilities(by_hand.head.logits(newest), hot)
-    assert got.q_GV is not None and torch.equal(got.q_GV[:, by_hand.head.parts.lm_head.tokens_R], q_1R)
 
 
 @pytest.mark.parametrize("kind", ["eagle", "eagle3"])
