@@ -16,16 +16,17 @@ from methods.engine.link import Link
 from methods.engine.loader import DTYPES, Checkpoint, find_checkpoint
 from methods.errors import UserError
 
-INT8 = "int8"  # a draft: the target itself in 8 bits
+BITS = {"int8": 8, "int4": 4}  # drafts: the target itself in so many bits
 Loaded = TypeVar("Loaded")
 
 
 @dataclass
 class Models:
     """`target_source` and `draft_source` as `find_checkpoint` takes them; a draft may also be made of the target:
-    "first-K", its own first K layers, or "int8", itself in 8 bits. `max_length`: most tokens per sequence (None: the
-    model's context). `link`: to the other rank of the pair, if there is one; `drafts_only`: this is the draft rank,
-    which never loads the target. `drafts`: the pair's weights by their kind, for methods that need several."""
+    "first-K", its own first K layers, or "int4" or "int8", itself in so many bits; "int4-K" has a head over the K most
+    frequent tokens only. `max_length`: most tokens per sequence (None: the model's context). `link`: to the other rank
+    of the pair, if there is one; `drafts_only`: this is the draft rank, which never loads the target. `drafts`: the
+    pair's weights by their kind, for methods that need several."""
 
     target_source: str
     draft_source: str | None
@@ -82,13 +83,30 @@ class Models:
     @property
     def draft_is_target(self) -> bool:
         """Whether the draft is made of the target's own layers, so that it can work in the target's cache."""
-        return self.draft_layers is not None or self.draft_source == INT8
+        return self.draft_layers is not None or self.draft_bits is not None
 
     @property
     def draft_layers(self) -> int | None:
         """K of a "first-K" draft."""
-        prefix, _, count = (self.draft_source or "").partition("-")
-        return int(count[:9]) if prefix == "first" and count.isdecimal() else None
+        kind, count = self._draft_parts
+        return count if kind == "first" else None
+
+    @property
+    def draft_bits(self) -> int | None:
+        """4 or 8, of a draft that is the target in so many bits."""
+        kind, count = self._draft_parts
+        return BITS.get(kind) if count is not None or self.draft_source in BITS else None
+
+    @property
+    def draft_head(self) -> int | None:
+        """K of an "int4-K" or "int8-K" draft."""
+        return self._draft_parts[1] if self.draft_bits else None
+
+    @property
+    def _draft_parts(self) -> tuple[str, int | None]:
+        """KIND and K of a draft KIND-K; None for what is no number."""
+        kind, _, count = (self.draft_source or "").partition("-")
+        return kind, int(count[:9]) if count.isdecimal() else None
 
     @cached_property
     def target(self) -> Decoder:

@@ -1,23 +1,26 @@
 """A pair's draft model, wherever its weights come from: a model of its own, the target's first K layers, the target in
-8 bits, or what scripts/train.py exports. Loaded once for all methods that have the same."""
+8 or 4 bits, or what scripts/train.py exports. Loaded once for all methods that have the same."""
 
 import copy
 from dataclasses import replace
 
 from methods.engine.decoder import PROBE_TOKENS, Decoder
-from methods.engine.int8 import Int8Weights
 from methods.engine.loader import DTYPES, Checkpoint
+from methods.engine.low_bits import LowBitWeights, frequent_tokens
 from methods.engine.schema import enough_memory
 from methods.engine.trained_draft import is_trained_draft, load_draft
 from methods.engine.transformer import Transformer
 from methods.errors import UserError
-from methods.models import INT8, Models
+from methods.models import Models
 
 
 def check(models: Models) -> None:
     """Refuse a draft that cannot be this target's, by what its files say."""
     if models.draft_layers is not None:
         _check_layers(models, models.draft_layers)
+    if models.draft_head is not None and not 0 < models.draft_head <= models.vocabulary:
+        wanted = f"a draft that knows 1 to {models.vocabulary} of the target's tokens"
+        raise UserError(f"expected {wanted}, got {models.draft_source}")
     if not models.draft_is_target and not is_trained_draft(models.draft_checkpoint):  # that has the target's own tokens
         check_same_tokenizer(models.target_checkpoint, models.draft_checkpoint)
 
@@ -44,10 +47,8 @@ def _load(models: Models) -> Transformer:
     checkpoint, dtype = models.draft_checkpoint, DTYPES[models.dtype]
     if models.draft_layers is not None:
         return _first_layers(models, models.draft_layers)
-    if models.draft_source == INT8:
-        weights, layers = Int8Weights(checkpoint.weights, models.embedding_VD), checkpoint.config.layers
-        devices = models.devices[:1] * layers if models.drafts_only else models.target.model.devices
-        return Transformer(checkpoint.config, weights, dtype, devices)
+    if models.draft_bits is not None:
+        return _low_bits(models, models.draft_bits)
     if is_trained_draft(checkpoint):
         config = models.target_checkpoint.config
         return load_draft(checkpoint, config, models.embedding_VD, models.dtype, models.devices[0])
@@ -60,6 +61,14 @@ def _check_layers(models: Models, count: int) -> None:
         raise UserError("a target of one layer has no first layers to draft with; choose another draft")
     if not 0 < count <= most:
         raise UserError(f"expected a draft of 1 to {most} of the target's layers, got {models.draft_source}")
+
+
+def _low_bits(models: Models, bits: int) -> Transformer:
+    checkpoint, count = models.target_checkpoint, models.draft_head
+    tokens_R = None if count is None else frequent_tokens(models.vocabulary, count, checkpoint.eos_token_ids)
+    weights = LowBitWeights(checkpoint.weights, models.embedding_VD, bits, tokens_R)
+    devices = models.devices[:1] * checkpoint.config.layers if models.drafts_only else models.target.model.devices
+    return Transformer(checkpoint.config, weights, DTYPES[models.dtype], devices)
 
 
 def _first_layers(models: Models, count: int) -> Transformer:

@@ -6,7 +6,6 @@ Legend: O outputs (rows), I inputs.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Self
 
 import torch
@@ -42,35 +41,6 @@ class Int8:
     def widened(self) -> Tensor:
         """The matrix in its dtype."""
         return (self.values_OI * self.scales_O[:, None]).to(self.dtype)
-
-
-class Int8Weights(Mapping[str, Tensor]):
-    """A model's weights with its matrices in int8, a tied head too, but for the embedding, which is looked up and not
-    read. Scales are found, but not listed."""
-
-    def __init__(self, weights: Mapping[str, Tensor], embedding_VD: Tensor) -> None:
-        self.weights, self.embedding_VD = weights, embedding_VD
-        self._int8 = lru_cache(maxsize=4)(self._read)  # values are asked for first, then scales: of q, k and v together
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name == EMBEDDING:
-            return self.embedding_VD
-        matrix = name.removesuffix(SCALE)
-        int8 = self._int8(matrix)
-        if int8 is None:
-            return self.weights[name]
-        return int8.values_OI if name == matrix else int8.scales_O
-
-    def _read(self, name: str) -> Int8 | None:
-        """None for what is no matrix."""
-        tensor = self.embedding_VD if name == HEAD and HEAD not in self.weights else self.weights[name]
-        return Int8.of(tensor) if tensor.dim() > 1 else None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys([*self.weights, HEAD]))
-
-    def __len__(self) -> int:
-        return len(set(self.weights) | {HEAD})
 
 
 class ScaledWeights(Mapping[str, Tensor]):

@@ -17,6 +17,7 @@ from methods.engine.backends import choose, linear
 from methods.engine.backends.base import KeyValueCache, LinearLayer
 from methods.engine.backends.pytorch import Attend, rms_norm
 from methods.engine.config import ModelConfig, Rope
+from methods.engine.int4 import MINIMUM, Int4
 from methods.engine.int8 import SCALE, Int8
 
 FINAL = -1  # a tap: the state after the final norm
@@ -128,7 +129,8 @@ class Transformer(Layers):
         qkv = c.width * c.head_dim * (c.heads + 2 * c.kv_heads)
         layer = qkv + c.width * c.head_dim * c.heads + 3 * c.width * c.mlp_width
         head_rows = c.vocab_size if self.tokens_R is None else len(self.tokens_R)
-        return self.head.weight_size * (layers * layer + head_rows * c.width)
+        layer_bytes = self.layers[0].down.weight_size * layer  # a head may be in more bits than the layers
+        return round(layers * layer_bytes + self.head.weight_size * head_rows * c.width)
 
 
 class Layer:
@@ -188,12 +190,18 @@ class Layer:
 
 def matrix(
     weights: Mapping[str, Tensor], names: Sequence[str], dtype: torch.dtype, device: torch.device
-) -> Tensor | Int8:
-    """The matrices of these names, one below the other; in int8 where they are stored so."""
-    values = torch.cat([weights[name].to(device) for name in names])
-    if values.dtype != torch.int8:
-        return values.to(dtype)
-    return Int8(values, torch.cat([weights[name + SCALE].to(device) for name in names]), dtype)
+) -> Tensor | Int8 | Int4:
+    """The matrices of these names, one below the other; in 8 or 4 bits where they are stored so."""
+
+    def stacked(suffix: str = "") -> Tensor:
+        return torch.cat([weights[name + suffix].to(device) for name in names])
+
+    values = stacked()
+    if values.dtype == torch.int8:
+        return Int8(values, stacked(SCALE), dtype)
+    if values.dtype == torch.uint8:
+        return Int4(values, stacked(SCALE), stacked(MINIMUM), dtype)
+    return values.to(dtype)
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> Tensor:

@@ -17,7 +17,7 @@ from methods.engine.loader import DTYPES, Checkpoint
 from methods.engine.sampling import Sampling
 from methods.engine.trained_draft import is_trained_draft
 from methods.errors import UserError
-from methods.models import INT8, Models
+from methods.models import Models
 
 
 class Passes(BaseStreamer):
@@ -115,7 +115,7 @@ def _placed(model: Any, models: Models) -> PreTrainedModel:
 def _load_draft(models: Models) -> PreTrainedModel:
     """The pair's draft for Transformers; of a "first-K" draft the target's first layers."""
     checkpoint = models.draft_checkpoint
-    if is_trained_draft(checkpoint) or models.draft_source == INT8:
+    if is_trained_draft(checkpoint) or models.draft_bits is not None:
         raise UserError(f"Transformers cannot run the draft {models.draft_source}; leave out hf-assisted")
     if models.draft_layers is None:
         return _load(checkpoint, models)

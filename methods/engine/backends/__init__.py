@@ -9,10 +9,13 @@ from torch import Tensor
 from methods.engine.backends import cpu, pytorch
 from methods.engine.backends.base import LayerParts, LinearLayer, Stack
 from methods.engine.config import ModelConfig
+from methods.engine.int4 import Int4
 from methods.engine.int8 import Int8
 
 
-def linear(weight_OI: Tensor | Int8, bias_O: Tensor | None = None, out_dtype: torch.dtype | None = None) -> LinearLayer:
+def linear(
+    weight_OI: Tensor | Int8 | Int4, bias_O: Tensor | None = None, out_dtype: torch.dtype | None = None
+) -> LinearLayer:
     """A linear layer of these weights. `out_dtype` of its outputs, by default that of the weights."""
     kind = cpu.NativeLinear if cpu.takes(weight_OI) else pytorch.TorchLinear
     return kind(weight_OI, bias_O, out_dtype or weight_OI.dtype)

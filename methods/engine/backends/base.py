@@ -16,8 +16,8 @@ class LinearLayer(Protocol):
     """y = x W^T + b for x [N, I] -> y [N, O], weights fixed for inference."""
 
     @property
-    def weight_size(self) -> int:
-        """Bytes that a weight takes in memory."""
+    def weight_size(self) -> float:
+        """Bytes that a weight takes in memory, in 4 bits with its part of what a group shares."""
         ...
 
     def __call__(self, x_NI: Tensor) -> Tensor: ...

@@ -19,7 +19,7 @@ from pathlib import Path
 from methods.engine.private import danger_in
 from methods.paths import cache_dir
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "native.h"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "linear.h", "int4.h", "native.h"))
 COMPILERS = ("gcc", "cc", "clang")
 # No contraction: the places that fuse a multiply and an add say so, and are the same for every number of rows.
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-fopenmp")

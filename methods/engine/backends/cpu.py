@@ -22,6 +22,7 @@ from torch import Tensor
 from methods.engine.backends.base import LayerParts
 from methods.engine.backends.build import FLAGS, build
 from methods.engine.config import ModelConfig
+from methods.engine.int4 import GROUP, Int4
 from methods.engine.int8 import Int8
 from methods.engine.tree import TokenTree
 
@@ -38,6 +39,7 @@ class LinearArguments(ctypes.Structure):
         ("sums", ctypes.c_void_p),
         ("inputs", ctypes.c_long),
         ("outputs", ctypes.c_long),
+        ("int4", ctypes.c_long),
     ]
 
 
@@ -130,36 +132,57 @@ def pack_weight(weight_OI: Tensor) -> Tensor:
     return padded.view(tiles, tile(), inputs // side, side).transpose(1, 2).contiguous()
 
 
-def takes(weight_OI: Tensor | Int8) -> bool:
+def _packed(weight_OI: Tensor | Int8 | Int4) -> Tensor:
+    if isinstance(weight_OI, Int4):
+        return pack_int4(weight_OI)
+    return pack_weight(weight_OI if isinstance(weight_OI, Tensor) else weight_OI.values_OI)
+
+
+def pack_int4(weight_OI: Int4) -> Tensor:
+    """Bytes, [tiles, groups, bytes of a group], as int4.h has them, the last tile filled with zeros."""
+    outputs, inputs = weight_OI.shape
+    tiles, groups = -(-outputs // tile()), inputs // GROUP
+
+    def padded(numbers: Tensor) -> Tensor:
+        return torch.nn.functional.pad(numbers, (0, 0, 0, tiles * tile() - outputs))
+
+    def of_groups(numbers_OG: Tensor) -> Tensor:
+        return padded(numbers_OG).view(tiles, tile(), groups).transpose(1, 2).contiguous().view(torch.uint8)
+
+    halves = padded(weight_OI.values_OI).view(tiles, 2, tile() // 2, groups, GROUP // 4, 4)
+    nibbles = (halves[:, 0] | halves[:, 1] << 4).permute(0, 2, 3, 1, 4).flatten(2)
+    return torch.cat((of_groups(weight_OI.steps_OG), of_groups(weight_OI.minima_OG), nibbles), 2)
+
+
+def takes(weight_OI: Tensor | Int8 | Int4) -> bool:
     """Whether a NativeLinear can have these weights: its inputs are read in steps."""
-    step = 4 if isinstance(weight_OI, Int8) else 2
+    step = 2 if isinstance(weight_OI, Tensor) else 4
     return runs(weight_OI.dtype, weight_OI.device) and weight_OI.shape[1] % step == 0
 
 
 class NativeLinear:
-    """y = x W^T + b for weights that it `takes`. int8 ones are not widened in memory; where the processor multiplies
-    bytes, x is then rounded to 16 bits per row."""
+    """y = x W^T + b for weights that it `takes`. Those in 8 or 4 bits are not widened in memory. With 4 bits, and with
+    8 where the processor multiplies bytes, x is rounded to 16 bits per row."""
 
-    def __init__(self, weight_OI: Tensor | Int8, bias_O: Tensor | None, out_dtype: torch.dtype) -> None:
+    def __init__(self, weight_OI: Tensor | Int8 | Int4, bias_O: Tensor | None, out_dtype: torch.dtype) -> None:
         self.dtype, self.out_dtype = weight_OI.dtype, out_dtype
         self.outputs, self.inputs = weight_OI.shape
         int8 = weight_OI if isinstance(weight_OI, Int8) else None
-        values_OI = weight_OI if isinstance(weight_OI, Tensor) else weight_OI.values_OI
-        self._weight = pack_weight(values_OI)
+        self._weight = _packed(weight_OI)
         self._bias = None if bias_O is None else self._whole_tiles(bias_O.float())
         self._scale = self._whole_tiles(int8.scales_O.float()) if int8 else None
         self._sums = self._whole_tiles(128 * int8.values_OI.sum(1, dtype=torch.int32)) if int8 else None
         pointers = (_pointer(tensor) for tensor in (self._weight, self._bias, self._scale, self._sums))
-        self.arguments = LinearArguments(*pointers, self.inputs, self.outputs)
+        self.arguments = LinearArguments(*pointers, self.inputs, self.outputs, isinstance(weight_OI, Int4))
 
     def _whole_tiles(self, numbers_O: Tensor) -> Tensor:
         """With zeros for the rest of the last tile."""
         return torch.nn.functional.pad(numbers_O, (0, len(self._weight) * tile() - self.outputs))
 
     @property
-    def weight_size(self) -> int:
+    def weight_size(self) -> float:
         """Bytes that a weight takes in memory."""
-        return self._weight.element_size()
+        return self._weight[0].nbytes / (tile() * self.inputs)
 
     def __call__(self, x_NI: Tensor) -> Tensor:
         x_NI = _checked(x_NI, self.dtype, self.inputs)

@@ -9,24 +9,8 @@
 #include <omp.h>
 #include <sched.h>
 #include <stdatomic.h>
-#include <stdlib.h>
 
-#include "native.h"
-
-typedef struct {
-    const char *weight; /* packed */
-    const float *bias;  /* whole tiles, or NULL */
-    const float *scale; /* of each output, whole tiles, where weights are int8, else NULL */
-    const int *sums;    /* 128 x the sum of each output's weights, whole tiles, where these are int8 in groups */
-    long inputs, outputs;
-} Linear;
-
-typedef struct { /* rows of a linear layer's inputs */
-    const char *x;
-    long bf16;
-    unsigned char *halves; /* for int8 weights in groups: of each row the upper and the lower ones, see halve() */
-    float *scales;         /* of each row, then */
-} Inputs;
+#include "linear.h"
 
 typedef struct {
     const float *attention_norm, *mlp_norm;       /* the first may be NULL: x is taken as it is */
@@ -112,60 +96,10 @@ static void attention_inputs(Step *step, const Pass *p, const Layer *l, const ch
     }
 }
 
-/* Bytes that halves and scales of rows of inputs take. */
-static long halves_size(long rows, long inputs) { return GROUP > 1 ? (rows * (2 * inputs + 4) + 63) / 64 * 64 : 0; }
-
-/* Make the inputs of a layer what its weights take, once. Each thread makes its own, so none waits. It does so when it
- * holds its first piece of the work: the others then wait for that piece, so nobody writes to x meanwhile. */
-static void prepare(Inputs *in, const Linear *l, long rows, char *memory) {
-    if (GROUP == 1 || !l->scale || in->halves) return;
-    in->scales = (float *)memory;
-    in->halves = (unsigned char *)(in->scales + rows);
-    for (long n = 0; n < rows; n++) {
-        unsigned char *upper = in->halves + 2 * n * l->inputs;
-        in->scales[n] = halve(in->x + n * l->inputs * size_of(in->bf16), in->bf16, l->inputs, upper, upper + l->inputs);
-    }
-}
-
-/* sum = tile `t` of the weights x rows n, n + 1, ... by sums of integers */
-static void quads_tile(const Linear *l, const Inputs *in, long t, long n, int rows, vec (*sum)[2]) {
-    const long inputs = l->inputs, steps = inputs / GROUP;
-    for (int from = 0; from < rows; from += ROWS / 2) { /* a row has two halves */
-        const int block = least(rows - from, ROWS / 2);
-        vec part[ROWS][2] = {0};
-        dot(QUADS, 2 * block, steps, l->weight + t * inputs * TILE, in->halves + 2 * (n + from) * inputs, steps, part);
-        for (int r = 0; r < block; r++)
-            for (int v = 0; v < 2; v++) {
-                const whole upper = (whole)part[2 * r][v] - *(const whole_at *)(l->sums + t * TILE + v * LANES);
-                const vec lower = __builtin_convertvector((whole)part[2 * r + 1][v], vec);
-                const vec both = multiply_add(__builtin_convertvector(upper, vec), all(256), lower);
-                sum[from + r][v] = both * in->scales[n + from + r];
-            }
-    }
-}
-
-/* sum = bias + tile `t` of the weights x rows n, n + 1, ... of the inputs, at most ROWS */
-static void linear_tile(const Linear *l, const Inputs *in, long t, long n, int rows, vec (*sum)[2]) {
-    const int kind = l->scale ? (in->bf16 ? BYTE_PAIRS : BYTES) : (in->bf16 ? PAIRS : FLOATS);
-    const long steps = l->inputs / step_inputs(kind), first = t * TILE;
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < 2; v++) sum[r][v] = l->bias && !l->scale ? at(l->bias + first + v * LANES) : (vec){0};
-    if (in->halves)
-        quads_tile(l, in, t, n, rows, sum);
-    else
-        dot(kind, rows, steps, l->weight + t * steps * step_size(kind), in->x + n * l->inputs * size_of(in->bf16),
-            l->inputs * size_of(in->bf16) / 4, sum);
-    for (int r = 0; l->scale && r < rows; r++)
-        for (int v = 0; v < 2; v++) {
-            sum[r][v] *= at(l->scale + first + v * LANES);
-            if (l->bias) sum[r][v] += at(l->bias + first + v * LANES);
-        }
-}
-
 /* y = x W^T + b, or that added to y; y may be fp32 where x is bf16 */
 static void linear_rows(Step *step, long threads, const Linear *l, long bf16, long rows, const char *x, char *memory,
                         char *y, long y_bf16, int add) {
-    Inputs in = {x, bf16, NULL, NULL};
+    Inputs in = {.x = x, .bf16 = bf16};
     SHARED(step, tiles(l->outputs), threads, t)
     for (long n = 0; n < rows; n += ROWS) {
         prepare(&in, l, rows, memory);
@@ -182,7 +116,7 @@ static void linear_rows(Step *step, long threads, const Linear *l, long bf16, lo
 
 /* y = silu(gate x) * (up x): the gate is the first half of the outputs */
 static void swiglu_rows(Step *step, const Linear *l, const Pass *p, const char *x, char *memory, char *y) {
-    Inputs in = {x, p->bf16, NULL, NULL};
+    Inputs in = {.x = x, .bf16 = p->bf16};
     const long count = tiles(p->mlp_width);
     SHARED(step, count, p->threads, t)
     for (long n = 0; n < p->rows; n += ROWS) {
@@ -326,8 +260,10 @@ long run_layers(const Pass *p, const Layer *const *layers, long first, long coun
     const long behind = p->known + rows, stride = tiles(p->start + behind) * TILE, weights = p->width * (qkv + inner + 3 * p->mlp_width);
     const long wide = p->beside_width + p->width; /* of what q, k and v are made of, at most */
     const long shared = 4 * rows * (qkv + wide + 2 * inner + p->mlp_width), steps = STEPS * count * sizeof(Step);
-    const long widest = p->mlp_width > inner ? p->mlp_width : inner;
-    const long halves = layers[first]->down.scale ? halves_size(rows, widest > wide ? widest : wide) : 0;
+    long halves = 0;
+    for (const Layer *const *l = layers + first; l < layers + first + count; l++)
+        for (const Linear *part = &(*l)->qkv; part <= &(*l)->down; part++)
+            halves = most(halves, halves_size(part, rows));
     const long own = halves + ROWS * (4 * stride + sizeof(long) * behind); /* bytes, like `shared` and `steps` */
     char *memory = aligned_alloc(64, (steps + shared + p->threads * own + 63) / 64 * 64);
     if (!memory) return 1;
@@ -350,7 +286,7 @@ long run_layers(const Pass *p, const Layer *const *layers, long first, long coun
 
 /* y [n][outputs] = x [n][inputs] W^T + b; y may be fp32 where x is bf16. Returns 0, or 1 if memory is short. */
 long linear(const Linear *l, long threads, long rows, long bf16, const char *x, char *y, long y_bf16) {
-    const long own = l->scale ? halves_size(rows, l->inputs) : 0;
+    const long own = halves_size(l, rows);
     char *memory = own ? aligned_alloc(64, threads * own) : NULL;
     if (own && !memory) return 1;
     Step step = {0};

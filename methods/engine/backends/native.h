@@ -1,4 +1,5 @@
-/* Vectors of numbers, and the kernel that sums products: all that depends on the processor. Part of native.c.
+/* Vectors of numbers, and the kernel that sums products: all that depends on the processor. Part of native.c, as are
+ * int4.h, the kernel of weights in 4 bits, and linear.h, what a linear layer makes of both.
  *
  * Weights are packed in tiles of TILE outputs: [tile][step][TILE], a step being 4 bytes, one input in fp32 or two in
  * bf16. A lane of a vector register belongs to one output and a register to one row, so nothing is summed across lanes,
@@ -37,6 +38,7 @@ typedef whole whole_at __attribute__((aligned(1), may_alias));
 typedef uint32_t unit __attribute__((may_alias)); /* 4 bytes: one fp32 or two bf16 numbers */
 
 static inline long least(long a, long b) { return a < b ? a : b; }
+static inline long most(long a, long b) { return a > b ? a : b; }
 static inline long tiles(long outputs) { return (outputs + TILE - 1) / TILE; }
 static inline long size_of(long bf16) { return bf16 ? 2 : 4; }
 static inline vec all(float x) { return x - (vec){0}; }
@@ -71,13 +73,35 @@ static inline vec multiply_add_pairs(vec a, vec b, vec sum) {
 #endif
 }
 
-/* integers: sum + the products of four bytes a without sign and four bytes b with one */
+/* integers: sum + the products of four bytes a without sign and four bytes b with one; a is at most 128 where the
+ * processor multiplies pairs of bytes into 16 bits */
 static inline vec multiply_add_quads(vec a, vec b, vec sum) {
 #if defined(__AVX512VNNI__)
     return (vec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512BW__)
+    const __m512i pairs = _mm512_maddubs_epi16((__m512i)a, (__m512i)b);
+    return (vec)_mm512_add_epi32((__m512i)sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+    const __m256i pairs = _mm256_maddubs_epi16((__m256i)a, (__m256i)b);
+    return (vec)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 #else
-    (void)a, (void)b;
-    return sum; /* GROUP == 1: not used */
+    whole products = (whole)sum;
+    for (int byte = 0; byte < 4; byte++)
+        products += (whole)((bits)a >> 8 * byte & 255) * ((whole)((bits)b << (24 - 8 * byte)) >> 24);
+    return (vec)products;
+#endif
+}
+
+/* LANES fp16 numbers as fp32, exactly */
+static inline vec widen_halves(const char *x) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)x));
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+    return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x));
+#else
+    const bits number = __builtin_convertvector(*(const half_at *)x, bits), size = number & 0x7fff;
+    const vec value = pick((bits)(size < 0x7c00), (vec)(size << 13) * 0x1p112f, all(NAN)); /* no infinity is stored */
+    return (vec)((bits)value | (number & 0x8000) << 16);
 #endif
 }
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from methods.engine.backends.base import LayerParts
 from methods.engine.config import ModelConfig
+from methods.engine.int4 import Int4
 from methods.engine.int8 import Int8
 from methods.engine.tree import TokenTree
 
@@ -141,11 +142,11 @@ def packs_bf16() -> bool:
 
 
 class TorchLinear:
-    """y = x W^T + b for x [N, I] -> y [N, O], weights fixed for inference; int8 ones are widened."""
+    """y = x W^T + b for x [N, I] -> y [N, O], weights fixed for inference; those in 8 or 4 bits are widened."""
 
-    def __init__(self, weight_OI: Tensor | Int8, bias_O: Tensor | None, out_dtype: torch.dtype) -> None:
+    def __init__(self, weight_OI: Tensor | Int8 | Int4, bias_O: Tensor | None, out_dtype: torch.dtype) -> None:
         self.dtype, self.bias_O = out_dtype, bias_O
-        if isinstance(weight_OI, Int8):
+        if not isinstance(weight_OI, Tensor):
             weight_OI = weight_OI.widened()
         self.packed = packs(weight_OI.dtype, weight_OI.device)
         self.widened = self.packed and weight_OI.dtype == torch.bfloat16 and not packs_bf16()
@@ -156,7 +157,7 @@ class TorchLinear:
         )
 
     @property
-    def weight_size(self) -> int:
+    def weight_size(self) -> float:
         """Bytes that a weight takes in memory."""
         return self.weight.element_size()
 

@@ -1,0 +1,91 @@
+/* Linear layers: some outputs of some rows, by the kernel for the layer's weights. Part of native.c. */
+#include <stdlib.h>
+
+#include "int4.h"
+
+typedef struct {
+    const char *weight; /* packed */
+    const float *bias;  /* whole tiles, or NULL */
+    const float *scale; /* of each output, whole tiles, where weights are int8, else NULL */
+    const int *sums;    /* 128 x the sum of each output's weights, whole tiles, where these are int8 in groups */
+    long inputs, outputs;
+    long int4; /* whether weights are in 4 bits */
+} Linear;
+
+typedef struct { /* rows of a linear layer's inputs */
+    const char *x;
+    long bf16;
+    unsigned char *halves; /* for weights in 4 bits, and int8 ones in groups: of each row the upper and the lower ones */
+    float *scales, *sums;  /* of each row, then; of its groups, for weights in 4 bits: see halve(), halve_signed() */
+} Inputs;
+
+/* Bytes that halves, sums and scales of rows of inputs take. */
+static long halves_size(const Linear *l, long rows) {
+    if (!l->int4 && (!l->scale || GROUP == 1)) return 0;
+    return (rows * (2 * l->inputs + 4 + (l->int4 ? l->inputs / NIBBLES * 4 : 0)) + 63) / 64 * 64;
+}
+
+/* Make the inputs of a layer what its weights take, once. Each thread makes its own, so none waits. It does so when it
+ * holds its first piece of the work: the others then wait for that piece, so nobody writes to x meanwhile. */
+static void prepare(Inputs *in, const Linear *l, long rows, char *memory) {
+    if (in->halves || !halves_size(l, rows)) return;
+    const long inputs = l->inputs, groups = l->int4 ? inputs / NIBBLES : 0, row = inputs * size_of(in->bf16);
+    in->scales = (float *)memory;
+    in->sums = in->scales + rows;
+    in->halves = (unsigned char *)(in->sums + rows * groups);
+    for (long n = 0; n < rows; n++) {
+        const char *x = in->x + n * row;
+        unsigned char *upper = in->halves + 2 * n * inputs, *lower = upper + inputs;
+        in->scales[n] = l->int4 ? halve_signed(x, in->bf16, inputs, upper, lower, in->sums + n * groups)
+                                : halve(x, in->bf16, inputs, upper, lower);
+    }
+}
+
+/* sum = tile `t` of the weights in 4 bits x rows n, n + 1, ... */
+static void nibbles_tile(const Linear *l, const Inputs *in, long t, long n, int rows, vec (*sum)[2]) {
+    const long inputs = l->inputs, groups = inputs / NIBBLES;
+    for (int from = 0; from < rows; from += ROWS / 2) { /* a row has two halves */
+        const int block = least(rows - from, ROWS / 2);
+        nibbles_dot(block, groups, l->weight + t * groups * NIBBLE_GROUP, in->halves + 2 * (n + from) * inputs,
+                    in->sums + (n + from) * groups, sum + from);
+        for (int r = from; r < from + block; r++)
+            for (int v = 0; v < 2; v++) sum[r][v] *= in->scales[n + r];
+    }
+}
+
+/* sum = tile `t` of the weights x rows n, n + 1, ... by sums of integers */
+static void quads_tile(const Linear *l, const Inputs *in, long t, long n, int rows, vec (*sum)[2]) {
+    const long inputs = l->inputs, steps = inputs / GROUP;
+    for (int from = 0; from < rows; from += ROWS / 2) { /* a row has two halves */
+        const int block = least(rows - from, ROWS / 2);
+        vec part[ROWS][2] = {0};
+        dot(QUADS, 2 * block, steps, l->weight + t * inputs * TILE, in->halves + 2 * (n + from) * inputs, steps, part);
+        for (int r = 0; r < block; r++)
+            for (int v = 0; v < 2; v++) {
+                const whole upper = (whole)part[2 * r][v] - *(const whole_at *)(l->sums + t * TILE + v * LANES);
+                const vec lower = __builtin_convertvector((whole)part[2 * r + 1][v], vec);
+                const vec both = multiply_add(__builtin_convertvector(upper, vec), all(256), lower);
+                sum[from + r][v] = both * in->scales[n + from + r];
+            }
+    }
+}
+
+/* sum = bias + tile `t` of the weights x rows n, n + 1, ... of the inputs, at most ROWS */
+static void linear_tile(const Linear *l, const Inputs *in, long t, long n, int rows, vec (*sum)[2]) {
+    const int kind = l->scale ? (in->bf16 ? BYTE_PAIRS : BYTES) : (in->bf16 ? PAIRS : FLOATS);
+    const long steps = l->inputs / step_inputs(kind), first = t * TILE, low = l->scale || l->int4;
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < 2; v++) sum[r][v] = l->bias && !low ? at(l->bias + first + v * LANES) : (vec){0};
+    if (l->int4)
+        nibbles_tile(l, in, t, n, rows, sum);
+    else if (in->halves)
+        quads_tile(l, in, t, n, rows, sum);
+    else
+        dot(kind, rows, steps, l->weight + t * steps * step_size(kind), in->x + n * l->inputs * size_of(in->bf16),
+            l->inputs * size_of(in->bf16) / 4, sum);
+    for (int r = 0; low && r < rows; r++)
+        for (int v = 0; v < 2; v++) {
+            if (l->scale) sum[r][v] *= at(l->scale + first + v * LANES);
+            if (l->bias) sum[r][v] += at(l->bias + first + v * LANES);
+        }
+}
