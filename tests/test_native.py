@@ -1,13 +1,10 @@
-"""The native operators: right, the same bits for every row count and thread count, built safely, and dispensable."""
+"""The native operators: right, and the same bits for every row count and thread count."""
 
 import ctypes
-import hashlib
-import os
 import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,26 +18,24 @@ from methods.engine.backends.build import FLAGS
 from methods.engine.backends.cpu import NativeLinear
 from methods.engine.backends.pytorch import TorchLinear, packs_bf16
 from methods.engine.decoder import Decoder
+from methods.engine.int4 import Int4
 from methods.engine.int8 import Int8
 from methods.engine.loader import find_checkpoint
-from methods.engine.private import danger_in
 from methods.engine.tree import TokenTree
-from methods.models import Models
-from methods.paths import ROOT
 from tests.tiny import save_model
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16]
 HAS_COMPILER = any(map(shutil.which, compiler.COMPILERS))
 X86 = platform.machine() == "x86_64"
-WEAKER = {  # the same file for lesser processors: no bf16 products, no AVX-512, nothing beyond SSE2
+WEAKER = {  # the same file for lesser processors: no bf16 products, no byte products, no AVX-512, nothing beyond SSE2
     "avx512": ["-mno-avx512bf16"],
+    "no-vnni": ["-mno-avx512vnni"],
     "avx2": ["-mno-avx512f"],
     "sse2": ["-march=x86-64"],
 }
 
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler")
-LIBRARY = native.library  # as it is; the operators below take its place
 
 
 @pytest.fixture(scope="module", params=["native", *(WEAKER if X86 else [])])
@@ -90,21 +85,32 @@ def random_int8(outputs: int, inputs: int, dtype: torch.dtype) -> Int8:
     return Int8((random(outputs, inputs) * 50).clamp(-127, 127).to(torch.int8), random(outputs, seed=3) / 50, dtype)
 
 
+def random_int4(outputs: int, inputs: int, dtype: torch.dtype) -> Int4:
+    """All bytes come; steps and minima have both signs, and some are too small for fp16's full precision."""
+    packed_OJ = random(outputs, inputs // 2).mul(1e4).to(torch.int64).remainder(256).to(torch.uint8)
+    steps_OG, minima_OG = ((random(outputs, inputs // 32, seed=seed) ** 9 / 50).half() for seed in (3, 4))
+    return Int4(packed_OJ, steps_OG, minima_OG, dtype)
+
+
+LOW = {"int8": random_int8, "int4": random_int4}
+SHAPES = {"int8": [(4, 1), (36, 7), (148, 33), (576, 97)], "int4": [(32, 1), (96, 7), (160, 33), (576, 97)]}
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("inputs", "outputs"), [(4, 1), (36, 7), (148, 33), (576, 97)])
-def test_int8_weights_are_multiplied_as_they_are(
-    operators: ctypes.CDLL, dtype: torch.dtype, inputs: int, outputs: int
+@pytest.mark.parametrize(("kind", "inputs", "outputs"), [(kind, *one) for kind in LOW for one in SHAPES[kind]])
+def test_weights_in_8_and_4_bits_are_multiplied_as_they_are(
+    operators: ctypes.CDLL, dtype: torch.dtype, kind: str, inputs: int, outputs: int
 ) -> None:
-    """Not rounded to bf16 once scaled; row o's scale and bias go to output o. Inputs may be rounded to 16 bits."""
-    weight, bias = random_int8(outputs, inputs, dtype), random(outputs, dtype=dtype, seed=1)
-    exact_OI = weight.values_OI.double() * weight.scales_O.double()[:, None]
+    """Not rounded to bf16 once scaled; row o's scales and bias go to output o. Inputs may be rounded to 16 bits."""
+    weight, bias = LOW[kind](outputs, inputs, dtype), random(outputs, dtype=dtype, seed=1)
+    exact_OI = replace(weight, dtype=torch.float64).widened()
     for rows in (1, 3, 8, 21):
         x = random(rows, inputs, dtype=dtype, seed=2)
         for b in (None, bias):
             exact = x.double() @ exact_OI.T + (0 if b is None else b.double())
             size = x.double().abs().amax(1, keepdim=True) * exact_OI.abs().sum(1) + 1
             layer = NativeLinear(weight, b, torch.float32)
-            assert layer.weight_size == 1
+            assert layer.weight_size == {"int8": 1, "int4": 0.625}[kind]
             assert ((layer(x) - exact).abs() / size).max() < 2**-15
 
 
@@ -113,17 +119,34 @@ def test_int8_weights_are_multiplied_as_they_are(
 def test_a_row_that_is_not_finite_stays_so_and_spoils_no_other(
     operators: ctypes.CDLL, dtype: torch.dtype, value: float
 ) -> None:
-    weights = (random(33, 148, dtype=dtype), random_int8(33, 148, dtype))
+    weights = (random(33, 160, dtype=dtype), random_int8(33, 160, dtype), random_int4(33, 160, dtype))
     for weight in weights:
-        x = random(4, 148, dtype=dtype, seed=2)
+        x = random(4, 160, dtype=dtype, seed=2)
         layer = NativeLinear(weight, None, torch.float32)
         before, x[2, 77] = layer(x), value
         assert not layer(x)[2].isfinite().any()
         assert torch.equal(layer(x)[[0, 1, 3]], before[[0, 1, 3]])
 
 
-def test_int8_weights_are_widened_where_no_operator_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight, x = random_int8(33, 148, torch.bfloat16), random(4, 148, dtype=torch.bfloat16, seed=1)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_group_of_4_bits_that_is_not_finite_makes_its_outputs_so(operators: ctypes.CDLL, dtype: torch.dtype) -> None:
+    """So that such a draft is found out, and not used with other weights."""
+    weight = random(33, 160)
+    weight[7, 40], weight[32, 159] = float("nan"), 1e6  # the latter is beyond fp16
+    y = NativeLinear(replace(Int4.of(weight), dtype=dtype), None, torch.float32)(random(3, 160, dtype=dtype))
+    assert (~y.isfinite()).any(0).nonzero().flatten().tolist() == [7, 32]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_of_zeros_and_of_tiny_numbers_stay_what_they_are(operators: ctypes.CDLL, dtype: torch.dtype) -> None:
+    layer = NativeLinear(random_int4(33, 160, dtype), None, torch.float32)
+    y = layer((random(3, 160) * torch.tensor([[0], [1e-40], [1]])).to(dtype))
+    assert y.isfinite().all() and y[0].eq(0).all() and y[1].abs().max() < 1e-30 and y[2].ne(0).any()
+
+
+@pytest.mark.parametrize("kind", LOW)
+def test_low_bits_are_widened_where_no_operator_takes_them(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, x = LOW[kind](33, 160, torch.bfloat16), random(4, 160, dtype=torch.bfloat16, seed=1)
     monkeypatch.setattr(native, "library", lambda: None)
     layer = linear(weight, out_dtype=torch.float32)
     assert isinstance(layer, TorchLinear) and layer.weight_size == (2 if packs_bf16() else 4)
@@ -149,13 +172,14 @@ def test_numbers_are_rounded_to_the_nearest_bf16_like_pytorchs(operators: ctypes
     assert torch.equal(got.nan_to_num(), expected.nan_to_num())
 
 
-@pytest.mark.parametrize("int8", [False, True], ids=["", "int8"])
+@pytest.mark.parametrize("kind", ["whole", *LOW])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_linear_rows_have_the_same_bits_among_others(
-    operators: ctypes.CDLL, threads: None, dtype: torch.dtype, int8: bool
+    operators: ctypes.CDLL, threads: None, dtype: torch.dtype, kind: str
 ) -> None:
-    weight = random_int8(300, 580, dtype) if int8 else random(300, 580, dtype=dtype)
-    layer, x = NativeLinear(weight, None, torch.float32), random(70, 580, dtype=dtype, seed=1)
+    inputs = 544 if kind == "int4" else 580
+    weight = LOW[kind](300, inputs, dtype) if kind in LOW else random(300, inputs, dtype=dtype)
+    layer, x = NativeLinear(weight, None, torch.float32), random(70, inputs, dtype=dtype, seed=1)
     alone = torch.cat([layer(row[None]) for row in x])
     for count in (1, 2):
         torch.set_num_threads(count)
@@ -240,125 +264,6 @@ def test_what_does_not_fit_a_pointer_is_refused(folder: Path) -> None:
     decoder = native_decoder(folder, "float32")
     with pytest.raises(ValueError, match="fit the cache"):
         decoder.model(torch.ones(9, dtype=torch.long), torch.arange(9), decoder._cache.view(570, TokenTree.chain([1])))
-
-
-def python(code: str, cache: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"PEARL_BENCH_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
-    pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=pipe, stderr=pipe, text=True)
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_racing_processes_build_one_library_and_pytorchs_openmp_is_the_only_one(tmp_path: Path) -> None:
-    code = (
-        "from methods.engine.backends.cpu import library; print(library().tile())\n"
-        "print(len({line.split()[-1] for line in open('/proc/self/maps') if 'omp' in line.split('/')[-1]}))"
-    )
-    racers = [python(code, tmp_path) for _ in range(2)]
-    for racer in racers:
-        out, err = racer.communicate(timeout=120)
-        assert racer.returncode == 0, err
-        tile, openmps = map(int, out.split())
-        assert tile > 0 and openmps == 1
-    assert [path.suffix for path in (tmp_path / "native").iterdir()] == [".so"]
-
-
-QUICK = [flag for flag in FLAGS if flag != "-O3"] + ["-O0"]
-
-
-@pytest.fixture(scope="module")
-def quick_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache with a library in it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PEARL_BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return compiler.build(QUICK).parent
-
-
-@pytest.fixture
-def native_cache(quick_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of its folder for libraries, in use."""
-    monkeypatch.setenv("PEARL_BENCH_CACHE", str(tmp_path))
-    return Path(shutil.copytree(quick_build, tmp_path / "native"))
-
-
-def content_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def test_a_library_is_compiled_once_for_its_owner_alone(native_cache: Path) -> None:
-    (library,) = native_cache.iterdir()
-    assert native_cache.stat().st_mode & 0o777 == library.stat().st_mode & 0o777 == 0o700
-    assert library.stem.partition("-")[2] == content_of(library)
-    before = library.stat()
-    assert compiler.build(QUICK) == library and library.stat() == before
-
-
-@pytest.mark.parametrize("content", [b"", b"\x7fELF", None], ids=["empty", "torn", "changed"])
-def test_a_library_of_other_content_is_compiled_again(native_cache: Path, content: bytes | None) -> None:
-    (library,) = native_cache.iterdir()
-    whole = library.read_bytes()
-    library.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]) if content is None else content)
-    assert native.built(QUICK).tile() > 0
-    assert [path.read_bytes() for path in native_cache.iterdir()] == [whole]
-
-
-def test_a_library_that_cannot_be_loaded_is_compiled_again(native_cache: Path) -> None:
-    """One of the right hash: such as of another system's C library, in a home that several machines share."""
-    (library,) = native_cache.iterdir()
-    library.write_bytes(b"\x7fELF of another system")
-    key = library.stem.partition("-")[0]
-    library.rename(native_cache / f"{key}-{content_of(library)}.so")
-    assert native.built(QUICK).tile() > 0
-    assert len(list(native_cache.iterdir())) == 1
-
-
-@pytest.mark.parametrize("shared", ["folder", "library"])
-@pytest.mark.parametrize("how", ["writable", "foreign"])
-def test_what_others_may_have_written_is_not_loaded(native_cache: Path, shared: str, how: str) -> None:
-    """Planted with the right names and hashes."""
-    (library,) = native_cache.iterdir()
-    assert danger_in(library, native_cache) is None
-    place = native_cache if shared == "folder" else library
-    if how == "writable":
-        place.chmod(0o722)
-    elif os.geteuid() == 0:
-        os.chown(place, 65534, 65534)
-    else:
-        pytest.skip("only root can give files away")
-    if shared == "folder":
-        with pytest.warns(UserWarning, match="anew for each process: .*(by others|another user)"):
-            found = compiler.build(QUICK)
-        assert found.parent != native_cache
-    else:
-        found = compiler.build(QUICK)
-    assert danger_in(found, found.parent) is None
-    assert content_of(found) == found.stem.partition("-")[2]
-
-
-@pytest.mark.parametrize("cause", ["switched off", "no compiler", "broken compiler", "read-only cache"])
-def test_without_the_operators_pytorchs_take_over(
-    tmp_path: Path, tiny: Path, cause: str, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
-) -> None:
-    environment = {"PEARL_BENCH_CACHE": str(tmp_path)}
-    if cause == "switched off":
-        environment["PEARL_BENCH_NATIVE"] = "0"
-    elif cause == "read-only cache":
-        environment["PEARL_BENCH_CACHE"] = "/proc"
-    else:
-        (tmp_path / "bin").mkdir()
-        environment["PATH"] = str(tmp_path / "bin")
-        if cause == "broken compiler":
-            (tmp_path / "bin/gcc").write_text("#!/bin/sh\necho cannot do that >&2; exit 1\n")
-            (tmp_path / "bin/gcc").chmod(0o755)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(native, "library", LIBRARY.__wrapped__)
-    decoder = Models(str(tiny), None, "bfloat16", [torch.device("cpu")]).target
-    assert (decoder.model.stack.operators, decoder.row_invariant) == ("torch", True)
-    err = "".join(str(warning.message) for warning in recwarn)
-    reason = {"no compiler": "no C compiler found", "broken compiler": "cannot do that", "read-only cache": "/proc"}
-    assert ("not available" in err) == (cause != "switched off")
-    assert reason.get(cause, "") in err
 
 
 def test_linear_falls_back_where_inputs_are_odd() -> None:

@@ -24,7 +24,9 @@ class LowBitWeights(Mapping[str, Tensor]):
     ) -> None:
         """`tokens_R`: those that the head knows, ascending; None: all."""
         self.weights, self.embedding_VD, self.bits, self.tokens_R = weights, embedding_VD, bits, tokens_R
-        self._parts = lru_cache(maxsize=4)(self._read)  # values are asked for first, then scales: of q, k and v together
+        self._parts = lru_cache(maxsize=4)(
+            self._read
+        )  # values are asked for first, then scales: of q, k and v together
 
     def __getitem__(self, name: str) -> Tensor:
         if name == EMBEDDING:
@@ -60,4 +62,6 @@ def frequent_tokens(vocabulary: int, count: int, also: Sequence[int]) -> Tensor:
     No text is needed for it. A tokenizer of byte pairs numbers its tokens in the order in which they were merged, most
     frequent pairs first, behind the bytes; one of SentencePiece does so or sorts by probability. So the lowest numbers
     are the most frequent in the text that the tokenizer was made of, at least nearly. EOS may have any number."""
-    return torch.unique(torch.tensor([*range(min(count, vocabulary)), *(token for token in also if token < vocabulary)]))
+    return torch.unique(
+        torch.tensor([*range(min(count, vocabulary)), *(token for token in also if token < vocabulary)])
+    )
