@@ -62,3 +62,18 @@ def test_it_drafts_what_the_target_says_and_changes_nothing(
     got = generate(build_method(get_method(name), models, options), prompt, Sampling(), LIMITS)
     assert got.token_ids == expected
     assert len(got.accept_lengths) < LIMITS.max_new_tokens / 1.2  # untrained, one draft in thousands
+
+
+@pytest.mark.parametrize("source, least", [("int4", 0.9), ("int4-16384", 0.6)])
+def test_the_target_in_4_bits_says_what_it_says_itself(source: str, least: float) -> None:
+    """Its weights came in 4 bits. Questions whose answers end are among them."""
+    models = Models(PAIR.target, source, "bfloat16", [torch.device("cpu")], 512)
+    prompter = Prompter(models.target_checkpoint.tokenizer, PAIR.template, "humaneval")
+    sps, own = (build_method(get_method(name), models, {}) for name in ("sps", BASELINE))
+    limits = Limits(frozenset(models.target_checkpoint.eos_token_ids), 48)
+    answers = []
+    for question in load_questions("humaneval", None, 3).questions:
+        text = prompter.encode(question.turns, [])
+        answers.append(generate(sps, text, Sampling(), limits))
+        assert answers[-1].token_ids == generate(own, text, Sampling(), limits).token_ids
+    assert sum(sum(got.accepted) for got in answers) > least * sum(sum(got.drafted) for got in answers)

@@ -3,7 +3,7 @@
 import ctypes
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def random_int4(outputs: int, inputs: int, dtype: torch.dtype) -> Int4:
     return Int4(packed_OJ, steps_OG, minima_OG, dtype)
 
 
-LOW = {"int8": random_int8, "int4": random_int4}
+LOW: dict[str, Callable[[int, int, torch.dtype], Int8 | Int4]] = {"int8": random_int8, "int4": random_int4}
 SHAPES = {"int8": [(4, 1), (36, 7), (148, 33), (576, 97)], "int4": [(32, 1), (96, 7), (160, 33), (576, 97)]}
 
 

@@ -43,7 +43,7 @@ def test_a_target_without_finite_logits_is_refused_by_name(tiny: Path, tmp_path:
         _ = Models(str(folder), None, "float32", CPU).target
 
 
-@pytest.mark.parametrize("kind", ["model", "sorted", "first-2", "int8"])
+@pytest.mark.parametrize("kind", ["model", "sorted", "first-2", "int8", "int4"])
 def test_so_is_a_draft(tiny: Path, tiny_draft: Path, tiny_sorted: Path, tmp_path: Path, kind: str) -> None:
     if kind in ("model", "sorted"):
         name = "model.layers.0.input_layernorm.weight"

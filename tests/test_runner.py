@@ -216,14 +216,14 @@ def test_methods_of_one_draft_share_it_and_all_share_the_target(folder: Path, tm
 
 def test_drafts_are_compared_in_one_run(folder: Path, tmp_path: Path) -> None:
     """Each variant has its own draft, which its header and the file's name tell; a plain method has the pair's."""
-    names = ["sps", "sps@draft=int8", f"sps@draft={folder / 'target'}@gamma=3"]
+    names = ["sps", "sps@draft=int8", f"sps@draft={folder / 'target'}@gamma=3", "sps@draft=int4-90@gamma=2"]
     done = run(command(folder, tmp_path, "--json", methods=",".join(names)))
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
-    assert [row["identical"] for row in rows] == [4, 4, 4]
+    assert [row["identical"] for row in rows] == [4, 4, 4, 4]
     assert rows[0]["mat"] < rows[1]["mat"] <= rows[2]["mat"] + 2  # a random draft, the target in 8 bits, the target
     assert rows[2]["mat"] > 3  # all kept but where answers end
-    sources = [str(folder / "draft"), "int8", str(folder / "target")]
+    sources = [str(folder / "draft"), "int8", str(folder / "target"), "int4-90"]
     for name, source in zip(names, sources, strict=True):
         header = read_header(answers(tmp_path, name.replace("/", "--")))
         assert header is not None and header["draft"]["source"] == source
@@ -240,6 +240,9 @@ def test_drafts_are_compared_in_one_run(folder: Path, tmp_path: Path) -> None:
         (["pld@draft=int8", "smollm2-135m"], "pld has no option 'draft'"),
         (["sps@draft=", "smollm2-135m"], "expected sps@draft=MODEL to name a model, got nothing"),
         (["sps@drafts=int8", "smollm2-135m"], "sps has no option 'drafts'; did you mean 'draft'?"),
+        (["sps@draft=int4@head=9", "smollm2-135m"], "sps has no option 'head'"),
+        (["sps@draft=int4-0", "smollm2-135m"], "expected a draft that knows 1 to 49152 of the target's tokens"),
+        (["sps", "smollm2-135m", "--draft", "int4-x"], "a hub id like 'owner/name', got 'int4-x'"),
         (["sd2@draft=int8", "smollm2-135m"], "int8 has none"),
         (["pearl-sd2@draft=int8", "smollm2-135m"], "int8 has none"),
         (["spss", "smollm2-135m"], "no method 'spss'; did you mean 'sps'?"),

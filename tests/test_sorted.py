@@ -389,6 +389,7 @@ def test_mistakes_get_one_sentence(tiny: Path, tiny_draft: Path, tiny_sorted: Pa
         ("sd2-tree", tiny_sorted, {"threshold": 1.5}, "between 0 and 1, got 1.5"),
         ("hf-assisted", tiny_sorted, {}, "Transformers cannot run the draft"),
         ("hf-assisted", Path("int8"), {}, "Transformers cannot run the draft int8"),
+        ("hf-assisted", Path("int4-9"), {}, "Transformers cannot run the draft int4-9"),
     ]
     for name, draft, options, message in mistakes:
         with pytest.raises(UserError, match=message):

@@ -125,7 +125,7 @@ def _model_is_here(source: str) -> bool:
         return find_spec(source.removeprefix("pypi:").replace("-", "_")) is not None
     if is_hub_id(source):
         return is_cached(source)
-    made_of_target = "/" not in source and not source.endswith(".gguf")  # int8, first-K
+    made_of_target = "/" not in source and not source.endswith(".gguf")  # int4, int8, first-K
     return made_of_target or any((folder / source).expanduser().exists() for folder in (Path(), ROOT))
 
 

@@ -44,7 +44,7 @@ def _loaded(models: Models) -> Transformer:
 
 
 def _load(models: Models) -> Transformer:
-    checkpoint, dtype = models.draft_checkpoint, DTYPES[models.dtype]
+    checkpoint = models.draft_checkpoint
     if models.draft_layers is not None:
         return _first_layers(models, models.draft_layers)
     if models.draft_bits is not None:

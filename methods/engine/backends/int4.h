@@ -18,7 +18,7 @@ static inline void store_bytes(unsigned char *x, whole v) {
 }
 
 /* The row x as 16 bit numbers, cut in two: x[i] = scale * (256 * upper[i] + lower[i]), rounded; and the sum of each
- * group's numbers. Returns scale: NaN where not all of x is finite, so that nothing made of it is. */
+ * group's numbers. Returns scale: not finite where x is not, so that nothing made of it is. */
 static float halve_signed(const char *x, long bf16, long count, unsigned char *upper, unsigned char *lower,
                           float *sums) {
     whole tops = {0};
@@ -40,7 +40,7 @@ static float halve_signed(const char *x, long bf16, long count, unsigned char *u
         }
         sums[g] = total(sum);
     }
-    return top < 0x7f800000 ? largest / 32512 : NAN;
+    return largest / 32512;
 }
 
 /* nibbles_dot() for a constant number of rows, so that the sums of a group stay in registers */
