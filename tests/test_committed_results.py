@@ -83,6 +83,16 @@ def test_the_table_of_drafts_is_what_the_answers_give() -> None:
             assert told == expected
 
 
+def test_the_table_of_4_bits_is_what_the_answers_give() -> None:
+    found = {r.run.label: r.summary for group in read_groups([ROOT / "results/drafts-int4"]) for r in group.measured}
+    lines = (ROOT / "results/README.md").read_text().split("## The target in 4 bits")[1].split("\n## ")[0].splitlines()
+    rows = [cells(line) for line in lines if line.startswith("| `")]
+    assert len(rows) == len(found) == 5
+    for row in rows:
+        s = found["@draft=".join(cell.strip("`") for cell in row[:2])]
+        assert s is not None and row[2:] == [f"{s.speedup:.2f}x", f"{s.low:.2f} to {s.high:.2f}", f"{s.mat:.2f}"]
+
+
 def test_every_lossless_answer_is_the_baselines(groups: list[Group]) -> None:
     judged = {r: c for r, c in compare_all(groups).items() if r.header["lossless"]}
     assert len(judged) > 40 and all(comparison.equal for comparison in judged.values())
