@@ -3,7 +3,7 @@ precision costs agreement and never exactness.
 
 The grid is that of GGUF's Q4_1 blocks (llama.cpp's ggml-common.h). Weights that came in such blocks are found on it
 again, exactly in fp32; rounded to bf16 they lose nothing more, as a bf16 number is nearer to its own of the 16 levels
-than to any other.
+than to any other. Of weights that never were on a grid, 4 bits keep less: see methods/README.md.
 
 Legend: O outputs (rows), I inputs, G groups of a row, K inputs of a group, M groups in all.
 """
