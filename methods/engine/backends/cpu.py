@@ -169,6 +169,7 @@ class NativeLinear:
         self.outputs, self.inputs = weight_OI.shape
         int8 = weight_OI if isinstance(weight_OI, Int8) else None
         self._weight = _packed(weight_OI)
+        self.weight_size: float = self._weight[0].nbytes / (tile() * self.inputs)  # bytes
         self._bias = None if bias_O is None else self._whole_tiles(bias_O.float())
         self._scale = self._whole_tiles(int8.scales_O.float()) if int8 else None
         self._sums = self._whole_tiles(128 * int8.values_OI.sum(1, dtype=torch.int32)) if int8 else None
@@ -178,11 +179,6 @@ class NativeLinear:
     def _whole_tiles(self, numbers_O: Tensor) -> Tensor:
         """With zeros for the rest of the last tile."""
         return torch.nn.functional.pad(numbers_O, (0, len(self._weight) * tile() - self.outputs))
-
-    @property
-    def weight_size(self) -> float:
-        """Bytes that a weight takes in memory."""
-        return self._weight[0].nbytes / (tile() * self.inputs)
 
     def __call__(self, x_NI: Tensor) -> Tensor:
         x_NI = _checked(x_NI, self.dtype, self.inputs)

@@ -80,8 +80,8 @@ static inline __attribute__((always_inline)) void nibbles_block(const int rows, 
         nibbles_block(rows < ROWS / 2 ? rows : ROWS / 2, groups, w, halves, sums, sum);          \
         break;
 
-/* sum[row] += the groups of the tile w times a row of inputs, for 1 to ROWS / 2 rows. halves [row][2][inputs]: the upper
- * ones first; sums [row][group]: see halve_signed() */
+/* sum[row] += the groups of the tile w times a row of inputs, for 1 to ROWS / 2 rows. halves [row][2][inputs]: the
+ * upper ones first; sums [row][group]: see halve_signed() */
 static void nibbles_dot(int rows, long groups, const char *w, const unsigned char *halves, const float *sums,
                         vec (*sum)[2]) {
     switch (rows) { NIBBLES_BLOCK(1) NIBBLES_BLOCK(2) NIBBLES_BLOCK(3) NIBBLES_BLOCK(4) }

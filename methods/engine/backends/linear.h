@@ -15,7 +15,7 @@ typedef struct {
 typedef struct { /* rows of a linear layer's inputs */
     const char *x;
     long bf16;
-    unsigned char *halves; /* for weights in 4 bits, and int8 ones in groups: of each row the upper and the lower ones */
+    unsigned char *halves; /* for 4 bits, and int8 in groups: of each row the upper and the lower ones */
     float *scales, *sums;  /* of each row, then; of its groups, for weights in 4 bits: see halve(), halve_signed() */
 } Inputs;
 
