@@ -103,6 +103,42 @@ class ChainDrafter(Drafter):
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
+@dataclass(frozen=True)
+class Place:
+    """What a drafter thinks of the place of one of its drafts: the probability of that draft, and of the most likely
+    other tokens, the likeliest first."""
+
+    chance: float
+    others: list[tuple[int, float]]
+
+
+class BranchingDrafter(ChainDrafter):
+    """Can also draft behind tokens that may come instead of its drafts, while these are verified: what PEARL asks for
+    with `--branches`, once something is drafted.
+
+    It does so along a tree that the loop grows. The root is the pending token; node i, for all drafts but the last, is
+    the i-th of `drafted`; behind them come others. Its drafts stay as they are."""
+
+    @property
+    @abstractmethod
+    def spare(self) -> int:
+        """How many nodes there is room for behind those of the chain."""
+
+    @abstractmethod
+    def places(self, count: int, others: int) -> list[Place]:
+        """Of the first `count` of `drafted`, with so many other tokens each, or fewer."""
+
+    @abstractmethod
+    def branch(self, tree: TokenTree, known: int) -> Draft:
+        """What it drafts behind each node from `known` on, one token each. The nodes before that are those of the
+        last call, or, when something was drafted or decided since then, the chain's."""
+
+    @abstractmethod
+    def adopt(self, nodes: Sequence[int], tokens: Sequence[int]) -> None:
+        """Go on behind `tokens`, which are the drafts now: what `branch` gave for these nodes. `settle` has just said
+        that the token of the first node is pending, and nothing was drafted between."""
+
+
 def newest_state(outcome: Outcome) -> Tensor:
     """The features that chose the pending token, [1, F]."""
     if outcome.features_AF is None:

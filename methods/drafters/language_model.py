@@ -9,11 +9,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from methods.drafters.base import ChainDrafter, Draft
+from methods.drafters.base import Draft
+from methods.drafters.choosing import ChoosingDrafter
 from methods.drafters.draft_model import draft_decoder, draft_model
 from methods.engine.decoder import Decoder
-from methods.engine.sampling import Sampling, draw, probabilities
+from methods.engine.sampling import Sampling
 from methods.engine.transformer import Transformer
+from methods.engine.tree import TokenTree
 from methods.models import Models
 from methods.target import Outcome
 
@@ -29,6 +31,7 @@ class LanguageModel(Protocol):
     def room(self) -> int: ...
     def prefill(self, tokens_T: Sequence[int]) -> object: ...
     def extend(self, tokens_N: Sequence[int]) -> Tensor: ...
+    def branch(self, tree: TokenTree, known: int, committed: int) -> Tensor: ...
     def truncate(self, length: int) -> None: ...
 
 
@@ -39,25 +42,22 @@ def head_tokens(model: Transformer, vocabulary: int) -> Tensor:
     return torch.arange(min(model.config.vocab_size, vocabulary))
 
 
-class ModelDrafter(ChainDrafter):
-    """Greedy where the target is greedy; else draws from its own distribution under the same sampling rules."""
+class ModelDrafter(ChoosingDrafter):
+    """Its cache holds what it has read: decided tokens, then drafts."""
 
     def __init__(self, decoder: LanguageModel, vocabulary: int) -> None:
         """`vocabulary`: the target's size V. Models of one tokenizer may be padded to different sizes, and a draft's
         head may know part of the vocabulary only: what it does not know, it never drafts."""
-        super().__init__()
-        self.decoder, self.vocabulary = decoder, vocabulary
-        self.tokens_R = head_tokens(decoder.model, vocabulary)
-        self.sampling = Sampling()
-        self.generator = self.sampling.generator("draft")
+        super().__init__(head_tokens(decoder.model, vocabulary), vocabulary)
+        self.decoder = decoder
         self.base = 0  # tokens in the draft's cache that are decided
         self.roots: list[int] = []  # decided tokens after those, the pending one last; `drafted` follows them
 
     def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
-        self.sampling, self.generator = sampling, sampling.generator("draft")
+        self.restart(sampling)
         # A prompt longer than the draft's context leaves no room, so nothing is drafted for it.
         self.decoder.prefill(prompt_T[-self.decoder.max_length :])
-        self.base, self.roots, self.drafted = self.decoder.length, [], []
+        self.base, self.roots = self.decoder.length, []
 
     def draft(self, n: int) -> Draft:
         tokens: list[int] = []
@@ -66,18 +66,16 @@ class ModelDrafter(ChainDrafter):
             unseen = (self.roots + self.drafted)[self.decoder.length - self.base :]
             if self.decoder.room < len(unseen):
                 break
-            logits_1R = self.decoder.extend(unseen)[:, : len(self.tokens_R)]
-            tokens.append(self._choose(logits_1R, rows))
-            self.drafted.append(tokens[-1])
+            tokens.append(self.add(self.decoder.extend(unseen), rows))
         return Draft(tokens, torch.cat(rows) if rows else None)
 
-    def _choose(self, logits_1R: Tensor, rows: list[Tensor]) -> int:
-        """The next draft token; when sampling, its q over the target's vocabulary is added to `rows`."""
-        if self.sampling.greedy:
-            return int(self.tokens_R[int(logits_1R.argmax())])
-        q_1R = probabilities(logits_1R, self.sampling).cpu()
-        rows.append(q_1R.new_zeros(1, self.vocabulary).index_copy(1, self.tokens_R, q_1R))
-        return int(self.tokens_R[draw(q_1R[0], self.generator)])
+    @property
+    def spare(self) -> int:
+        return self.decoder.room
+
+    def logits_behind(self, tree: TokenTree, known: int) -> Tensor:
+        pending = self.base + len(self.roots) - 1
+        return self.decoder.branch(tree, known, self.decoder.length - pending)
 
     def settle(self, outcome: Outcome) -> None:
         kept = self.kept(outcome)
@@ -104,9 +102,9 @@ class SelfDrafter(ModelDrafter):
         self.target = target
 
     def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
-        self.sampling, self.generator = sampling, sampling.generator("draft")
+        self.restart(sampling)
         self.base = self.decoder.length = self.target.length
-        self.roots, self.drafted = [], []
+        self.roots = []
 
     def settle(self, outcome: Outcome) -> None:
         self.decoder.length = self.target.length

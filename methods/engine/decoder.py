@@ -89,6 +89,15 @@ class Decoder:
         self.commit(range(len(tokens_N)))
         return scores.logits_NV[-1:]
 
+    def branch(self, tree: TokenTree, known: int, committed: int) -> Tensor:
+        """Score the nodes of a tree behind its first `known` and leave what is committed as it is, [N - known, V]. Its
+        first `committed` nodes are the last committed tokens; the other known ones are those of the calls before."""
+        self.length -= committed
+        try:
+            return self.score(tree, known=known).logits_NV
+        finally:
+            self.length += committed
+
     @property
     def _min_rows(self) -> int:
         return self.model.stack.min_rows

@@ -42,13 +42,16 @@ class Head:
         return self._run(x_ND, positions_N, view, beside_NE)
 
     @torch.inference_mode()
-    def branch(self, tree: TokenTree, known: int, x_KD: Tensor, beside_KE: Tensor | None = None) -> Tensor:
+    def branch(
+        self, tree: TokenTree, known: int, x_KD: Tensor, beside_KE: Tensor | None = None, fed: int = 1
+    ) -> Tensor:
         """The states behind the layers, [K, D], of the nodes of a tree behind its first `known` >= 1.
 
-        The root is the last fed row, so it is known; the other known nodes are those of the calls before."""
-        if self.length + len(tree.tokens_N) - 1 > self.rows:
-            raise ValueError(f"expected at most {self.room + 1} nodes, got {len(tree.tokens_N)}: the cache is full")
-        start = self.length - 1
+        The first `fed` nodes are the last fed rows, the root at least; the other known ones are those of the calls
+        before."""
+        start = self.length - fed
+        if start + len(tree.tokens_N) > self.rows:
+            raise ValueError(f"expected at most {self.rows - start} nodes, got {len(tree.tokens_N)}: the cache is full")
         view = self._cache.view(start, tree, known)
         return self._run(x_KD, start + tree.depth_N[known:], view, beside_KE)
 

@@ -61,6 +61,10 @@ class Link(ABC):
         except queue.Empty:
             return None
 
+    def give_way(self) -> None:
+        """Let the other end do what it has to do, where the two ends take turns."""
+        return
+
     def _checked(self, message: Any, what: str) -> Any:
         if isinstance(message, Exception):
             self._received.put(message)  # whoever asks again is told again
@@ -110,16 +114,16 @@ class LocalLink(Link):
         self.send(last)
         self.other.turn.release()
 
-    def hand_over(self) -> None:
+    def give_way(self) -> None:
         self.other.turn.release()
         self.turn.acquire()
 
     def receive(self, what: str, patience: float | None = 0.0) -> Any:
         while self._received.empty():
-            self.hand_over()
+            self.give_way()
         return super().receive(what, patience)
 
     def poll(self) -> Any:
         if self.polite:
-            self.hand_over()
+            self.give_way()
         return super().poll()

@@ -13,7 +13,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from methods.drafters.base import ChainDrafter, Draft, Drafter
+from methods.drafters.base import Draft, Drafter
+from methods.drafters.choosing import ChoosingDrafter
 from methods.drafters.eagle.head import EagleHead
 from methods.drafters.growing import GrowingTree, likeliest
 from methods.drafters.static_tree import Path, StaticShape
@@ -55,21 +56,20 @@ class Reader:
         return state_1D
 
 
-class EagleChain(ChainDrafter):
-    """Greedy where the target is greedy; else draws from the head's distribution under the same sampling rules."""
+class EagleChain(ChoosingDrafter):
+    """Goes on from the states that the head predicts."""
 
     def __init__(self, head: EagleHead, taps: Sequence[int], vocabulary: int) -> None:
         """`vocabulary`: the target's size V."""
-        super().__init__()
-        self.head, self.reader, self.taps, self.vocabulary = head, Reader(head), tuple(taps), vocabulary
-        self.sampling = Sampling()
-        self.generator = self.sampling.generator("draft")
+        super().__init__(head.parts.lm_head.tokens_R, vocabulary)
+        self.head, self.reader, self.taps = head, Reader(head), tuple(taps)
         self.states: list[Tensor] = []  # states[i]: predicted, before drafted[i]; as far as they were needed
+        self._states_behind: list[Tensor] = []  # of each node of the loop's tree but the last draft, [1, D]
 
     def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
-        self.sampling, self.generator = sampling, sampling.generator("draft")
+        self.restart(sampling)
         self.reader.begin(prompt_T, features_TF)
-        self.drafted, self.states = [], []
+        self.states = []
 
     def draft(self, n: int) -> Draft:
         tokens: list[int] = []
@@ -77,8 +77,7 @@ class EagleChain(ChainDrafter):
         while len(tokens) < n:
             if self.head.room < self.reader.unread + len(self.drafted):
                 break
-            tokens.append(self._choose(self.head.logits(self._next_state()), rows))
-            self.drafted.append(tokens[-1])
+            tokens.append(self.add(self.head.logits(self._next_state()), rows))
         return Draft(tokens, torch.cat(rows) if rows else None)
 
     def _next_state(self) -> Tensor:
@@ -95,14 +94,21 @@ class EagleChain(ChainDrafter):
             self.states.append(self.head.go_on(self.states[newest], self.drafted[newest : newest + 1]))
         return self.states[-1]
 
-    def _choose(self, logits_1R: Tensor, rows: list[Tensor]) -> int:
-        """The next draft token; when sampling, its q over the target's vocabulary is added to `rows`."""
-        tokens_R = self.head.parts.lm_head.tokens_R
-        if self.sampling.greedy:
-            return int(tokens_R[int(logits_1R.argmax())])
-        q_1R = probabilities(logits_1R, self.sampling).cpu()
-        rows.append(q_1R.new_zeros(1, self.vocabulary).index_copy(1, tokens_R, q_1R))
-        return int(tokens_R[draw(q_1R[0], self.generator)])
+    @property
+    def spare(self) -> int:
+        return self.head.spare
+
+    def logits_behind(self, tree: TokenTree, known: int) -> Tensor:
+        if known == len(self.drafted):  # the chain's
+            self._states_behind = self.states[:known]
+        parents = tree.parents_N[known:].tolist()
+        states_KD = self.head.branch(tree, known, torch.cat([self._states_behind[parent] for parent in parents]))
+        self._states_behind += states_KD.split(1)
+        return self.head.logits(states_KD)
+
+    def adopt(self, nodes: Sequence[int], tokens: Sequence[int]) -> None:
+        super().adopt(nodes, tokens)
+        self.states = [self._states_behind[node] for node in nodes]
 
     def settle(self, outcome: Outcome) -> None:
         self.reader.add(outcome)

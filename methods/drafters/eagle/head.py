@@ -52,6 +52,11 @@ class EagleHead:
         """Pairs that the cache can still hold, predicted ones included."""
         return self.head.rows - self.decided
 
+    @property
+    def spare(self) -> int:
+        """Nodes that a tree can still have, those not counted that `branch` finds read."""
+        return self.head.room
+
     @torch.inference_mode()
     def read(self, features_NF: Tensor, tokens_N: Sequence[int]) -> Tensor:
         """The predicted states behind N more decided pairs, [N, D]. All that was predicted before is dropped."""
@@ -70,8 +75,10 @@ class EagleHead:
 
     @torch.inference_mode()
     def branch(self, tree: TokenTree, known: int, states_KD: Tensor) -> Tensor:
-        """The same for the nodes of a tree behind its first `known`, [K, D]. Its root is the last decided token."""
-        return self._fed_back(self.head.branch(tree, known, *self._inputs(states_KD, tree.tokens_N[known:].tolist())))
+        """The same for the nodes of a tree behind its first `known`, [K, D]. Its root is the last decided token, and
+        the nodes behind it are the drafted tokens that `go_on` has read since then, if any."""
+        inputs = self._inputs(states_KD, tree.tokens_N[known:].tolist())
+        return self._fed_back(self.head.branch(tree, known, *inputs, fed=1 + self.head.length - self.decided))
 
     @torch.inference_mode()
     def logits(self, states_ND: Tensor) -> Tensor:

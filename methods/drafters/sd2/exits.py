@@ -82,46 +82,50 @@ class StagedDecoder:
         return self._first_confident(TokenTree.chain([]), 1)
 
     @torch.inference_mode()
-    def branch(self, tree: TokenTree, known: int) -> Tensor:
-        """Score the nodes of a tree behind its first `known`, which earlier calls scored, [K, R]. It follows the
-        committed tokens; the next `feed` or `truncate` drops it. All new nodes take the exit that the first takes."""
-        if len(tree.tokens_N) > self.room:
-            raise ValueError(f"expected at most {self.room} nodes, got {len(tree.tokens_N)}: the context is full")
-        if not known:
+    def branch(self, tree: TokenTree, known: int, committed: int = 0) -> Tensor:
+        """Score the nodes of a tree behind its first `known`, [K, R]. Its first `committed` nodes are the last
+        committed tokens, the other known ones were scored by earlier calls. The next `feed` or `truncate` drops what is
+        not committed. All new nodes take the exit that the first takes."""
+        if len(tree.tokens_N) - committed > self.room:
+            most = self.room + committed
+            raise ValueError(f"expected at most {most} nodes, got {len(tree.tokens_N)}: the context is full")
+        if known == committed:
             self._drop_tree()
         entry = self._stages[0]
         entry.waiting_MD = torch.cat((entry.waiting_MD, self.model.embed(tree.tokens_N[known:])))
-        return self._first_confident(tree, len(tree.tokens_N) - known)
+        return self._first_confident(tree, len(tree.tokens_N) - known, committed)
 
     def _drop_tree(self) -> None:
         for stage in self._stages:
             stage.drop_tree()
 
     @torch.inference_mode()
-    def _first_confident(self, tree: TokenTree, count: int) -> Tensor:
+    def _first_confident(self, tree: TokenTree, count: int, committed: int = 0) -> Tensor:
         for index in range(len(self._stages)):
-            x_ND = self._advance(index, tree)
+            x_ND = self._advance(index, tree, committed)
             logits_KR = self.model.logits(x_ND[-count:])
             # The last exit answers anyway; its probabilities need not be known.
             if index + 1 == len(self._stages) or top_probability(logits_KR[0]) > self.threshold:
                 break
         return logits_KR
 
-    def _advance(self, index: int, tree: TokenTree) -> Tensor:
+    def _advance(self, index: int, tree: TokenTree, committed: int = 0) -> Tensor:
         """Run a stage over its waiting rows and over the tree's nodes that wait behind them; the next stage then waits
-        for both. Returns the states after it.
+        for both. The tree's first `committed` nodes are rows. Returns the states after the stage.
 
         Nodes are seen only when no row waits any more, so either no row waits or the stage has seen no node."""
         stage = self._stages[index]
-        start, waiting = stage.length, len(stage.waiting_WD)
-        nodes = stage.nodes + len(stage.waiting_MD)
-        shape = tree.behind(waiting) if nodes else TokenTree.chain([0] * waiting)
+        waiting, nodes = len(stage.waiting_WD), stage.nodes + len(stage.waiting_MD)
+        root = self.length - committed
+        start = min(stage.length, root) if nodes else stage.length
+        shape = tree.behind(root - start) if nodes else TokenTree.chain([0] * waiting)
+        known = stage.length - start + stage.nodes
         prompt = start == 0 and not nodes
-        view = self._cache.prompt() if prompt else self._cache.view(start, shape, stage.nodes)
+        view = self._cache.prompt() if prompt else self._cache.view(start, shape, known)
         x_ND = torch.cat((stage.waiting_WD, stage.waiting_MD))
-        rotation = self.model.rotation(start + shape.depth_N[stage.nodes :])
+        rotation = self.model.rotation(start + shape.depth_N[known:])
         x_ND = self.model.run(x_ND, rotation, view, stage.first, stage.stop)
-        stage.length, stage.nodes = start + waiting, nodes
+        stage.length, stage.nodes = stage.length + waiting, nodes
         stage.waiting_WD, stage.waiting_MD = stage.waiting_WD[:0], stage.waiting_MD[:0]
         for following in self._stages[index + 1 : index + 2]:
             following.waiting_WD = torch.cat((following.waiting_WD, x_ND[:waiting]))
