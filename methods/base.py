@@ -25,12 +25,12 @@ class Limits:
 @dataclass(frozen=True)
 class Span:
     """What a rank did from `begin` to `end`, in seconds of the monotonic clock. "wait": the target had nothing to do
-    until a draft came. `tokens`: how many were drafted, the first of them so far behind the last true feature (`depth`;
-    0: of a drafter that reads none). `round`: the number of the pass within the answer, after the prefill, which
-    `Generation.spans` knows."""
+    until a draft came; "prepare": the draft went on behind what may come instead of its drafts. `tokens`: how many were
+    drafted, the first of them so far behind the last true feature (`depth`; 0: of a drafter that reads none). `round`:
+    the number of the pass within the answer, after the prefill, which `Generation.spans` knows."""
 
     rank: Literal["target", "draft"]
-    work: Literal["draft", "verify", "wait"]
+    work: Literal["draft", "prepare", "verify", "wait"]
     begin: float
     end: float
     tokens: int = 0
@@ -43,12 +43,24 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Branches:
+    """Of a pass of PEARL with branches. `prepared`: outcomes that had a window; `hit`: whether the one that came was
+    among them (None: all drafts were kept, so that none was needed); `hidden`: seconds for which the window was drafted
+    that the pass began with because it had been prepared."""
+
+    prepared: int
+    hit: bool | None
+    hidden: float
+
+
+@dataclass(frozen=True)
 class Step:
     """One target pass. `tokens`: what it decided, kept drafts first, then the target's own token.
 
     `drafted` and `accepted`: how many draft tokens were judged, and how many of them kept. `nodes`: rows that the pass
     scored. `margins`: top-1 minus top-2 target logit behind each token, where the engine is not row-invariant.
-    `depths`: of each judged token of a chain, as `ChainDrafter.depths` tells; none of a tree."""
+    `depths`: of each judged token of a chain, as `ChainDrafter.depths` tells; none of a tree. `branches`: where the
+    draft prepares some."""
 
     tokens: list[int]
     drafted: int = 0
@@ -57,6 +69,7 @@ class Step:
     spans: Sequence[Span] = ()
     margins: list[float] | None = None
     depths: Sequence[int] = ()
+    branches: Branches | None = None
 
 
 class Method(Protocol):
@@ -91,7 +104,7 @@ class Reference(Protocol):
 @dataclass
 class Generation:
     """One answer to one prompt. Per pass: accept_lengths, drafted, accepted, nodes, spans_of (the prefill is the first
-    pass). Per judged token of all passes: depths, of chains alone.
+    pass). Per judged token of all passes: depths, of chains alone. `branches`: of the passes that have some.
 
     `finish` is "eos", "length" or "context"; times in seconds, wall_time includes prefill_time."""
 
@@ -106,6 +119,7 @@ class Generation:
     wall_time: float = 0.0
     prefill_time: float = 0.0
     spans_of: list[Sequence[Span]] = field(default_factory=list)
+    branches: list[Branches] = field(default_factory=list)
 
     def add(self, step: Step, limits: Limits) -> None:
         """Enter a pass into the ledger, cut after the first EOS and at the limit."""
@@ -125,6 +139,7 @@ class Generation:
         self.accepted.append(step.accepted)
         self.nodes.append(step.nodes)
         self.depths += step.depths
+        self.branches += [step.branches] if step.branches else []
         if step.margins is not None:
             self.margins = (self.margins or []) + step.margins[: len(kept)]
 
@@ -134,13 +149,13 @@ class Generation:
         return [replace(span, round=number) for number, spans in enumerate(self.spans_of) for span in spans]
 
     def seconds(self, work: str) -> float:
-        """Time spent on "draft", "verify" or "wait". Two ranks draft and verify at the same time."""
+        """Time spent on "draft", "prepare", "verify" or "wait". Two ranks draft and verify at the same time."""
         return sum(span.seconds for span in self.spans if span.work == work)
 
     @property
     def proposed(self) -> int:
-        """Tokens that were drafted, those included that no pass has judged."""
-        return sum(span.tokens for span in self.spans)
+        """Tokens that were drafted, those included that no pass has judged, without those of branches."""
+        return sum(span.tokens for span in self.spans if span.work == "draft")
 
 
 def generate(method: Method | Reference, prompt_T: Sequence[int], sampling: Sampling, limits: Limits) -> Generation:

@@ -34,7 +34,8 @@ def build_method(spec: MethodSpec, models: Models, options: Mapping[str, Any]) -
         case "pearl":
             from methods.pearl.target import build
 
-            return build(models, spec.name, chosen["gamma"], chosen["without"])
+            spec.check_branches(chosen)
+            return build(models, spec.name, chosen["gamma"], chosen["without"], chosen["branches"])
         case "peer":
             return _function(spec.peer)(models, **chosen)
 

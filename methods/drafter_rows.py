@@ -21,7 +21,8 @@ class DrafterSpec:
     by default. A drafter of both is built with an option `shape`. One of chains may be PEARL's. `gamma`: the default
     window of its chains in draft-then-verify; `tree` and `chain`: options of its trees alone, of which PEARL has none,
     and of its chains alone. `ends`: its chains end by themselves, so that another drafter may go on behind them.
-    `typical`: draft-then-verify may judge what it drafts by typical acceptance, as its paper does."""
+    `typical`: draft-then-verify may judge what it drafts by typical acceptance, as its paper does. `branching`: it can
+    also draft behind other tokens than its drafts, so that PEARL may prepare for them."""
 
     name: str
     build: str
@@ -37,6 +38,7 @@ class DrafterSpec:
     chain: Mapping[str, Option] = field(default_factory=dict)
     ends: bool = False
     typical: bool = False
+    branching: bool = False
 
     @property
     def all_options(self) -> dict[str, Option]:
@@ -102,6 +104,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
             weights="model",
             tiny="methods.tiny:write_draft",
             check="methods.drafters.draft_model:check",
+            branching=True,
         ),
         DrafterSpec(
             "pld",
@@ -120,6 +123,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
             tiny="methods.tiny:write_draft",
             check="methods.drafters.sd2.chain:exits_here",
             options=_EXITS,
+            branching=True,
         ),
         DrafterSpec(
             "sd2-tree",
@@ -180,6 +184,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
             shapes=(TREE, CHAIN),
             tree=_nodes(25),
             options=_ROPE,
+            branching=True,
         ),
         DrafterSpec(
             "eagle2",
@@ -192,6 +197,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
             shapes=(TREE, CHAIN),
             tree=_growing(10, 6, 59),
             options=_ROPE,
+            branching=True,
         ),
         DrafterSpec(
             "eagle3",
@@ -204,6 +210,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
             shapes=(TREE, CHAIN),
             tree=_growing(10, 8, 59),
             options=_ROPE,
+            branching=True,
         ),
     )
 }

@@ -65,6 +65,14 @@ class MethodSpec:
         chosen = CHAIN if self.loop == "pearl" else options.get("shape")
         return next((shape for shape in self.drafter.shapes if shape == chosen), self.drafter.shapes[0])
 
+    def check_branches(self, options: Mapping[str, object]) -> None:
+        """Raises UserError where PEARL is to prepare branches with a drafter that cannot."""
+        if options.get("branches") and self.drafter is not None and not self.drafter.branching:
+            raise UserError(
+                f"{self.name} drafts by {self.drafter.about}, which cannot prepare branches: leave out --branches, or "
+                f"set it for those that can ({', '.join(_branching())}), as {_branching()[0]}@branches=3"
+            )
+
     def behind(self, options: Mapping[str, object]) -> DrafterSpec | None:
         """Who drafts on where the chains of its own drafter end, under these options."""
         name = options.get(BEHIND, NOTHING)
@@ -81,9 +89,13 @@ class MethodSpec:
         return self.lossless and not any(options.get(name) in option.lossy for name, option in self.options.items())
 
     def counting(self, options: Mapping[str, Value]) -> dict[str, Value]:
-        """Those of its options that count for what is drafted under them: a tree has no window, a chain no nodes.
+        """Those of its options that count for what is drafted under them: a tree has no window, a chain no nodes, and
+        PEARL without branches is the paper's.
 
-        Raises UserError where a variant sets another one."""
+        Raises UserError where a variant sets another one, or where the drafter cannot do what they ask for."""
+        if self.loop == "pearl":
+            self.check_branches(options)
+            return {name: value for name, value in options.items() if name != "branches" or value}
         if self.drafter is None or len(self.drafter.shapes) == 1:
             return dict(options)
         shape = self.shape(options)
@@ -93,6 +105,11 @@ class MethodSpec:
                 other = CHAIN if shape == TREE else TREE
                 raise UserError(f"{self.name}: {name} counts for a {other} only, this is a {shape}; add @shape={other}")
         return {name: value for name, value in options.items() if name not in idle}
+
+
+def _branching() -> list[str]:
+    """The rows of PEARL that can prepare branches."""
+    return [spec.name for spec in METHODS.values() if spec.loop == "pearl" and spec.drafter and spec.drafter.branching]
 
 
 def _window(default: int | str, help: str = "tokens drafted per round", words: tuple[str, ...] = ()) -> Option:
@@ -110,6 +127,12 @@ _PEARL = {
         "leave out pre-verify, post-verify or both",
         least=None,
         words=(NOTHING, "pre-verify", "post-verify", "both"),
+        flag=True,
+    ),
+    "branches": Option(
+        0,
+        "other tokens at each place of PEARL's drafts behind which it prepares windows while it verifies (0: none)",
+        least=0,
         flag=True,
     ),
 }

@@ -5,35 +5,37 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from methods.drafters.base import ChainDrafter
+from methods.drafters.base import BranchingDrafter, ChainDrafter
 from methods.engine.link import Close, Link, LocalLink
-from methods.pearl.messages import Begin, Order, Ready, Window
+from methods.pearl.branches import Preparation, Spare, prepare
+from methods.pearl.messages import Begin, Order, Prepared, Ready, Window
 
 PROMPT_SECONDS = 0.02  # per token of a prompt, beyond the link's own patience: reading it takes longer than a round
 
 
-def serve(link: Link, drafters: Mapping[str, ChainDrafter]) -> None:
-    """Draft by the drafter that the target asks for. Returns when the target closes the link."""
+def serve(link: Link, drafters: Mapping[str, ChainDrafter], passes: int | None = None) -> None:
+    """Draft by the drafter that the target asks for. Returns when the target closes the link. `passes`: so many prepare
+    branches in each round, instead of as many as there is time for."""
     for name, drafter in drafters.items():
         link.send(Ready(name, list(drafter.taps), drafter.longest))
     while not isinstance(message := link.receive("a prompt", None), Close):
         if not isinstance(message, Begin):
             raise link.unexpected(message, "a prompt")
-        _Answer(link, drafters[message.drafter], message).serve()
+        _Answer(link, drafters[message.drafter], message, Spare(passes)).serve()
     link.send(Close())
 
 
 @contextmanager
-def local_draft_rank(drafters: Mapping[str, ChainDrafter]) -> Iterator[tuple[Link, dict[str, Ready]]]:
+def local_draft_rank(drafters: Mapping[str, ChainDrafter], passes: int = 1) -> Iterator[tuple[Link, dict[str, Ready]]]:
     """A draft rank in this process, which works only while the target's waits for it: so a run can be repeated, in
-    free mode too. Yields the target's end of the link and what the drafters said of themselves; an error of the draft's
-    rank is raised at that end."""
+    free mode too, and with branches: `passes` prepare some in each round. Yields the target's end of the link and what
+    the drafters said of themselves; an error of the draft's rank is raised at that end."""
     here, there = LocalLink.pair("target", "draft")
 
     def run() -> None:
         there.turn.acquire()
         try:
-            serve(there, drafters)
+            serve(there, drafters, passes)
         except Exception as error:
             there.end(error)
 
@@ -49,8 +51,9 @@ def local_draft_rank(drafters: Mapping[str, ChainDrafter]) -> Iterator[tuple[Lin
 class _Answer:
     """Drafting for one prompt."""
 
-    def __init__(self, link: Link, drafter: ChainDrafter, begin: Begin) -> None:
-        self.link, self.drafter, self.begin = link, drafter, begin
+    def __init__(self, link: Link, drafter: ChainDrafter, begin: Begin, spare: Spare) -> None:
+        self.link, self.drafter, self.begin, self.spare = link, drafter, begin, spare
+        self.prepared: Preparation | None = None  # beside the pass of the last order
 
     def serve(self) -> None:
         if not self.drafter.taps:  # else the prompt's features must come first
@@ -59,10 +62,14 @@ class _Answer:
         if self.drafter.taps:
             self.drafter.begin(self.begin.prompt_T, self.begin.sampling, order.features_AF)
         while not order.stop:
+            self.spare.begin()
             self._learn(order)
-            early, following = self._draft(order), order.round + 1
+            verified = len(self.drafter.drafted)
+            early, following = self._draft(order) or self._prepare(order, verified), order.round + 1
             order = self._received(early or self.link.receive(f"the order of round {following}"), following)
-        if self.begin.free:
+            if not early:
+                self.spare.end(time.perf_counter())
+        if self.begin.free or order.prepare:  # this is the last that comes of it
             self.link.send(Window(order.round, [], None, 0.0, 0.0))
 
     def _received(self, message: object, round: int | None = None) -> Order:
@@ -72,8 +79,15 @@ class _Answer:
         return message
 
     def _learn(self, order: Order) -> None:
+        """What was decided; the window that was prepared for it is sent at once."""
         if order.decided_A:
             (self.drafter.confirm if order.confirmed else self.drafter.settle)(order.outcome)
+        if order.taken:
+            if self.prepared is None:
+                raise self.link.unexpected(order, "an order without branches")
+            found = self.prepared.take(order.decided_A, order.taken)
+            self.link.send(found.window(order.round, order.taken, bool(self.drafter.taps)))
+        self.prepared = None
 
     def _draft(self, order: Order) -> object | None:
         """Draft and send the window; in free mode token by token, until the next order has come, which is returned."""
@@ -89,6 +103,27 @@ class _Answer:
             if not draft.tokens_G:
                 break
         return None
+
+    def _prepare(self, order: Order, verified: int) -> object | None:
+        """Prepare branches while there is time; if the next order comes meanwhile, it is returned. `verified`: drafts
+        that the pass scores."""
+        if order.prepare is None or not self.spare.fits:
+            return None
+        if not isinstance(self.drafter, BranchingDrafter):
+            raise ValueError(f"expected a drafter that prepares branches, got {type(self.drafter).__name__}")
+        self.prepared = prepare(self.drafter, order.prepare, verified, order.window > 0)
+        looked = None
+        while True:
+            now = time.perf_counter()
+            if self.spare.by_the_clock and (following := self.link.poll()):
+                self.spare.end(looked or now)  # it came behind the last look
+                return following
+            if self.prepared is None or not self.spare.fits or not self.prepared.goes_on():
+                return None
+            looked, branches = now, self.prepared.grow()
+            end = time.perf_counter()
+            self.spare.took(end - now)
+            self.link.send(Prepared(order.round, branches, now, end))
 
 
 def prompt_patience(link: Link, prompt_T: Sequence[int]) -> float:

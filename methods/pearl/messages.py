@@ -31,13 +31,25 @@ class Begin:
 
 
 @dataclass(frozen=True)
+class Prepare:
+    """While the pass of a round runs: windows of up to `window` tokens are wanted behind the `branches` most likely
+    other tokens of each place that it decides on."""
+
+    branches: int
+    window: int
+
+
+@dataclass(frozen=True)
 class Order:
     """Target to draft: how round `round` begins.
 
     decided_A: the tokens that the last pass decided, none where there was no pass. `confirmed`: all of them are drafts,
     and those behind them hold; else drafts that are not among them are void. Then up to `window` tokens are to be
     drafted; `stop`: none, the answer is complete. features_AF: the target's states that chose the decided tokens,
-    for a drafter that reads them; with an answer's first order those of the whole prompt, [T, F]."""
+    for a drafter that reads them; with an answer's first order those of the whole prompt, [T, F].
+
+    `taken`: so many tokens that were prepared behind the decided ones are the target's tail now; they come back as a
+    window of their own, and what is drafted follows them. `prepare`: None without branches, or where no pass runs."""
 
     round: int
     decided_A: list[int]
@@ -45,6 +57,8 @@ class Order:
     window: int
     stop: bool
     features_AF: Tensor | None
+    prepare: Prepare | None = None
+    taken: int = 0
 
     @property
     def outcome(self) -> Outcome:
@@ -67,4 +81,25 @@ class Window:
     depths_G: list[int] = field(default_factory=list)
 
 
-KINDS = (Ready, Begin, Order, Window)
+@dataclass(frozen=True)
+class Branch:
+    """An outcome of the pass of a round, `accepted` drafts and `token` behind them, and what is drafted behind that so
+    far."""
+
+    accepted: int
+    token: int
+    tokens_G: list[int]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Draft to target, at any time of `round`: what a pass of the draft has added to some branches. begin, end: of that
+    pass, as a window has them."""
+
+    round: int
+    branches: list[Branch]
+    begin: float
+    end: float
+
+
+KINDS = (Ready, Begin, Order, Window, Prepared)

@@ -15,10 +15,12 @@ Legend: T prompt tokens, D drafted tokens that are scored, V target vocabulary.
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
-from methods.base import Method, Span, Step
+from methods.base import Branches, Method, Span, Step
 from methods.engine.decoder import Decoder, Scores
 from methods.engine.link import Link
 from methods.engine.sampling import Sampling, stacked
@@ -27,7 +29,7 @@ from methods.errors import UserError
 from methods.models import Models
 from methods.options import AUTO
 from methods.pearl.draft import prompt_patience
-from methods.pearl.messages import Begin, Order, Ready, Window
+from methods.pearl.messages import Begin, Order, Prepare, Prepared, Ready, Window
 from methods.pearl.window import LONGEST_WINDOW, AutoWindow
 from methods.target import Outcome, Target
 
@@ -39,10 +41,21 @@ class Pearl(Method):
     show, first those of the runner's warm-up (window.py); "free": as many as come until the target has decided.
 
     Without `pre_verify` a window is drafted before it is verified; without `post_verify` the draft waits while a
-    window is verified, and the pass yields a token of the target's own. Without either it is draft-then-verify."""
+    window is verified, and the pass yields a token of the target's own. Without either it is draft-then-verify.
+
+    With `branches` the draft's rank also prepares windows behind other tokens than its drafts, as many at each place
+    (branches.py). An outcome that was prepared for has its window at once: that is the tail, and the draft goes on
+    behind it."""
 
     def __init__(
-        self, target: Decoder, link: Link, drafter: str, window: int | str, pre_verify: bool, post_verify: bool
+        self,
+        target: Decoder,
+        link: Link,
+        drafter: str,
+        window: int | str,
+        pre_verify: bool,
+        post_verify: bool,
+        branches: int = 0,
     ) -> None:
         """`drafter`: its name on the draft rank."""
         self.target, self.link, self.drafter = Target(target), link, drafter
@@ -55,6 +68,9 @@ class Pearl(Method):
         self._news: Outcome | None = None  # what the draft rank does not know yet
         self._prompt_TF: Tensor | None = None  # the prompt's features, until it has them
         self._patience = link.patience
+        self.branches = branches
+        self._prepared: dict[tuple[int, int], list[int]] = {}  # of this round: outcome -> what is drafted behind it
+        self._ahead: list[int] = []  # what was prepared behind the pending token, until it has come as a window
         self._drop_tail()
 
     def meet(self, ready: Ready) -> None:
@@ -68,6 +84,13 @@ class Pearl(Method):
         """Tokens to draft in the next round."""
         return self.auto.window(self._first) if self.auto else self._given
 
+    def _wanted(self, stop: bool) -> Prepare | None:
+        """What to prepare beside the pass that begins, or has been: windows that are the first behind a rejection."""
+        passing = stop or self.tail or self._ahead or self.pre_verify  # else a window is waited for first
+        if not self.branches or not passing:
+            return None
+        return Prepare(self.branches, self.auto.window(True) if self.auto else self._given)
+
     def _drop_tail(self) -> None:
         self.tail: list[int] = []
         self._tail_q: list[Tensor | None] = []
@@ -79,27 +102,46 @@ class Pearl(Method):
         self._patience = prompt_patience(self.link, prompt_T)
         self._drop_tail()
         self._first = True
+        self._ahead, self._prepared = [], {}
         return self.target.pending
 
     def step(self) -> Step:
         spans: list[Span] = []
-        if not self.tail and not self.pre_verify:
+        if not (self.tail or self._ahead or self.pre_verify):
             self._order(self.window)
             self._collect(0, spans)
-        known = min(len(self.tail), self.target.room - 1)
+        chain = self.tail or self._ahead
+        known = min(len(chain), self.target.room - 1)
         drafting = self.post_verify or known == 0
         self._order(self.window if drafting else 0)
         begin = time.perf_counter()
-        scores = self.target.score(TokenTree.chain([self.target.pending, *self.tail[:known]]))
+        scores = self.target.score(TokenTree.chain([self.target.pending, *chain[:known]]))
         scored = time.perf_counter()
+        hidden = self._collect_ahead(spans)
         if drafting:
             self._collect(known, spans)
         spans.append(Span("target", "verify", begin, scored))
-        return self._decide(scores, min(len(self.tail), known + drafting), spans)
+        return self._decide(scores, min(len(self.tail), known + drafting), spans, hidden)
 
-    def _decide(self, scores: Scores, judged: int, spans: list[Span]) -> Step:
+    def _collect_ahead(self, spans: list[Span]) -> float:
+        """Put what was prepared into the tail, with its q. Returns for how many seconds it was drafted."""
+        if not self._ahead:
+            return 0.0
+        begin, window = time.perf_counter(), self._next_window(spans)
+        if not isinstance(window, Window) or (window.round, window.tokens_G) != (self._round, self._ahead):
+            raise self.link.unexpected(window, f"the window of round {self._round} that was prepared")
+        self._add(window)
+        self._ahead = []
+        spans.append(Span("target", "wait", begin, time.perf_counter()))
+        return window.end - window.begin
+
+    def _decide(self, scores: Scores, judged: int, spans: list[Span], hidden: float) -> Step:
         """Verify the first `judged` tokens of the tail and keep what is left to verify."""
         begin = time.perf_counter()
+        if self.branches:
+            self.link.give_way()
+        while self.branches and (message := self.link.poll()):
+            self._note(message, spans)
         tokens, depths = self.tail[:judged], self._tail_depths[:judged]
         tree = TokenTree.chain([self.target.pending, *tokens], stacked(tokens, self._tail_q[:judged]))
         outcome = self._news = self.target.decide(tree, scores)
@@ -107,17 +149,22 @@ class Pearl(Method):
             del self.tail[:judged], self._tail_q[:judged], self._tail_depths[:judged]
         else:
             self._drop_tail()
-            self._first = True
+            self._ahead = self._prepared.get((outcome.accepted, outcome.tokens[-1]), [])
+            self._first = not self._ahead  # else that window is there
+        prepared, self._prepared = len(self._prepared), {}
         spans.append(Span("target", "verify", begin, time.perf_counter()))
         nodes = len(scores.logits_NV)
         if self.auto:
             seconds = sum(span.seconds for span in spans if span.work == "verify")
             self.auto.verified(nodes, seconds, outcome.accepted, outcome.accepted < judged)
-        return Step(outcome.tokens, judged, outcome.accepted, nodes, spans, outcome.margins, depths)
+        step = Step(outcome.tokens, judged, outcome.accepted, nodes, spans, outcome.margins, depths)
+        if not self.branches:
+            return step
+        return replace(step, branches=Branches(prepared, None if outcome.leaf_kept else bool(self._ahead), hidden))
 
     def finish(self) -> None:
         self._order(0, stop=True)
-        while self.free and self.link.receive("the last window").round < self._round:
+        while (self.free or self.branches) and self._next_window([]).round < self._round:
             pass  # drafted before the draft rank knew of the end
         if self.auto:
             self.auto.answered()
@@ -138,14 +185,15 @@ class Pearl(Method):
         if self._prompt_TF is not None:
             features = self._prompt_TF
         self._news = self._prompt_TF = None
-        self.link.send(Order(self._round, decided, confirmed, window, stop, features))
+        taken = 0 if stop else len(self._ahead)
+        self.link.send(Order(self._round, decided, confirmed, window, stop, features, self._wanted(stop), taken))
 
     def _collect(self, known: int, spans: list[Span]) -> None:
         """Put this round's draft into the tail, waiting for it. In free mode: all that has come, but wait until the
         tail goes on behind its first `known` tokens."""
         begin, arrived = time.perf_counter(), False
         while not arrived:
-            window = self.link.receive(f"the window of round {self._round}", self._patience)
+            window = self._next_window(spans)
             self._take(window, spans)
             # An empty window: the drafter's context is full.
             arrived = window.round == self._round and not (self.free and window.tokens_G)
@@ -155,6 +203,22 @@ class Pearl(Method):
         self._patience = self.link.patience
         spans.append(Span("target", "wait", begin, time.perf_counter()))
 
+    def _next_window(self, spans: list[Span]) -> Any:
+        """Wait for the next message that tells of no branches; of those that do, note what they say."""
+        while True:
+            message = self.link.receive(f"the window of round {self._round}", self._patience)
+            if not isinstance(message, Prepared):
+                return message
+            self._note(message, spans)
+
+    def _note(self, message: object, spans: list[Span]) -> None:
+        """What has been prepared, unless it is for an outcome that is known by now."""
+        if not isinstance(message, Prepared) or message.round > self._round or not self.branches:
+            raise self.link.unexpected(message, f"the window of round {self._round}")
+        spans.append(Span("draft", "prepare", message.begin, message.end, len(message.branches)))
+        if message.round == self._round:
+            self._prepared |= {(branch.accepted, branch.token): branch.tokens_G for branch in message.branches}
+
     def _take(self, window: Window, spans: list[Span]) -> None:
         late = isinstance(window, Window) and window.round < self._round
         if not isinstance(window, Window) or window.round > self._round or (late and not self.free):
@@ -163,18 +227,23 @@ class Pearl(Method):
         spans.append(Span("draft", "draft", window.begin, window.end, len(window.tokens_G), depth=depth))
         if window.round < self._rooted:
             return
-        self.tail += window.tokens_G
-        self._tail_q += [None] * len(window.tokens_G) if window.q_GV is None else list(window.q_GV)
-        self._tail_depths += window.depths_G
+        self._add(window)
         if self.auto:
             self.auto.drafted(self._asked, len(window.tokens_G), window.end - window.begin)
 
+    def _add(self, window: Window) -> None:
+        self.tail += window.tokens_G
+        self._tail_q += [None] * len(window.tokens_G) if window.q_GV is None else list(window.q_GV)
+        self._tail_depths += window.depths_G
 
-def build(models: Models, drafter: str, gamma: int | str, without: str) -> Pearl:
+
+def build(models: Models, drafter: str, gamma: int | str, without: str, branches: int) -> Pearl:
     """The target's rank. `drafter`: what it calls its drafter on the draft's rank."""
+    if gamma == FREE and branches:
+        raise UserError("expected --gamma auto or a number beside --branches, got free, which leaves no time for them")
     pre_verify, post_verify = without not in ("pre-verify", "both"), without not in ("post-verify", "both")
     if gamma == FREE and not (pre_verify and post_verify):
         raise UserError(f"expected --gamma auto or a number beside --without {without}, got free")
     if models.link is None:
         raise ValueError("expected a link to a draft rank, got none")
-    return Pearl(models.target, models.link, drafter, gamma, pre_verify, post_verify)
+    return Pearl(models.target, models.link, drafter, gamma, pre_verify, post_verify, branches)
