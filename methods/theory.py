@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 SCHEDULES = ("pearl", "draft-then-verify")
+SCHEDULES_OF_PEARL = ("paper", "without-pre-verify", "branches")
 ROUNDING = 1e-9  # draft tokens: one that arrives at the very moment of a ruling has arrived
 
 _Times = tuple[float, float, float]  # seconds of a draft token, a target pass, a message
@@ -30,23 +31,58 @@ def draft_then_verify_speedup(alpha: float, window: float, c: float) -> float:
     return draft_then_verify_tokens(alpha, window) / (1 + window / c)
 
 
-def pearl_tokens(alpha: float, window: float) -> float:
+def pearl_tokens(alpha: float, window: float, hits: float = 0.0) -> float:
     """Tokens per target pass of PEARL (Liu et al. 2025), (1 - a^g) / ((1 - a) (1 + a - a^g)) for a window g.
 
     Its rounds are a Markov chain. With D empty a pass verifies one token, commits one token either way, and leaves D
     full with chance a. With D full, g - 1 tokens, it verifies g; it commits S = 1 + a + ... + a^(g-1) on average,
     since the correction of a rejected token counts and there is no bonus token, and leaves D full with chance a^g.
     So D is full in a / (1 + a - a^g) of all passes, and 1 + a - a^g = a + (1 - a) S.
+
+    `hits`: the chance h that behind a rejection a whole window had been prepared (`--branches`). Then D is that window,
+    g tokens, and the next pass verifies g + 1.
     """
-    _check(alpha, window)
-    full = _geometric_sum(alpha, window)
-    return full / (alpha + (1 - alpha) * full)
+    _check(alpha, window, hits=hits)
+    rejected = pearl_rejections(alpha, window, hits)
+    empty, full, prepared = (_geometric_sum(alpha, judged) for judged in (1, window, window + 1))
+    return rejected * ((1 - hits) * empty + hits * prepared) + (1 - rejected) * full
 
 
-def pearl_speedup(alpha: float, window: float, c: float) -> float:
-    """A round takes the longer of one target pass and `window` draft tokens."""
+def pearl_rejections(alpha: float, window: float, hits: float = 0.0) -> float:
+    """The share r of PEARL's passes that reject: (1 - a^g) / (1 + a - a^g - h a (1 - a^g)).
+
+    As many passes begin behind a rejection, with D empty or, in h of them, prepared; all others with D full. So
+    r = r ((1 - h) (1 - a) + h (1 - a^(g+1))) + (1 - r) (1 - a^g), which is solved for r. At a = 1 none rejects, in the
+    long run."""
+    _check(alpha, window, hits=hits)
+    lost = -math.expm1(window * math.log(alpha)) if alpha else 1.0  # 1 - a^g
+    return lost / (alpha + lost - hits * alpha * lost)
+
+
+def pearl_speedup(alpha: float, window: float, c: float, hits: float = 0.0) -> float:
+    """A round takes the longer of one target pass and `window` draft tokens; branches are prepared in what is left."""
     _check(alpha, window, c)
-    return pearl_tokens(alpha, window) / max(window / c, 1)
+    return pearl_tokens(alpha, window, hits) / max(window / c, 1)
+
+
+def schedule_seconds(
+    alpha: float, window: float, draft_seconds: float, verify_seconds: float, hits: float
+) -> dict[str, float]:
+    """Expected seconds per token of PEARL by each of its SCHEDULES_OF_PEARL. Without pre-verify a window is awaited
+    behind each rejection, so that every pass that follows one verifies a whole window and the next one's first token;
+    branches are the same but for the wait, where they hit, and the paper's pre-verify where they do not. With a window
+    of 1 nothing is left behind a pass that rejects nothing either."""
+    _check(alpha, window, verify_seconds / draft_seconds, hits)
+    beside = max(verify_seconds, window * draft_seconds)
+    waits, tokens = pearl_rejections(alpha, window, 1.0), pearl_tokens(alpha, window, 1.0)
+    if window == 1:
+        waits, tokens = 1.0, 1 + alpha
+    seconds = (
+        beside / pearl_tokens(alpha, window),
+        (beside + waits * window * draft_seconds) / tokens,
+        beside / pearl_tokens(alpha, window, hits),
+    )
+    return dict(zip(SCHEDULES_OF_PEARL, seconds, strict=True))
 
 
 def sharing_seconds(one: float, other: float, slowdown: float) -> float:
@@ -84,21 +120,22 @@ def best_window(alpha: float, c: float) -> int:
     return next(g for g in itertools.count(1) if speedup(alpha, g + 1, c) <= speedup(alpha, g, c))
 
 
-def break_even_c(alpha: float) -> float:
+def break_even_c(alpha: float, hits: float = 0.0) -> float:
     """From c = 1 up to this c, PEARL with window c beats draft-then-verify with its best window; above, it loses.
 
     PEARL's window is c itself, a whole number or not; draft-then-verify's is whole. Never at either end: at alpha = 0
     only draft-then-verify pays for drafting, and at alpha = 1 PEARL reaches c, draft-then-verify only approaches it.
+    Nor if all outcomes were prepared, `hits` of 1.
     """
-    _check(alpha)
-    if alpha in (0, 1):
+    _check(alpha, hits=hits)
+    if alpha in (0, 1) or hits == 1:
         return math.inf
     low, high = 1.0, 2.0
-    while _pearl_wins(alpha, high):
+    while _pearl_wins(alpha, high, hits):
         low, high = high, 2 * high
     while high - low > 1e-9 * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if _pearl_wins(alpha, middle) else (low, middle)
+        low, high = (middle, high) if _pearl_wins(alpha, middle, hits) else (low, middle)
     return low
 
 
@@ -132,6 +169,7 @@ def simulate(
     replicas: int = 1,
     pre_verify: bool = True,
     post_verify: bool = True,
+    hits: float = 0.0,
 ) -> Simulated:
     """Decode `tokens` tokens, shared evenly by `replicas` pairs of a draft and a target rank.
 
@@ -140,22 +178,28 @@ def simulate(
     PEARL's free window: the draft goes on until it hears of a rejection, each token a message. `pre_verify` and
     `post_verify` switch off parts of PEARL with a number as window: without the first, the target waits for a window
     while D is empty; without the second, the draft waits while D is verified, and the pass yields the bonus token.
-    Without both it is draft-then-verify.
+    Without both it is draft-then-verify. `hits`: the chance that a whole window had been prepared behind the outcome of
+    a pass whose draft does not go on; preparing takes time that the draft would have waited.
     """
-    _check(alpha, 1 if window is None else window)
+    _check(alpha, 1 if window is None else window, hits=hits)
     _check_simulation(schedule, (draft_seconds, verify_seconds, link_seconds), tokens, replicas)
     pre_verify, post_verify = (pre_verify, post_verify) if schedule == "pearl" else (False, False)
     if window is None and not (pre_verify and post_verify):
         raise ValueError("only PEARL with pre-verify and post-verify has a free window (None): give a number")
+    if hits and (window is None or schedule != "pearl"):
+        raise ValueError("only PEARL with a number as window has branches that can hit")
     rng = random.Random(seed)
     times = draft_seconds, verify_seconds, link_seconds
 
     def accept(drafted: int) -> int:
         return next((n for n in range(drafted) if rng.random() >= alpha), drafted)
 
+    def hit() -> bool:
+        return hits > 0 and rng.random() < hits
+
     pairs = []
     for pair in range(replicas):
-        rounds = _fixed(times, window, accept, pre_verify, post_verify) if window else _free(times, accept)
+        rounds = _fixed(times, window, accept, hit, pre_verify, post_verify) if window else _free(times, accept)
         pairs.append(_decode(rounds, (tokens + pair) // replicas))
     return _together(pairs, verify_seconds)
 
@@ -169,9 +213,15 @@ class _Round(NamedTuple):
 
 
 def _fixed(
-    times: _Times, window: int, accept: Callable[[int], int], pre_verify: bool, post_verify: bool
+    times: _Times,
+    window: int,
+    accept: Callable[[int], int],
+    hit: Callable[[], bool],
+    pre_verify: bool,
+    post_verify: bool,
 ) -> Iterator[_Round]:
-    """In lockstep: the draft begins a window when the target has asked for it, and a ruling needs the whole window."""
+    """In lockstep: the draft begins a window when the target has asked for it, and a ruling needs the whole window.
+    One that was prepared is there at once."""
     draft, verify, link = times
     left = 0  # tokens of D
     while True:
@@ -183,7 +233,8 @@ def _fixed(
         drafted = chain + min(beside, 1)  # and ruled on
         accepted = accept(drafted)
         yield _Round(max(begin + verify, arrive), (before + beside) * draft, min(accepted, chain) + 1)
-        left = beside - 1 if beside and accepted == drafted else 0
+        goes_on = beside and accepted == drafted
+        left = beside - 1 if goes_on else window if hit() else 0
 
 
 def _free(times: _Times, accept: Callable[[int], int]) -> Iterator[_Round]:
@@ -228,8 +279,8 @@ def _together(pairs: list[list[_Round]], verify_seconds: float) -> Simulated:
     )
 
 
-def _pearl_wins(alpha: float, c: float) -> bool:
-    return pearl_speedup(alpha, c, c) > draft_then_verify_speedup(alpha, best_window(alpha, c), c)
+def _pearl_wins(alpha: float, c: float, hits: float) -> bool:
+    return pearl_speedup(alpha, c, c, hits) > draft_then_verify_speedup(alpha, best_window(alpha, c), c)
 
 
 def _geometric_sum(ratio: float, terms: float) -> float:
@@ -239,13 +290,15 @@ def _geometric_sum(ratio: float, terms: float) -> float:
     return -math.expm1(terms * math.log(ratio)) / (1 - ratio)
 
 
-def _check(alpha: float, window: float = 1, c: float = 1) -> None:
+def _check(alpha: float, window: float = 1, c: float = 1, hits: float = 0) -> None:
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is the chance that a drafted token is accepted, from 0 to 1, not {alpha}")
     if not window >= 1:
         raise ValueError(f"the window is the number of tokens drafted per round, at least 1, not {window}")
     if not c > 0:
         raise ValueError(f"c is a target pass's time over a draft token's time, above 0, not {c}")
+    if not 0 <= hits <= 1:
+        raise ValueError(f"hits are the chance that an outcome was prepared, from 0 to 1, not {hits}")
 
 
 def _check_simulation(schedule: str, times: _Times, tokens: int, replicas: int) -> None:

@@ -16,6 +16,7 @@ from methods.theory import (
     pearl_speedup,
     pearl_tokens,
     run_length,
+    schedule_seconds,
     sharing_rate,
     sharing_seconds,
     simulate,
@@ -53,21 +54,29 @@ def strings(alpha: float, length: int) -> Iterator[tuple[int, float]]:
         yield accepted, math.prod(alpha if ok else 1 - alpha for ok in string)
 
 
-def chain(alpha: float, window: int, c: float, pre: bool, post: bool) -> tuple[float, float]:
+def chain(
+    alpha: float, window: int, c: float, pre: bool = True, post: bool = True, hits: float = 0.0
+) -> tuple[float, float]:
     """Tokens per pass and speedup of PEARL with some parts, by its rule, round by round: a Markov chain over len(D).
 
-    A round verifies D and, unless the draft waits, e_1; its outcomes come from `strings`.
+    A round verifies D and, unless the draft waits, e_1; its outcomes come from `strings`. Where the draft does not go
+    on, a whole window is there with a chance of `hits`.
     """
-    moves, tokens, seconds = np.zeros((window, window)), np.zeros(window), np.zeros(window)
-    for left in range(window):
+    states = window + 1
+    moves, tokens, seconds = np.zeros((states, states)), np.zeros(states), np.zeros(states)
+    for left in range(states):
         first = window if left == 0 and not pre else 0  # drafted before the pass
         beside = post or left + first == 0
         seconds[left] = first + (max(c, window) if beside else c)
         for accepted, chance in strings(alpha, left + first + beside):
             rejected = accepted < left + first + beside
             tokens[left] += chance * (accepted + (rejected or not beside))  # a correction, or the bonus token
-            moves[left, 0 if rejected or not beside else window - 1] += chance
-    balance, ones = np.vstack([moves.T - np.eye(window), np.ones(window)]), np.append(np.zeros(window), 1)
+            if rejected or not beside:
+                moves[left, 0] += chance * (1 - hits)
+                moves[left, window] += chance * hits
+            else:
+                moves[left, window - 1] += chance
+    balance, ones = np.vstack([moves.T - np.eye(states), np.ones(states)]), np.append(np.zeros(states), 1)
     often = np.linalg.lstsq(balance, ones, rcond=None)[0]
     return float(often @ tokens), float(often @ tokens * c / (often @ seconds))
 
@@ -82,6 +91,48 @@ def test_closed_forms_are_the_chain_of_rounds(alpha: float, window: int) -> None
         tokens, speedup = chain(alpha, window, c, pre=False, post=False)
         assert draft_then_verify_tokens(alpha, window) == pytest.approx(tokens, rel=1e-9)
         assert draft_then_verify_speedup(alpha, window, c) == pytest.approx(speedup, rel=1e-9)
+
+
+@pytest.mark.parametrize("hits", [0.0, 0.3, 0.8, 1.0])
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_closed_forms_with_branches_are_the_chain_of_rounds(alpha: float, hits: float) -> None:
+    for window, c in itertools.product(WINDOWS, (0.5, 3.0, 8.0)):
+        tokens, speedup = chain(alpha, window, c, hits=hits)
+        assert pearl_tokens(alpha, window, hits) == pytest.approx(tokens, rel=1e-9)
+        assert pearl_speedup(alpha, window, c, hits) == pytest.approx(speedup, rel=1e-9)
+        seconds = schedule_seconds(alpha, window, 0.5, 0.5 * c, hits)
+        assert seconds["branches"] == pytest.approx(0.5 * c / speedup, rel=1e-9)
+        assert seconds["paper"] == pytest.approx(0.5 * c / chain(alpha, window, c)[1], rel=1e-9)
+        without = chain(alpha, window, c, pre=False)[1]
+        assert seconds["without-pre-verify"] == pytest.approx(0.5 * c / without, rel=1e-9)
+
+
+def test_a_hit_pays_and_beats_waiting_where_it_is_likely_enough() -> None:
+    for alpha, window in itertools.product((0.2, 0.6, 0.9), (2, 5)):
+        rates = [schedule_seconds(alpha, window, 1, 10, hits) for hits in np.linspace(0, 1, 11).tolist()]
+        assert np.all(np.diff([rate["branches"] for rate in rates]) < 0)
+        assert rates[0]["branches"] == rates[0]["paper"] and rates[-1]["branches"] < rates[-1]["without-pre-verify"]
+        assert len({rate["without-pre-verify"] for rate in rates}) == 1
+    chosen = []
+    for alpha, c, hits in CHOICES:
+        seconds = schedule_seconds(alpha, 3, 1, c, hits)
+        chosen.append(min(seconds, key=seconds.__getitem__))
+    assert chosen == ["branches", "without-pre-verify", "paper"]
+
+
+CHOICES = [(0.6, 10, 0.6), (0.6, 10, 0.1), (0.9, 3, 0.0)]
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize(("alpha", "window", "hits"), [(0.0, 3, 0.5), (0.5, 1, 0.3), (0.5, 4, 0.7), (0.8, 6, 1.0)])
+def test_simulated_branches_agree_with_the_chain_of_rounds(
+    alpha: float, window: int, hits: float, parts: tuple[bool, bool]
+) -> None:
+    pre, post = parts
+    result = simulate("pearl", alpha, window, 1, 6, 0, 30_000, 0, pre_verify=pre, post_verify=post, hits=hits)
+    tokens, speedup = chain(alpha, window, 6.0, *parts, hits)
+    assert result.tokens / result.passes == pytest.approx(tokens, rel=0.02)
+    assert speed(result, 6.0) == pytest.approx(speedup, rel=0.02)
 
 
 def test_closed_forms_as_published() -> None:
@@ -164,6 +215,15 @@ def test_break_even_is_lowest_in_the_middle_and_never_comes_at_the_ends() -> Non
     lowest = min(np.linspace(0.05, 0.95, 91), key=break_even_c)
     assert lowest == pytest.approx(0.34) and break_even_c(lowest) == pytest.approx(5.376, abs=1e-3)
     assert break_even_c(0.01) > 100 and break_even_c(0.99) > 200
+
+
+def test_branches_move_the_break_even_up_and_away() -> None:
+    for alpha in (0.3, 0.7):
+        borders = [break_even_c(alpha, hits) for hits in (0.0, 0.3, 0.6)]
+        assert borders[0] < borders[1] < borders[2] < break_even_c(alpha, 1.0) == math.inf
+        for border, hits in zip(borders, (0.0, 0.3, 0.6), strict=True):
+            rival = draft_then_verify_speedup(alpha, best_window(alpha, border), border)
+            assert pearl_speedup(alpha, border, border, hits) == pytest.approx(rival, rel=1e-6)
 
 
 def test_whole_windows_move_the_break_even_a_little_and_blur_it() -> None:
@@ -309,6 +369,12 @@ def test_other_mistakes() -> None:
         run(None, parts=(False, True))
     with pytest.raises(ValueError, match="tokens and replicas are at least 1, not 3000 and 0"):
         run(4, replicas=0)
+    for hits in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="hits are the chance that an outcome was prepared, from 0 to 1, not"):
+            pearl_tokens(0.5, 3, hits)
+    for schedule, window in (("draft-then-verify", 3), ("pearl", None)):
+        with pytest.raises(ValueError, match="only PEARL with a number as window has branches"):
+            simulate(schedule, 0.5, window, 1, 1, 0, 10, 0, hits=0.5)
     for seconds in [(0, 1, 0), (1, 0, 0), (1, 1, -1)]:
         with pytest.raises(ValueError, match="a token and a pass take more than 0 seconds"):
             simulate("pearl", 0.5, 4, *seconds, 10, 0)

@@ -22,12 +22,14 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Pace:
-    """Mean times of a run's parts, and how much of the draft was accepted. `window`: None where it is free."""
+    """Mean times of a run's parts, and how much of the draft was accepted. `window`: None where it is free. `hits`: how
+    often PEARL's branches had what was needed."""
 
     alpha: float
     window: int | None
     draft_seconds: float  # of a drafted token
     verify_seconds: float  # of a target pass, prefill not counted
+    hits: float = 0.0
 
     @property
     def c(self) -> float:
@@ -71,20 +73,21 @@ def pace(results: Sequence[Result]) -> Pace:
     alpha = Drafts.of(choices).acceptance_rate
     if alpha is None or not (passes and tokens and drafting):
         raise LeftOut(f"{results[0].method} drafted nothing, or its files do not record what was accepted")
-    return Pace(alpha, window(results[0]), drafting / tokens, verifying / passes)
+    hits = stats.hit_rate(choices) or 0.0
+    return Pace(alpha, window(results[0]), drafting / tokens, verifying / passes, hits)
 
 
 def predicted_speedup(result: Result, measured: Pace) -> float:
     """What the i.i.d. model gives at the measured acceptance rate, window and c: in closed form where there is one."""
     alpha, size, c = measured.alpha, measured.window, measured.c
-    if schedule(result) == DRAFT_THEN_VERIFY and size is not None:
+    if schedule(result) == DRAFT_THEN_VERIFY and size is not None and not measured.hits:
         return theory.draft_then_verify_speedup(alpha, size, c)
     left_out = result.without
     if left_out == NOTHING and size is not None:
-        return theory.pearl_speedup(alpha, size, c)
+        return theory.pearl_speedup(alpha, size, c, measured.hits)
     times = measured.draft_seconds, measured.verify_seconds, 0.0
-    parts = {"pre_verify": left_out != PRE_VERIFY, "post_verify": left_out != POST_VERIFY}
-    simulated = theory.simulate(PEARL, alpha, size, *times, SIMULATED_TOKENS, SEED, **parts)
+    parts = {"pre_verify": left_out not in (PRE_VERIFY, BOTH), "post_verify": left_out not in (POST_VERIFY, BOTH)}
+    simulated = theory.simulate(PEARL, alpha, size, *times, SIMULATED_TOKENS, SEED, **parts, hits=measured.hits)
     return simulated.tokens_per_second * measured.verify_seconds
 
 
@@ -94,14 +97,14 @@ def predicted_over_baseline(result: Result, measured: Pace) -> float:
 
 
 def predicted_rate(result: Result, measured: Pace) -> Callable[[float], float] | None:
-    """Tokens per second by the window, at the measured acceptance rate and c; None where there is no closed form."""
-    if schedule(result) == DRAFT_THEN_VERIFY:
-        speedup = theory.draft_then_verify_speedup
-    elif result.without == NOTHING:
-        speedup = theory.pearl_speedup
-    else:
-        return None
-    return lambda size: speedup(measured.alpha, size, measured.c) / measured.verify_seconds
+    """Tokens per second by the window, at the measured acceptance rate, c and hits; None where there is no closed
+    form."""
+    alpha, c = measured.alpha, measured.c
+    if schedule(result) == DRAFT_THEN_VERIFY and not measured.hits:
+        return lambda size: theory.draft_then_verify_speedup(alpha, size, c) / measured.verify_seconds
+    if result.without == NOTHING:
+        return lambda size: theory.pearl_speedup(alpha, size, c, measured.hits) / measured.verify_seconds
+    return None
 
 
 @cache

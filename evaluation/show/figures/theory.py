@@ -25,13 +25,14 @@ from evaluation.judge.groups import Group, LeftOut, Result, conditions
 from evaluation.judge.series import Sweep, mean_baseline_rate, measured_paces, sweeps
 from evaluation.judge.sharing import predicted_sharing
 from evaluation.show.figures.speed import LEGEND_COLUMNS, Looks, file_name
-from evaluation.show.figures.style import BLACK, GREY, Drawing, add_legend, halo, new_figure, whiskers
+from evaluation.show.figures.style import BLACK, GREY, SMALL, Drawing, add_legend, halo, new_figure, whiskers
 from methods import theory
 
 ASSUMES = "Theory: every draft token is accepted with the same chance; draft tokens and passes take their mean time."
 CURVE_POINTS = 200
 C_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 GRID = 90  # of the plane, a side
+HITS = {0.3: (0, (5, 2)), 0.6: (0, (1, 1.5))}  # of PEARL's branches: the plane shows a line for each, in this style
 
 
 def window_sweep(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
@@ -148,6 +149,7 @@ def _pace_row(group: str, label: str, its_pace: Pace) -> dict[str, Any]:
         "alpha": its_pace.alpha,
         "window": "free" if its_pace.window is None else its_pace.window,
         "c": its_pace.c,
+        "hits": its_pace.hits,
         "draft_seconds_per_token": its_pace.draft_seconds,
         "verify_seconds_per_pass": its_pace.verify_seconds,
     }
@@ -179,7 +181,9 @@ def plane(groups: Sequence[Group], looks: Looks) -> Drawing:
         axes.plot(
             its_pace.alpha, its_pace.c, look.marker, color=look.color, markersize=8, markeredgecolor="white", zorder=6
         )
-        rows.append(_pace_row(name, label, its_pace) | {"break_even_c": theory.break_even_c(its_pace.alpha)})
+        rows.append(
+            _pace_row(name, label, its_pace) | {"break_even_c": theory.break_even_c(its_pace.alpha, its_pace.hits)}
+        )
     axes.set(xlabel="alpha, acceptance rate of a draft token", xlim=(0, 1), ylim=(least, most))
     axes.set_ylabel("c, a target pass's time in draft tokens")
     axes.set_yticks([tick for tick in C_TICKS if least <= tick <= most], minor=False)
@@ -189,7 +193,8 @@ def plane(groups: Sequence[Group], looks: Looks) -> Drawing:
     _name_points(figure, axes, looks, list(paces))
     about = (
         "Below the line PEARL with window c beats draft-then-verify with its best window, above it loses; the contours "
-        "are the ratio of the two speedups. Points: the runs' measured alpha and c."
+        "are the ratio of the two speedups. The broken lines: that border, if branches had the window ready behind so "
+        "many of the rejections. Points: the runs' measured alpha and c."
     )
     return Drawing("plane", figure, pd.DataFrame(rows), about, missing=reasons)
 
@@ -202,6 +207,11 @@ def _draw_plane(axes: Axes, least: float, most: float) -> None:
     axes.clabel(lines, fmt=lambda ratio: f"{ratio:g}x", fontsize=7)
     inner = np.linspace(0.005, 0.995, CURVE_POINTS)
     axes.plot(inner, [theory.break_even_c(float(a)) for a in inner], color=BLACK, linewidth=1.8)
+    for hits, style in HITS.items():
+        label = f"with branches that hit {hits:.0%}"
+        line = [theory.break_even_c(float(a), hits) for a in inner]
+        axes.plot(inner, line, color=BLACK, linewidth=1.1, linestyle=style, label=label)
+    axes.legend(loc="lower right", fontsize=SMALL, frameon=True)
     for x, y, text in ((0.6, 0.9, "draft-then-verify is faster"), (0.7, 0.25, "PEARL is faster")):
         axes.text(x, y, text, transform=axes.transAxes, ha="center", fontweight="bold", path_effects=halo(3))
     axes.set_yscale("log")
