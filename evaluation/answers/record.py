@@ -36,7 +36,7 @@ UNCATEGORIZED = "no category"  # where a script writes none
 FULL = "context"  # the `finish` of a turn that has come to the end of the context
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Choice:
     """One repeat of one question. Lists have one entry per turn, except `accept_lengths`, flat over the turns.
 
@@ -60,6 +60,11 @@ class Choice:
     accepted: list[list[Count]] | None = None
     nodes: list[list[Positive]] | None = None  # rows that each pass scored, the prefill's one among them
     proposed: list[Count] | None = None  # drafted tokens, those included that no pass has judged
+    prepared: list[Count] | None = None  # PEARL with branches: outcomes of passes that had a window before they came,
+    hits: list[Count] | None = None  # those among them that did come,
+    misses: list[Count] | None = None  # others that came and needed a window,
+    hidden_time: list[Seconds] | None = None  # for which the windows of hits had been drafted,
+    prepare_time: list[Seconds] | None = None  # and all windows of branches
     margins: list[list[Number]] | None = None
     depths: list[list[Count]] | None = None  # of each judged token of chains, pass by pass: see judge/acceptance.py
 

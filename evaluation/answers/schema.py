@@ -45,7 +45,7 @@ class SpanKeys(TypedDict):
     """A trace event that is a span of time; `ts` and `dur` in microseconds."""
 
     ph: Literal["X"]
-    name: Literal["draft", "verify", "wait"]
+    name: Literal["draft", "prepare", "verify", "wait"]
     pid: Count
     tid: Count
     ts: Number

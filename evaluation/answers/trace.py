@@ -12,6 +12,7 @@ from methods.base import Generation
 from methods.errors import UserError
 
 RANKS = ("target", "draft")
+DRAFTING = ("draft", "prepare")  # what the draft's rank does
 MICRO = 1e-6
 Turn = tuple[Any, int]  # question, turn
 
@@ -67,7 +68,7 @@ class TracedSpan:
     """What a rank did from `begin` to `end`, in seconds. `round`: the number of the target pass within the answer."""
 
     rank: str  # one of RANKS
-    work: str  # "draft", "verify" or "wait"
+    work: str  # "draft", "prepare", "verify" or "wait"
     begin: float
     end: float
     round: int | None = None  # which older traces do not tell
@@ -113,8 +114,8 @@ def _answers(events: list[dict[str, Any]]) -> dict[str, dict[Turn, list[TracedSp
         rank, method = ranks.get(event["pid"]), methods.get((event["pid"], event["tid"]))
         if rank not in RANKS or method is None:
             raise ValueError(f"traceEvents[{number}] is of a rank or a method that the file does not name")
-        if rank == "draft" and event["name"] != "draft":
-            raise ValueError(f"traceEvents[{number}] has the draft's rank {event['name']}, which is the target's work")
+        if (rank == "draft" and event["name"] not in DRAFTING) or (rank == "target" and event["name"] == "prepare"):
+            raise ValueError(f"traceEvents[{number}] has the {rank}'s rank {event['name']}, which is the other's work")
         begin, seconds = event["ts"] * MICRO, event["dur"] * MICRO
         turn = event["args"]["question"], event["args"]["turn"]
         spans = answers.setdefault(method, {}).setdefault(turn, [])

@@ -51,7 +51,8 @@ def round_times(result: Result) -> RoundTimes:
     def mean(key: str) -> float:
         return sum(sum(getattr(choice, key) or []) for choice in choices) / count
 
-    total, draft, verify = mean("wall_time") - mean("prefill_time"), mean("draft_time"), mean("verify_time")
+    total, verify = mean("wall_time") - mean("prefill_time"), mean("verify_time")
+    draft = mean("draft_time") + mean("prepare_time")
     target_waits = mean("wait_time") if own_rank(result) else draft
     return RoundTimes(total, {"draft": draft, "target": verify}, {"draft": total - draft, "target": target_waits})
 

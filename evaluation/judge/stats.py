@@ -166,7 +166,8 @@ def mean_accept_length(choices: Iterable[Choice]) -> float | None:
 
 
 def seconds_per_pass(choices: Sequence[Choice], key: str) -> float | None:
-    """The mean of `draft_time`, `verify_time` or `wait_time` over the target's passes; None where not recorded."""
+    """The mean of `draft_time`, `verify_time`, `wait_time` or `hidden_time` over the target's passes; None where not
+    recorded."""
     times = [getattr(choice, key) for choice in choices]
     passes = sum(len(choice.accept_lengths) for choice in choices)
     return None if None in times or not passes else sum(map(sum, times)) / passes
@@ -178,6 +179,20 @@ def nodes_per_pass(choices: Sequence[Choice]) -> float | None:
         return None
     passes = [n for choice in choices for turn in choice.nodes or [] for n in turn[1:]]
     return sum(passes) / len(passes) if passes else None
+
+
+def hit_rate(choices: Sequence[Choice]) -> float | None:
+    """Of the outcomes of PEARL's passes that needed a window, the share that had been prepared for. None where nothing
+    was prepared, or none was needed."""
+    hits, misses = (sum(sum(getattr(choice, key) or []) for choice in choices) for key in ("hits", "misses"))
+    return hits / (hits + misses) if hits + misses else None
+
+
+def prepared_per_pass(choices: Sequence[Choice]) -> float | None:
+    """Outcomes of a pass that were prepared for, the prefill left out. None where PEARL has no branches."""
+    passes = sum(max(steps - 1, 0) for choice in choices for steps in choice.decoding_steps or [])
+    told = [choice.prepared for choice in choices if choice.prepared is not None]
+    return sum(map(sum, told)) / passes if told and passes else None
 
 
 def repetition_share(choices: Iterable[Choice]) -> float | None:

@@ -42,6 +42,9 @@ class Summary:
     draft_seconds_per_pass: float | None
     verify_seconds_per_pass: float | None
     wait_seconds_per_pass: float | None
+    hit_rate: float | None  # of PEARL's branches
+    prepared_per_pass: float | None
+    hidden_seconds_per_pass: float | None
     run_length: float | None
     acceptance_rate: float | None
     drafted: int | None  # judged draft tokens: of a tree all its nodes
@@ -120,6 +123,9 @@ def _summary(comparison: PairedRuns, group: str, pairs: "pd.DataFrame", count: C
         draft_seconds_per_pass=stats.seconds_per_pass(choices, "draft_time"),
         verify_seconds_per_pass=stats.seconds_per_pass(choices, "verify_time"),
         wait_seconds_per_pass=stats.seconds_per_pass(choices, "wait_time"),
+        hit_rate=stats.hit_rate(choices),
+        prepared_per_pass=stats.prepared_per_pass(choices),
+        hidden_seconds_per_pass=stats.seconds_per_pass(choices, "hidden_time"),
         run_length=drafts.run_length,
         acceptance_rate=drafts.acceptance_rate,
         drafted=judged,

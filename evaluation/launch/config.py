@@ -93,8 +93,18 @@ class RunConfig:
 
 
 def all_options() -> dict[str, str]:
-    """Return every option of methods that is a flag, with its help; a name means the same thing wherever it occurs."""
-    return {name: option.help for spec in METHODS.values() for name, option in spec.options.items() if option.flag}
+    """Return every option of methods that is a flag, with its help: one for each loop that calls something else so."""
+    helps: dict[str, dict[str, str]] = {}  # name -> loop -> help
+    for spec in METHODS.values():
+        for name, option in spec.options.items():
+            if option.flag:
+                helps.setdefault(name, {})[spec.loop] = option.help
+    return {name: "; ".join(_longest(set(texts.values()))) for name, texts in helps.items()}
+
+
+def _longest(texts: set[str]) -> list[str]:
+    """The texts in order, without those that are the beginning of another one."""
+    return sorted(text for text in texts if not any(o != text and o.startswith(text) for o in texts))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -173,7 +173,19 @@ def to_choice(turns: list[Generation], texts: list[str], repeat: int) -> Choice:
         proposed=[turn.proposed for turn in turns] if told else None,
         margins=margins if any(margins) else None,
         depths=depths if any(map(any, depths)) else None,
+        **(_branches(turns) if any(turn.branches for turn in turns) else {}),
     )
+
+
+def _branches(turns: list[Generation]) -> dict[str, Any]:
+    """What became of the branches of each turn."""
+    return {
+        "prepared": [sum(one.prepared for one in turn.branches) for turn in turns],
+        "hits": [sum(one.hit is True for one in turn.branches) for turn in turns],
+        "misses": [sum(one.hit is False for one in turn.branches) for turn in turns],
+        "hidden_time": [sum(one.hidden for one in turn.branches) for turn in turns],
+        "prepare_time": _seconds(turns, "prepare"),
+    }
 
 
 def _seconds(turns: list[Generation], work: str) -> list[float] | None:

@@ -6,7 +6,7 @@ They are loaded as any other pair, so that every method is built as in a run.
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,8 @@ class Enumeration:
 
 def enumerate_method(spec: MethodSpec, chosen: Mapping[str, Any], sampling: Sampling) -> Enumeration:
     """All answers of the method on the tiny pair; of the options `chosen` the words hold, sizes are as in SMALL."""
-    words = {name: word for name, word in chosen.items() if isinstance(word, str) and word != "auto"}
-    sizes = SMALL | (FEW_HEADS if spec.behind(chosen_options(spec, words)) else {})
-    options = {name: size for name, size in sizes.items() if name in spec.options} | words
+    options = _small(spec, {**chosen, **spec.fixed})
+    spec = replace(spec, fixed={name: value for name, value in spec.fixed.items() if name not in options})
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         models = tiny_models(Path(folder), spec.drafter, spec.behind(options | dict(spec.fixed)))
         expected = all_answers(next_token(models.target, PROMPT, sampling), TOKENS)
@@ -61,6 +60,18 @@ def enumerate_method(spec: MethodSpec, chosen: Mapping[str, Any], sampling: Samp
         found, runs = enumerated(answer)
     difference = max(abs(found[a] - expected.get(a, 0.0)) for a in found | expected)
     return Enumeration(len(expected), runs, difference)
+
+
+def _small(spec: MethodSpec, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, of a size that can be enumerated. PEARL has branches only where they are chosen: then a window of
+    one token, and one pass of the draft that prepares them."""
+    words = {name: word for name, word in chosen.items() if isinstance(word, str) and word != "auto"}
+    sizes = SMALL | (FEW_HEADS if spec.behind(chosen_options(spec, words)) else {})
+    small: dict[str, Any] = {name: size for name, size in sizes.items() if name in spec.options} | words
+    if spec.loop == "pearl":
+        small["branches"] = chosen.get("branches", 0)
+        small["gamma"] = 1 if small["branches"] else small["gamma"]
+    return small
 
 
 def tiny_models(folder: Path, *drafters: DrafterSpec | None) -> Models:

@@ -79,6 +79,8 @@ def details(summaries: Sequence[Summary]) -> Table:
         ("passes", lambda s: _number(s.passes, "d")),
         ("draft+\nverify ms", _milliseconds),
         ("wait\nms", _waited),
+        ("hits of\nbranches", _hits),
+        ("hidden\nms", lambda s: _number(s.hidden_seconds_per_pass and s.hidden_seconds_per_pass * 1e3, ".1f")),
         ("run\nlength", lambda s: _number(s.run_length, ".2f")),
         ("nodes\n/pass", lambda s: _number(s.nodes_per_pass, ".2f")),
         ("drafts\n/token", lambda s: _number(s.drafted_per_token, ".2f")),
@@ -137,6 +139,13 @@ def _waited(summary: Summary) -> str | None:
     return f"{wait * 1e3:.1f}" if wait else None
 
 
+def _hits(summary: Summary) -> str | None:
+    """How often PEARL had prepared what it needed, and for how many outcomes of a pass."""
+    if summary.hit_rate is None or summary.prepared_per_pass is None:
+        return None
+    return f"{summary.hit_rate:.0%} of {summary.prepared_per_pass:.1f}"
+
+
 def _positions(summary: Summary) -> str | None:
     rates = summary.conditional_acceptance
     return " ".join(f"{rate:.0%}"[:-1] for rate in rates[:POSITIONS_SHOWN]) if rates else None
@@ -146,6 +155,7 @@ COLUMNS_EXPLAINED = """\
 speedup: tokens per second over the baseline's, prefill included; interval: over questions, by the jackknife
 floor: tokens per second at one reading of the target's weights per token; MAT: tokens per target pass
 draft+verify, wait: mean per target pass (on two ranks at the same time); run length: accepted drafts per rejection
+hits of branches: how often PEARL had prepared what came, of so many outcomes of a pass; hidden: drafting not waited for
 nodes: rows that a pass scores; accepted at n: of the n-th drafts behind n - 1 accepted ones
 in loops: tokens in a repetition that their answer ends in, which is easy to draft"""
 SPEC_BENCH_EXPLAINED = """

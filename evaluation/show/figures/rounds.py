@@ -26,6 +26,7 @@ TIMELINE_ROUNDS = 8
 WORK: Mapping[str, dict[str, Any]] = {
     "verify": {"facecolor": BLUE, "edgecolor": "white"},
     "draft": {"facecolor": ORANGE, "edgecolor": "white", "hatch": "////"},
+    "prepare": {"facecolor": "#f7e9c8", "edgecolor": "white", "hatch": "////"},
     "wait": {"facecolor": "white", "edgecolor": GREY, "hatch": ".."},
 }
 WORK_HANDLES = [Patch(label=name, **look) for name, look in (("verifies", WORK["verify"]), ("drafts", WORK["draft"]))]
