@@ -152,6 +152,16 @@ def test_a_wrong_rule_is_caught_over_two_ranks(mutation: str, monkeypatch: pytes
     assert found.difference > 1e-3
 
 
+@pytest.mark.parametrize(
+    "name", ["pearl@branches=1", "pearl-eagle3@branches=3@without=post-verify", "pearl-sd2@branches=3"]
+)
+def test_branches_leave_the_targets_distribution(name: str) -> None:
+    found = enumerate_method(get_method(name), {"gamma": 8}, NUCLEUS)
+    assert found.difference < 1e-12 and found.answers == 22
+    plain = get_method(name.replace("branches=1", "branches=0").replace("branches=3", "branches=0"))
+    assert found.runs != enumerate_method(plain, {}, NUCLEUS).runs, "else nothing was prepared"
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_every_method_has_exactly_the_targets_distribution(name: str) -> None:
     found = enumerate_method(get_method(name), {"gamma": "auto"}, NUCLEUS)
@@ -228,8 +238,11 @@ def test_what_is_not_lossless_fails_and_says_where(
     assert "expected the nodes [0" in printed
 
 
-def test_two_ranks_are_checked_as_processes(tiny: Path, tiny_sorted: Path, questions: Path, tmp_path: Path) -> None:
-    config = parse([*arguments(tiny, tiny_sorted, questions, "pearl", "--gamma", "2"), "--alone"])
+@pytest.mark.parametrize("method", ["pearl", "pearl@branches=3"])
+def test_two_ranks_are_checked_as_processes(
+    method: str, tiny: Path, tiny_sorted: Path, questions: Path, tmp_path: Path
+) -> None:
+    config = parse([*arguments(tiny, tiny_sorted, questions, method, "--gamma", "2"), "--alone"])
     decisions, drafts = audit(config, tmp_path)
     assert decisions.passed and decisions.figures["tried"] > 30
     assert drafts.passed and drafts.figures["drafted"] > 30

@@ -4,7 +4,10 @@ on the position too, so that a row that is off by one shows."""
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +25,9 @@ from methods.engine.decoder import Scores
 from methods.engine.link import Link
 from methods.engine.sampling import Sampling
 from methods.engine.tree import TokenTree
+from methods.pearl.branches import Preparation, Prospect
 from methods.pearl.draft import local_draft_rank
+from methods.pearl.messages import Branch, Prepared, Window
 from methods.pearl.target import Pearl
 
 VOCABULARY, TOKENS, PROMPT = 2, 3, [0, 1]
@@ -41,9 +46,10 @@ MODES: dict[str, dict[str, Any]] = {
 class Table:
     """A decoder of a model whose logits depend on the position and the token there."""
 
-    def __init__(self, seed: int) -> None:
-        self.logits_PVV = torch.randn(64, VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(seed))
-        self.model = SimpleNamespace(tokens_R=None, config=SimpleNamespace(vocab_size=VOCABULARY))
+    def __init__(self, seed: int, vocabulary: int = VOCABULARY) -> None:
+        self.vocabulary = vocabulary
+        self.logits_PVV = torch.randn(64, vocabulary, vocabulary, generator=torch.Generator().manual_seed(seed))
+        self.model = SimpleNamespace(tokens_R=None, config=SimpleNamespace(vocab_size=vocabulary))
         self.length, self.max_length, self.row_invariant = 0, 60, True
 
     @property
@@ -65,14 +71,23 @@ class Table:
         self.length += len(tokens_N)
         return scores.logits_NV[-1:]
 
+    def branch(self, tree: TokenTree, known: int, committed: int) -> Tensor:
+        return self.logits_PVV[self.length - committed + tree.depth_N, tree.tokens_N][known:]
+
     def truncate(self, length: int) -> None:
         self.length = length
 
 
+@contextmanager
+def draft_rank(table: Table, passes: int = 1) -> Iterator[Link]:
+    """The target's end of a link, the draft's rank behind it."""
+    with local_draft_rank({"pearl": ModelDrafter(table, table.vocabulary)}, passes) as (link, _):  # type: ignore[arg-type]
+        yield link
+
+
 @pytest.fixture(scope="module")
 def link() -> Iterator[Link]:
-    """The target's end, the draft's rank behind it."""
-    with local_draft_rank({"pearl": ModelDrafter(Table(seed=1), VOCABULARY)}) as (link, _):  # type: ignore[arg-type]
+    with draft_rank(Table(seed=1)) as link:
         yield link
 
 
@@ -81,9 +96,9 @@ def method(link: Link, mode: str) -> Pearl:
     return Pearl(Table(seed=0), link, "pearl", **options)  # type: ignore[arg-type]
 
 
-def expected() -> dict[tuple[int, ...], float]:
+def expected(vocabulary: int = VOCABULARY, tokens: int = TOKENS) -> dict[tuple[int, ...], float]:
     """The target's own distribution of answers."""
-    return all_answers(next_token(Table(seed=0), PROMPT, Sampling(1.0)), TOKENS)  # type: ignore[arg-type]
+    return all_answers(next_token(Table(0, vocabulary), PROMPT, Sampling(1.0)), tokens)  # type: ignore[arg-type]
 
 
 def chances(link: Link, mode: str) -> Counter[tuple[int, ...]]:
@@ -97,6 +112,90 @@ def test_every_answer_has_the_targets_probability(link: Link, mode: str) -> None
     found = chances(link, mode)
     assert found.keys() == expected().keys()
     assert found == pytest.approx(expected(), abs=1e-12)
+
+
+@dataclass(frozen=True)
+class Branching:
+    """An enumeration with branches: what can be drafted behind the answer's end is certain, so that it is short."""
+
+    options: dict[str, Any]
+    passes: int
+    vocabulary: int = 2
+    tokens: int = 4  # of an answer: a window of a hit that follows an accepted draft is verified
+
+    def chances(self, hit: Callable[[int], None] = lambda tokens: None) -> Counter[tuple[int, ...]]:
+        """The probability of each answer. `hit` learns of each pass that began with prepared tokens."""
+        table = Table(1, self.vocabulary)
+        table.logits_PVV[len(PROMPT) + self.tokens - 1 :, :, 1:] = -torch.inf
+        options = {"pre_verify": True, "post_verify": True} | self.options
+
+        def answer() -> list[int]:
+            pearl = Pearl(Table(0, self.vocabulary), link, "pearl", **options)  # type: ignore[arg-type]
+            found = generate(pearl, PROMPT, Sampling(1.0), Limits(frozenset(), self.tokens))
+            for nodes, one in zip(found.nodes[1:], found.branches, strict=True):
+                if one.hidden:
+                    hit(nodes - 1)
+            return found.token_ids
+
+        with draft_rank(table, self.passes) as link:
+            return enumerated(answer)[0]
+
+
+BRANCHES = {
+    "window 1, one other token": Branching({"window": 1, "branches": 1}, passes=1),
+    "window 1, three tokens": Branching({"window": 1, "branches": 3}, passes=1, vocabulary=3, tokens=3),
+    "window 3, one other token": Branching({"window": 3, "branches": 1}, passes=3),
+    "window 3, cut short": Branching({"window": 3, "branches": 1}, passes=1),
+    "window 3, three tokens": Branching({"window": 3, "branches": 3}, passes=1, vocabulary=3, tokens=3),
+    "without pre-verify": Branching({"window": 2, "branches": 1, "pre_verify": False}, passes=2),
+    "without post-verify": Branching({"window": 2, "branches": 1, "post_verify": False}, passes=2),
+    "without both": Branching({"window": 2, "branches": 3, "pre_verify": False, "post_verify": False}, passes=2),
+}
+
+
+@pytest.mark.parametrize("case", BRANCHES)
+def test_every_answer_has_the_targets_probability_with_branches(case: str) -> None:
+    branching, hits = BRANCHES[case], Counter[int]()
+    found = branching.chances(lambda tokens: hits.update([tokens]))
+    wanted = expected(branching.vocabulary, branching.tokens)
+    assert found.keys() == wanted.keys()
+    assert found == pytest.approx(wanted, abs=1e-12)
+    longest = min(branching.options["window"], branching.passes)
+    assert sum(hits.values()) > 50 and max(hits) == longest, "else nothing is tested"
+
+
+def chooses_by_content(self: Pearl, message: Any, spans: list[Any]) -> None:
+    """It takes a window that was prepared only where it likes what it says."""
+    if isinstance(message, Prepared):
+        liked = [branch for branch in message.branches if branch.tokens_G[0] == 0]
+        message = replace(message, branches=liked)
+    note(self, message, spans)
+
+
+def ends_by_content(self: Preparation) -> list[Branch]:
+    """It ends a window in front of a token that it does not like."""
+    liked = [replace(b, tokens_G=list(takewhile(lambda token: token == 0, b.tokens_G))) for b in grow(self)]
+    return [branch for branch in liked if branch.tokens_G]
+
+
+def takes_the_wrong_q(self: Prospect, *rest: Any) -> Window:
+    window = window_of(self, *rest)
+    assert window.q_GV is not None
+    return replace(window, q_GV=window.q_GV.flip(-1))
+
+
+note, grow, window_of = Pearl._note, Preparation.grow, Prospect.window
+WRONG = {
+    "hit chosen by content": (Pearl, "_note", chooses_by_content),
+    "window ended by content": (Preparation, "grow", ends_by_content),
+    "another q": (Prospect, "window", takes_the_wrong_q),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_hit_is_found(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*WRONG[wrong])
+    assert BRANCHES["window 3, one other token"].chances() != pytest.approx(expected(tokens=4), abs=1e-3)
 
 
 def accept_too_often(p_V: Tensor, q_V: Tensor, token: int) -> float:

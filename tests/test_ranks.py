@@ -39,6 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A target, a draft with exits, a head, and questions, one of two turns."""
     folder = tmp_path_factory.mktemp("ranks")
     save_model(folder / "target", seed=0, layers=3)
+    save_model(folder / "deep", seed=0, layers=24)  # its first layer is done long before it, which leaves time
     (folder / "draft").mkdir()
     save_draft(folder / "draft", folder / "target")
     write_eagle3(folder / "head", folder / "target")
@@ -60,8 +61,8 @@ def run(arguments: list[str], start: list[str] | None = None) -> subprocess.Comp
     return subprocess.run([*(start or RUN), *arguments], capture_output=True, text=True, env=ENV, cwd="/", timeout=150)
 
 
-def answers(output: Path, method: str) -> Path:
-    return output / "questions" / "target" / f"{method}.jsonl"
+def answers(output: Path, method: str, target: str = "target") -> Path:
+    return output / "questions" / target / f"{method}.jsonl"
 
 
 def names_of(trace: Path, kind: str) -> dict[tuple[int, int], str]:
@@ -130,6 +131,33 @@ def test_replicas_share_questions_and_a_trace_and_a_second_start_answers_nothing
     assert answers(tmp_path, "pearl").read_bytes() == before
 
 
+def test_branches_are_recorded_shown_and_traced(folder: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    name = "pearl@branches=3@gamma=3"
+    models = ["--target", str(folder / "deep"), "--draft", "first-1", "--alone"]
+    done = run(command(folder, tmp_path, f"{name},pearl@gamma=3", *models, "--trace", str(trace), tokens=100))
+    assert done.returncode == 0, done.stderr
+    assert f"{name}: 4/4 identical" in done.stdout
+    header, plain = (
+        read_header(answers(tmp_path, name, "deep")),
+        read_header(answers(tmp_path, "pearl@gamma=3", "deep")),
+    )
+    assert header is not None and plain is not None
+    assert header["options"] == plain["options"] | {"branches": 3} and "branches" not in plain["options"]
+    choices = [answer.choices[0] for answer in read_answers(answers(tmp_path, name, "deep")).values()]
+    assert sum(sum(choice.prepared or []) for choice in choices) > 0
+    spans = [span for turns in read_trace(trace).answers[name].values() for span in turns]
+    prepared = sum(span.seconds for span in spans if span.work == "prepare")
+    assert prepared == pytest.approx(sum(sum(choice.prepare_time or []) for choice in choices))
+    for choice in choices:
+        needed = [a < d for drafted, accepted in zip(choice.drafted or [], choice.accepted or [], strict=True)
+                  for d, a in zip(drafted, accepted, strict=True)]  # fmt: skip
+        assert sum(choice.hits or []) + sum(choice.misses or []) == sum(needed)
+    others = [answer.choices[0] for answer in read_answers(answers(tmp_path, "pearl@gamma=3", "deep")).values()]
+    assert all(choice.prepared is choice.hits is choice.hidden_time is None for choice in others)
+    assert "hits of" in done.stdout and "hidden" in done.stdout
+
+
 def noise(done: subprocess.CompletedProcess[str]) -> list[str]:
     """What a run said behind the paragraph that tells of the launch, but for its last words on where answers lie."""
     lines = done.stderr.splitlines()
@@ -174,12 +202,19 @@ def hurt_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def hurt_command(folder: Path, output: Path, method: str) -> list[str]:
     many = str(folder / "many/questions.jsonl")
-    return command(folder, output, method, "--alone", "--questions", many, tokens=400)
+    if method == HEAD:
+        return command(folder, output, method, "--alone", "--questions", many, tokens=400)
+    return command(folder, output, method, "--alone", "--questions", many, *deep(folder), "--gamma", "1", tokens=200)
+
+
+def deep(folder: Path) -> list[str]:
+    """A target that leaves its draft time to prepare branches, which it does."""
+    return ["--target", str(folder / "deep"), "--draft", "first-1", "--branches", "3"]
 
 
 def kept_answers(output: Path, method: str) -> dict[QuestionId, str]:
     """The ids of PEARL's answers so far."""
-    path = answers(output, method)
+    path = answers(output, method, "target" if method == HEAD else "deep")
     return {q: answer.answer_id for q, answer in read_answers(path).items()} if path.exists() else {}
 
 
@@ -188,7 +223,7 @@ def start_and_wait_for_an_answer(
 ) -> subprocess.Popen[str]:
     """A run that has answered a question and is far from its last. `background`: as a script starts it with &, which
     makes it deaf to Ctrl-C."""
-    path = answers(output, method)
+    path = answers(output, method, "target" if method == HEAD else "deep")
     before = path.read_bytes().count(b"\n") if path.exists() else 0
     process = subprocess.Popen(
         [*RUN, *hurt_command(folder, output, method)],
@@ -344,11 +379,13 @@ if __name__ == "__main__":
     "method, rank, module, name, function",
     [
         ("pearl", 1, "methods.drafters.language_model", "ModelDrafter", "draft"),
+        ("pearl", 1, "methods.pearl.branches", "Preparation", "grow"),
         ("pearl", 0, "methods.pearl.target", "Pearl", "_decide"),
+        ("pearl", 0, "methods.pearl.target", "Pearl", "_note"),
         (HEAD, 1, "methods.drafters.eagle.drafters", "EagleChain", "draft"),
         (HEAD, 0, "methods.pearl.target", "Pearl", "_decide"),
     ],
-    ids=["draft", "target", "head", "its target"],
+    ids=["draft", "draft with branches", "target", "target with branches", "head", "its target"],
 )
 def test_an_exception_in_either_rank_ends_both(
     folder: Path, tmp_path: Path, method: str, rank: int, module: str, name: str, function: str
@@ -356,7 +393,8 @@ def test_an_exception_in_either_rank_ends_both(
     script = tmp_path / "broken.py"
     script.write_text(BROKEN.format(module=module, name=name, function=function))
     began = time.monotonic()
-    arguments = command(folder, tmp_path, method, "--alone", "--gamma", "1", tokens=400)
+    branches = deep(folder) if function in ("grow", "_note") else []
+    arguments = command(folder, tmp_path, method, "--alone", "--gamma", "1", *branches, tokens=400)
     done = run(arguments, [sys.executable, str(script)])
     assert done.returncode == 1
     assert "RuntimeError: out of luck" in done.stderr
