@@ -89,7 +89,7 @@ class Method(Protocol):
         """The answer is complete. Most methods need not know."""
         return
 
-    def settled(self) -> dict[str, int]:
+    def settled(self) -> dict[str, int | str]:
         """Options that the method has chosen by itself, for the run header."""
         return {}
 

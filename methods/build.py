@@ -35,7 +35,9 @@ def build_method(spec: MethodSpec, models: Models, options: Mapping[str, Any]) -
             from methods.pearl.target import build
 
             spec.check_branches(chosen)
-            return build(models, spec.name, chosen["gamma"], chosen["without"], chosen["branches"])
+            branching = spec.drafter is not None and spec.drafter.branching
+            asked = {name: chosen[name] for name in ("gamma", "without", "branches", "schedule")}
+            return build(models, spec.name, branching=branching, **asked)
         case "peer":
             return _function(spec.peer)(models, **chosen)
 

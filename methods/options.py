@@ -7,6 +7,8 @@ from methods.errors import UserError, nearest
 
 VARIANT = "@"  # sps@gamma=2: a variant, so that one run can compare a method with itself under other options
 AUTO = "auto"  # a value: what the first answers show to be best
+NOTHING = "nothing"  # a value of options that name what is left out, or added
+GIVEN = "given"  # a value: as other options say
 ALL = "all"  # a value: as many as there are
 DRAFT = "draft"  # an option of every method that needs weights: its own, instead of the pair's
 

@@ -71,7 +71,7 @@ class Speculative(Method):
             self.drafter.fit()
             self.sought = None
 
-    def settled(self) -> dict[str, int]:
+    def settled(self) -> dict[str, int | str]:
         return self.found._asdict() if self.found else {}
 
     @property

@@ -11,12 +11,11 @@ from typing import Literal
 
 from methods.drafter_rows import CHAIN, DRAFTERS, NGRAM, TREE, TYPICAL, DrafterSpec, Shape
 from methods.errors import UserError, nearest
-from methods.options import AUTO, DRAFT, VARIANT, Option, Value, read_settings
+from methods.options import AUTO, DRAFT, GIVEN, NOTHING, VARIANT, Option, Value, read_settings
 
 BASELINE = "autoregressive"
 ALL_DEVICES = "autoregressive-all"
 
-NOTHING = "nothing"  # a value of options that name what is left out, or added
 
 BEHIND = "behind"  # an option: who drafts on where a drafter's chains end
 
@@ -95,7 +94,8 @@ class MethodSpec:
         Raises UserError where a variant sets another one, or where the drafter cannot do what they ask for."""
         if self.loop == "pearl":
             self.check_branches(options)
-            return {name: value for name, value in options.items() if name != "branches" or value}
+            papers = {"branches": 0, "schedule": GIVEN}
+            return {name: value for name, value in options.items() if value != papers.get(name)}
         if self.drafter is None or len(self.drafter.shapes) == 1:
             return dict(options)
         shape = self.shape(options)
@@ -127,6 +127,14 @@ _PEARL = {
         "leave out pre-verify, post-verify or both",
         least=None,
         words=(NOTHING, "pre-verify", "post-verify", "both"),
+        flag=True,
+    ),
+    "schedule": Option(
+        GIVEN,
+        "given: as --without and --branches say; auto: the paper's, without pre-verify, or with branches, by what the "
+        "warm-up shows",
+        least=None,
+        words=(GIVEN, AUTO),
         flag=True,
     ),
     "branches": Option(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 SCHEDULES = ("pearl", "draft-then-verify")
-SCHEDULES_OF_PEARL = ("paper", "without-pre-verify", "branches")
+SCHEDULES_OF_PEARL = PAPER, WITHOUT_PRE_VERIFY, BRANCHING = "paper", "without-pre-verify", "branches"
 ROUNDING = 1e-9  # draft tokens: one that arrives at the very moment of a ruling has arrived
 
 _Times = tuple[float, float, float]  # seconds of a draft token, a target pass, a message

@@ -24,8 +24,10 @@ from methods.errors import UserError
 from methods.models import Models
 from methods.pearl.draft import serve
 from methods.pearl.messages import KINDS, Begin, Order, Ready, Window
+from methods.pearl.schedule import BRANCHES
 from methods.pearl.target import Pearl
 from methods.pearl.window import ANSWERS, LONGEST_WINDOW, Windows
+from methods.theory import SCHEDULES_OF_PEARL
 from tests.tiny import VOCABULARY
 
 CPU = [torch.device("cpu")]
@@ -275,7 +277,7 @@ def test_auto_settles_when_every_window_was_tried(pair: Pair) -> None:
         assert method.settled() == {}
         generate(method, PROMPTS[7], GREEDY, limits)
     settled = method.settled()
-    assert set(settled) == {"gamma", "first"} and all(1 <= window <= LONGEST_WINDOW for window in settled.values())
+    assert set(settled) == {"gamma", "first"} and all(1 <= int(window) <= LONGEST_WINDOW for window in settled.values())
     assert method.window == settled["first"], "nothing is drafted before an answer's first round"
 
 
@@ -284,7 +286,7 @@ def test_auto_settles_over_heads_that_end_their_chain(pair: Pair, name: str) -> 
     method: Pearl = pair.build(name, gamma="auto")
     for _ in range(ANSWERS):
         generate(method, PROMPTS[7], GREEDY, Limits(frozenset(), 30))
-    assert all(1 <= window <= 3 for window in method.settled().values())  # the tiny heads are three
+    assert all(1 <= int(window) <= 3 for window in method.settled().values())  # the tiny heads are three
 
 
 def test_the_first_window_behind_a_rejection_is_another_one(pair: Pair) -> None:
@@ -382,3 +384,24 @@ def test_a_peer_that_hangs_is_noticed_where_it_has_all_the_time_in_the_world(tmp
     there._closed.set()  # no more of them
     with pytest.raises(LinkError, match=r"rank 0 \(target\) waited .* seconds for a prompt of rank 1 \(draft\)"):
         here.receive("a prompt", None)
+
+
+@pytest.mark.parametrize("gamma", ["auto", 3])
+@pytest.mark.parametrize("name", ["pearl", "pearl-medusa", "pearl-eagle3"])
+def test_auto_settles_on_a_schedule_and_changes_no_output(pair: Pair, name: str, gamma: int | str) -> None:
+    method: Pearl = pair.build(name, gamma=gamma, schedule="auto")
+    assert method.schedule is not None
+    tried = []
+    for _ in range(4):
+        tried.append(method.schedule.parts)
+        assert generate(method, PROMPTS[7], GREEDY, Limits(frozenset(), 40)).token_ids == pair.plain(PROMPTS[7], 40)
+        assert (method.pre_verify, method.branches) == method.schedule.parts
+    branching = METHODS[name].drafter.branching  # type: ignore[union-attr]
+    assert tried[:2] == [(True, 0), (False, 0)] and (tried[2] == (True, BRANCHES) or not branching)
+    assert method.settled()["schedule"] in SCHEDULES_OF_PEARL
+
+
+@pytest.mark.parametrize("options", [{"gamma": "free"}, {"without": "pre-verify"}])
+def test_what_auto_chooses_must_not_be_given(pair: Pair, options: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="--schedule auto without --gamma free and without --without"):
+        pair.build("pearl", schedule="auto", **options)

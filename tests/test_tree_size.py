@@ -133,7 +133,7 @@ def test_every_method_of_trees_settles_on_a_size(tiny: Path, weights: dict[str, 
     while not method.settled():
         assert (answers := answers + 1) < 10
         assert generate(method, prompt, Sampling(), limits).token_ids == expected
-    settled = method.settled()
+    settled = {name: int(value) for name, value in method.settled().items()}
     assert 1 <= settled["nodes"] <= MOST_NODES and 1 <= settled["levels"] <= (
         3 if "depth" in spec.options else MOST_LEVELS
     )

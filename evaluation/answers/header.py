@@ -75,7 +75,8 @@ class Failure(TypedDict):
     error: str
 
 
-Settled = Mapping[str, int | list[int]]
+Choice = Positive | Line  # what a method has settled on: a number, or a word
+Settled = Mapping[str, int | str | list[int | str]]
 WORK, OUTPUT, TASK = Role.WORK, Role.WORK | Role.OUTPUT, Role.TASK
 
 
@@ -100,7 +101,7 @@ class RunHeader:
     drafter: Annotated[Line | None, Role.OWN | Role.NULLABLE] = None
     shape: Annotated[Literal["chain", "tree"] | None, Role.OWN | Role.NULLABLE] = None
     taps: Annotated[list[int] | None, Role.OWN | Role.FOUND | Role.TOLD | Role.NULLABLE] = None
-    settled: Annotated[dict[Line, Positive | list[Positive]] | None, Role.OWN | Role.FOUND | Role.TOLD] = None
+    settled: Annotated[dict[Line, Choice | list[Choice]] | None, Role.OWN | Role.FOUND | Role.TOLD] = None
     ranks: Annotated[Positive | None, Role.OWN] = None
     lossless: Annotated[bool | None, Role.OWN] = None
     methods: Annotated[list[Line] | None, Role.LAUNCH] = None
@@ -218,12 +219,17 @@ def settled_together(one: Settled | None, other: Settled | None) -> Settled | No
     if one is None or other is None:
         return one or other
     keys = dict.fromkeys([*one, *other])
-    found = {key: sorted({*_listed(one.get(key)), *_listed(other.get(key))}) for key in keys}
+    found = {key: sorted({*_listed(one.get(key)), *_listed(other.get(key))}, key=_rank) for key in keys}
     return {key: values[0] if len(values) == 1 else values for key, values in found.items()}
 
 
-def _listed(value: int | list[int] | None) -> list[int]:
+def _listed(value: int | str | list[int | str] | None) -> list[int | str]:
     return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _rank(value: int | str) -> tuple[bool, int, str]:
+    """Numbers by size, then words."""
+    return (True, 0, value) if isinstance(value, str) else (False, value, "")
 
 
 def what_it_is(spec: MethodSpec, options: Mapping[str, object]) -> dict[str, Any]:

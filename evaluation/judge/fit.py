@@ -54,7 +54,7 @@ def window(result: Result) -> int | None:
     if gamma == "auto":
         raise LeftOut(f"the header of {result.method} does not say on which window it has settled")
     if isinstance(gamma, list):
-        return round(fmean(gamma))
+        return round(fmean(map(int, gamma)))
     return None if gamma == "free" else int(gamma)
 
 

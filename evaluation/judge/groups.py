@@ -21,6 +21,7 @@ from evaluation.judge.summary import Summary, by_category
 from evaluation.judge.wording import counted, marked, sampling_words
 from methods import BASELINE, METHODS
 from methods.errors import UserError
+from methods.theory import WITHOUT_PRE_VERIFY
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,8 +52,11 @@ class Result:
 
     @property
     def without(self) -> str | None:
-        """What it leaves out of PEARL; None where it is another loop."""
-        return self.options.get("without") if self.header.loop == "pearl" else None
+        """What it leaves out of PEARL, as given or as it has settled on; None where it is another loop."""
+        if self.header.loop != "pearl":
+            return None
+        left_out = str(self.options.get("without"))
+        return "pre-verify" if (self.header.settled or {}).get("schedule") == WITHOUT_PRE_VERIFY else left_out
 
     @property
     def folder(self) -> Path:

@@ -150,7 +150,7 @@ def measure(session: "Session", store: "Store", questions: "list[Question]", con
         store.files[name].note("taps", taps)
     with progress(console, len(questions)) as shown:
         session.warm_up()
-        noted: dict[str, dict[str, int]] = {}
+        noted: dict[str, dict[str, int | str]] = {}
         for index, question in enumerate(questions):
             note_choices(session, store, noted, console)
             for name, choices in answer_question(session, store, question, index, shown.tick).items():
@@ -159,7 +159,7 @@ def measure(session: "Session", store: "Store", questions: "list[Question]", con
             shown.advance(tally.text())
 
 
-def note_choices(session: "Session", store: "Store", noted: dict[str, dict[str, int]], console: Console) -> None:
+def note_choices(session: "Session", store: "Store", noted: dict[str, dict[str, int | str]], console: Console) -> None:
     """Put into the headers what methods have chosen by themselves, for the answers to come; print the first choices,
     those of the warm-up."""
     for name, settled in session.settled().items():

@@ -118,7 +118,7 @@ class Session:
         ours = {name: method.target.taps for name, method in self.methods.items() if not isinstance(method, Reference)}
         return {name: list(taps) for name, taps in ours.items() if taps}
 
-    def settled(self) -> dict[str, dict[str, int]]:
+    def settled(self) -> dict[str, dict[str, int | str]]:
         """Return what methods have chosen by themselves in the warm-up."""
         ours = {name: method.settled() for name, method in self.methods.items() if not isinstance(method, Reference)}
         return {name: settled for name, settled in ours.items() if settled}

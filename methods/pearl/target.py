@@ -27,9 +27,10 @@ from methods.engine.sampling import Sampling, stacked
 from methods.engine.tree import TokenTree
 from methods.errors import UserError
 from methods.models import Models
-from methods.options import AUTO
+from methods.options import AUTO, NOTHING
 from methods.pearl.draft import prompt_patience
 from methods.pearl.messages import Begin, Order, Prepare, Prepared, Ready, Window
+from methods.pearl.schedule import BRANCHES, AutoSchedule, Parts
 from methods.pearl.window import LONGEST_WINDOW, AutoWindow
 from methods.target import Outcome, Target
 
@@ -45,7 +46,7 @@ class Pearl(Method):
 
     With `branches` the draft's rank also prepares windows behind other tokens than its drafts, as many at each place
     (branches.py). An outcome that was prepared for has its window at once: that is the tail, and the draft goes on
-    behind it."""
+    behind it. With `schedule` it finds out which of this to do (schedule.py)."""
 
     def __init__(
         self,
@@ -56,6 +57,7 @@ class Pearl(Method):
         pre_verify: bool,
         post_verify: bool,
         branches: int = 0,
+        schedule: AutoSchedule | None = None,
     ) -> None:
         """`drafter`: its name on the draft rank."""
         self.target, self.link, self.drafter = Target(target), link, drafter
@@ -68,7 +70,7 @@ class Pearl(Method):
         self._news: Outcome | None = None  # what the draft rank does not know yet
         self._prompt_TF: Tensor | None = None  # the prompt's features, until it has them
         self._patience = link.patience
-        self.branches = branches
+        self.branches, self.schedule = branches, schedule
         self._prepared: dict[tuple[int, int], list[int]] = {}  # of this round: outcome -> what is drafted behind it
         self._ahead: list[int] = []  # what was prepared behind the pending token, until it has come as a window
         self._drop_tail()
@@ -97,6 +99,8 @@ class Pearl(Method):
         self._tail_depths: list[int] = []
 
     def start(self, prompt_T: Sequence[int], sampling: Sampling) -> int:
+        if self.schedule:
+            self._follow(self.schedule.parts)
         self.link.send(Begin(self.drafter, self.free, list(prompt_T), sampling))
         self._news, self._prompt_TF = self.target.start(prompt_T, sampling)
         self._patience = prompt_patience(self.link, prompt_T)
@@ -104,6 +108,11 @@ class Pearl(Method):
         self._first = True
         self._ahead, self._prepared = [], {}
         return self.target.pending
+
+    def _follow(self, parts: Parts) -> None:
+        self.pre_verify, self.branches = parts
+        if self.auto:
+            self.auto.pre_verify = self.pre_verify
 
     def step(self) -> Step:
         spans: list[Span] = []
@@ -154,24 +163,29 @@ class Pearl(Method):
         prepared, self._prepared = len(self._prepared), {}
         spans.append(Span("target", "verify", begin, time.perf_counter()))
         nodes = len(scores.logits_NV)
+        hit = None if outcome.leaf_kept or not self.branches else bool(self._ahead)
+        seconds, rejected = sum(span.seconds for span in spans if span.work == "verify"), outcome.accepted < judged
         if self.auto:
-            seconds = sum(span.seconds for span in spans if span.work == "verify")
-            self.auto.verified(nodes, seconds, outcome.accepted, outcome.accepted < judged)
+            self.auto.verified(nodes, seconds, outcome.accepted, rejected)
+        if self.schedule:
+            self.schedule.verified(seconds, outcome.accepted, rejected, hit)
         step = Step(outcome.tokens, judged, outcome.accepted, nodes, spans, outcome.margins, depths)
-        if not self.branches:
-            return step
-        return replace(step, branches=Branches(prepared, None if outcome.leaf_kept else bool(self._ahead), hidden))
+        return replace(step, branches=Branches(prepared, hit, hidden)) if self.branches else step
 
     def finish(self) -> None:
         self._order(0, stop=True)
         while (self.free or self.branches) and self._next_window([]).round < self._round:
             pass  # drafted before the draft rank knew of the end
+        if self.schedule:
+            self.schedule.answered(self.auto.window(False) if self.auto else self._given)
+            self._follow(self.schedule.parts)
         if self.auto:
             self.auto.answered()
 
-    def settled(self) -> dict[str, int]:
+    def settled(self) -> dict[str, int | str]:
         chosen = self.auto.chosen if self.auto else None
-        return {"gamma": chosen.later, "first": chosen.first} if chosen else {}
+        windows = {"gamma": chosen.later, "first": chosen.first} if chosen else {}
+        return windows | ({"schedule": self.schedule.chosen} if self.schedule and self.schedule.chosen else {})
 
     def _order(self, window: int, stop: bool = False) -> None:
         """Begin a round: tell the draft rank what was decided last, and how much to draft."""
@@ -230,6 +244,8 @@ class Pearl(Method):
         self._add(window)
         if self.auto:
             self.auto.drafted(self._asked, len(window.tokens_G), window.end - window.begin)
+        if self.schedule:
+            self.schedule.drafted(len(window.tokens_G), window.end - window.begin)
 
     def _add(self, window: Window) -> None:
         self.tail += window.tokens_G
@@ -237,13 +253,19 @@ class Pearl(Method):
         self._tail_depths += window.depths_G
 
 
-def build(models: Models, drafter: str, gamma: int | str, without: str, branches: int) -> Pearl:
-    """The target's rank. `drafter`: what it calls its drafter on the draft's rank."""
+def build(
+    models: Models, drafter: str, gamma: int | str, without: str, branches: int, schedule: str, branching: bool
+) -> Pearl:
+    """The target's rank. `drafter`: what it calls its drafter on the draft's rank; `branching`: whether that can
+    prepare branches."""
     if gamma == FREE and branches:
         raise UserError("expected --gamma auto or a number beside --branches, got free, which leaves no time for them")
+    if schedule == AUTO and (gamma == FREE or without != NOTHING):
+        raise UserError("expected --schedule auto without --gamma free and without --without: it chooses by itself")
     pre_verify, post_verify = without not in ("pre-verify", "both"), without not in ("post-verify", "both")
     if gamma == FREE and not (pre_verify and post_verify):
         raise UserError(f"expected --gamma auto or a number beside --without {without}, got free")
     if models.link is None:
         raise ValueError("expected a link to a draft rank, got none")
-    return Pearl(models.target, models.link, drafter, gamma, pre_verify, post_verify, branches)
+    sought = AutoSchedule((branches or BRANCHES) if branching else 0) if schedule == AUTO else None
+    return Pearl(models.target, models.link, drafter, gamma, pre_verify, post_verify, branches, sought)

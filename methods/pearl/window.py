@@ -85,7 +85,7 @@ class AutoWindow:
     def __init__(self, longest: int = LONGEST_WINDOW, pre_verify: bool = True, post_verify: bool = True) -> None:
         """`longest`: most tokens that the drafter can draft. Without `pre_verify` a first window is drafted before its
         pass; without `post_verify` all windows are alike."""
-        self._longest, self._pre_verify, self._alike = min(longest, LONGEST_WINDOW), pre_verify, not post_verify
+        self._longest, self.pre_verify, self._alike = min(longest, LONGEST_WINDOW), pre_verify, not post_verify
         self._tried = sorted({min(window, self._longest) for window in TRIED})
         self._rounds = self._answers = 0
         self._drafts, self._passes = Times(), Times()
@@ -130,8 +130,8 @@ class AutoWindow:
         drafts_WS = self._drafts.samples(self._longest)
         passes_RS = self._passes.samples(self._longest + 1)
         both_RW = np.maximum(passes_RS[:, None, :, None], drafts_WS[None, :, None, :]).mean((2, 3))
-        before_F = np.zeros(self._longest) if self._pre_verify else drafts_WS.mean(1)
-        return answer_seconds(alpha, min(max(tokens, 1), MOST_TOKENS), both_RW, before_F, self._pre_verify)
+        before_F = np.zeros(self._longest) if self.pre_verify else drafts_WS.mean(1)
+        return answer_seconds(alpha, min(max(tokens, 1), MOST_TOKENS), both_RW, before_F, self.pre_verify)
 
 
 def _place(windows: Windows) -> tuple[int, int]:
