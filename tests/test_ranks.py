@@ -34,12 +34,27 @@ MANY = 12  # questions, so that every fault ends a run in the middle
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
+SLOW = """
+import time
+from evaluation.run import main
+from methods.errors import command_line
+from methods.target import Target
+scored = Target.score
+def slowly(*arguments):
+    time.sleep(0.005)
+    return scored(*arguments)
+Target.score = slowly
+if __name__ == "__main__":
+    command_line(main)
+"""  # passes that leave a draft the time to prepare branches, on every machine
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A target, a draft with exits, a head, and questions, one of two turns."""
     folder = tmp_path_factory.mktemp("ranks")
     save_model(folder / "target", seed=0, layers=3)
-    save_model(folder / "deep", seed=0, layers=24)  # its first layer is done long before it, which leaves time
+    (folder / "slow.py").write_text(SLOW)
     (folder / "draft").mkdir()
     save_draft(folder / "draft", folder / "target")
     write_eagle3(folder / "head", folder / "target")
@@ -61,8 +76,8 @@ def run(arguments: list[str], start: list[str] | None = None) -> subprocess.Comp
     return subprocess.run([*(start or RUN), *arguments], capture_output=True, text=True, env=ENV, cwd="/", timeout=150)
 
 
-def answers(output: Path, method: str, target: str = "target") -> Path:
-    return output / "questions" / target / f"{method}.jsonl"
+def answers(output: Path, method: str) -> Path:
+    return output / "questions" / "target" / f"{method}.jsonl"
 
 
 def names_of(trace: Path, kind: str) -> dict[tuple[int, int], str]:
@@ -133,18 +148,18 @@ def test_replicas_share_questions_and_a_trace_and_a_second_start_answers_nothing
 
 def test_branches_are_recorded_shown_and_traced(folder: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace.json"
-    name = "pearl@branches=3@gamma=3"
-    models = ["--target", str(folder / "deep"), "--draft", "first-1", "--alone"]
-    done = run(command(folder, tmp_path, f"{name},pearl@gamma=3", *models, "--trace", str(trace), tokens=100))
+    name = "pearl@branches=3@gamma=1"
+    arguments = command(folder, tmp_path, f"{name},pearl@gamma=1", "--alone", "--trace", str(trace), tokens=60)
+    done = run(arguments, [sys.executable, str(folder / "slow.py")])
     assert done.returncode == 0, done.stderr
     assert f"{name}: 4/4 identical" in done.stdout
     header, plain = (
-        read_header(answers(tmp_path, name, "deep")),
-        read_header(answers(tmp_path, "pearl@gamma=3", "deep")),
+        read_header(answers(tmp_path, name)),
+        read_header(answers(tmp_path, "pearl@gamma=1")),
     )
     assert header is not None and plain is not None
     assert header["options"] == plain["options"] | {"branches": 3} and "branches" not in plain["options"]
-    choices = [answer.choices[0] for answer in read_answers(answers(tmp_path, name, "deep")).values()]
+    choices = [answer.choices[0] for answer in read_answers(answers(tmp_path, name)).values()]
     assert sum(sum(choice.prepared or []) for choice in choices) > 0
     spans = [span for turns in read_trace(trace).answers[name].values() for span in turns]
     prepared = sum(span.seconds for span in spans if span.work == "prepare")
@@ -153,7 +168,7 @@ def test_branches_are_recorded_shown_and_traced(folder: Path, tmp_path: Path) ->
         needed = [a < d for drafted, accepted in zip(choice.drafted or [], choice.accepted or [], strict=True)
                   for d, a in zip(drafted, accepted, strict=True)]  # fmt: skip
         assert sum(choice.hits or []) + sum(choice.misses or []) == sum(needed)
-    others = [answer.choices[0] for answer in read_answers(answers(tmp_path, "pearl@gamma=3", "deep")).values()]
+    others = [answer.choices[0] for answer in read_answers(answers(tmp_path, "pearl@gamma=1")).values()]
     assert all(choice.prepared is choice.hits is choice.hidden_time is None for choice in others)
     assert "hits of" in done.stdout and "hidden" in done.stdout
 
@@ -204,17 +219,18 @@ def hurt_command(folder: Path, output: Path, method: str) -> list[str]:
     many = str(folder / "many/questions.jsonl")
     if method == HEAD:
         return command(folder, output, method, "--alone", "--questions", many, tokens=400)
-    return command(folder, output, method, "--alone", "--questions", many, *deep(folder), "--gamma", "1", tokens=200)
+    branches = ["--branches", "3", "--gamma", "1"]
+    return command(folder, output, method, "--alone", "--questions", many, *branches, tokens=80)
 
 
-def deep(folder: Path) -> list[str]:
-    """A target that leaves its draft time to prepare branches, which it does."""
-    return ["--target", str(folder / "deep"), "--draft", "first-1", "--branches", "3"]
+def start_of(folder: Path, method: str) -> list[str]:
+    """What starts it: where branches are prepared, passes take their time."""
+    return RUN if method == HEAD else [sys.executable, str(folder / "slow.py")]
 
 
 def kept_answers(output: Path, method: str) -> dict[QuestionId, str]:
     """The ids of PEARL's answers so far."""
-    path = answers(output, method, "target" if method == HEAD else "deep")
+    path = answers(output, method)
     return {q: answer.answer_id for q, answer in read_answers(path).items()} if path.exists() else {}
 
 
@@ -223,10 +239,10 @@ def start_and_wait_for_an_answer(
 ) -> subprocess.Popen[str]:
     """A run that has answered a question and is far from its last. `background`: as a script starts it with &, which
     makes it deaf to Ctrl-C."""
-    path = answers(output, method, "target" if method == HEAD else "deep")
+    path = answers(output, method)
     before = path.read_bytes().count(b"\n") if path.exists() else 0
     process = subprocess.Popen(
-        [*RUN, *hurt_command(folder, output, method)],
+        [*start_of(folder, method), *hurt_command(folder, output, method)],
         env=ENV | options,
         cwd="/",
         stdout=subprocess.DEVNULL,
@@ -324,7 +340,7 @@ def test_a_fault_ends_both_ranks_soon_and_loses_nothing(
 def test_a_run_that_faults_have_ended_goes_on(folder: Path, hurt_output: Path, method: str) -> None:
     output = hurt_output / method
     kept = kept_answers(output, method)
-    again = run(hurt_command(folder, output, method))
+    again = run(hurt_command(folder, output, method), start_of(folder, method))
     assert again.returncode == 0, again.stderr
     now = kept_answers(output, method)
     assert len(now) == MANY and now.items() >= kept.items()
@@ -370,6 +386,8 @@ def breaks(*arguments):
         raise RuntimeError("out of luck")
     return whole(*arguments)
 {name}.{function} = breaks
+"""
+START = """
 if __name__ == "__main__":
     command_line(main)
 """
@@ -391,9 +409,11 @@ def test_an_exception_in_either_rank_ends_both(
     folder: Path, tmp_path: Path, method: str, rank: int, module: str, name: str, function: str
 ) -> None:
     script = tmp_path / "broken.py"
-    branches = deep(folder) if function in ("grow", "_note") else []  # for which there is time now and then
-    script.write_text(BROKEN.format(module=module, name=name, function=function, calls=20 if branches else 300))
+    branching = function in ("grow", "_note")
+    text = BROKEN.format(module=module, name=name, function=function, calls=20 if branching else 300)
+    script.write_text(text + SLOW if branching else text + START)
     began = time.monotonic()
+    branches = ["--branches", "3"] if branching else []
     arguments = command(folder, tmp_path, method, "--alone", "--gamma", "1", *branches, tokens=400)
     done = run(arguments, [sys.executable, str(script)])
     assert done.returncode == 1
