@@ -49,7 +49,7 @@ class Speculative(Method):
         verified = time.perf_counter()
         self.drafter.settle(outcome)
         if self.sought:
-            self.sought.judged(tree, outcome.path_A, drafted - begin)
+            self.sought.judged(tree, outcome.path_A, drafted - begin, verified - drafted)
         return Step(
             outcome.tokens,
             drafted=tree.drafted,

@@ -74,6 +74,7 @@ class AutoNodes:
     def __init__(self) -> None:
         self.pass_seconds: Mapping[int, float] = {}
         self._rounds: list[Round] = []
+        self._verify_seconds: dict[int, list[float]] = {}  # of the rounds' own passes, by their rows
         self._answers = 0
 
     @property
@@ -81,16 +82,19 @@ class AutoNodes:
         """Of the next tree."""
         return TRIED[len(self._rounds) % len(TRIED)]
 
-    def judged(self, tree: TokenTree, path_A: Sequence[int], seconds: float) -> None:
-        """A tree of `size` was drafted in so many seconds, and the target kept this path."""
-        self._rounds.append(Round.of(self.size, seconds, tree, path_A))
+    def judged(self, tree: TokenTree, path_A: Sequence[int], draft_seconds: float, verify_seconds: float) -> None:
+        """A tree of `size` was drafted and verified in so many seconds, and the target kept this path."""
+        self._rounds.append(Round.of(self.size, draft_seconds, tree, path_A))
+        self._verify_seconds.setdefault(len(tree.tokens_N), []).append(verify_seconds)
 
     def answered(self) -> Size | None:
         """An answer has ended. The size to stay with, once enough is known; until then None."""
         self._answers += 1
         if self._answers < ANSWERS or len(self._rounds) < ROUNDS or not self.pass_seconds:
             return None
-        return best_size(self._rounds, self.pass_seconds)
+        # Where a row count came often enough, its passes behind real drafts count, not those timed before the answer.
+        often = {rows: median(found) for rows, found in self._verify_seconds.items() if len(found) >= TIMES}
+        return best_size(self._rounds, {**self.pass_seconds, **often})
 
 
 def best_size(rounds: Sequence[Round], pass_seconds: Mapping[int, float]) -> Size:

@@ -116,9 +116,25 @@ def test_the_table_of_heads_is_what_the_answers_give() -> None:
     rows = [cells(line) for line in text.splitlines() if line.startswith("| `")]
     assert len(rows) == len(found) / len(BENCHMARKS) == 8
     for row in rows:
-        for benchmark, (nodes, *told) in zip(BENCHMARKS, (row[1:5], row[5:9]), strict=True):
+        for benchmark, (size, *told) in zip(BENCHMARKS, (row[1:5], row[5:9]), strict=True):
             result = found[row[0].strip("`"), benchmark]
-            s, chosen = result.overall, result.header.settled or {"nodes": 3}
-            assert s is not None and result.comparison and nodes == str(chosen["nodes"])
+            s, chosen = result.overall, result.header.settled or {"nodes": 3, "levels": 3}
+            assert s is not None and result.comparison and size == f"{chosen['nodes']}, {chosen['levels']}"
             assert (told[0], told[2]) == (f"{s.speedup:.2f}x", f"{s.mat:.2f}")
+            assert told[1] == f"{s.low:.2f} to {s.high:.2f}" + " (not significant)" * (not s.significant)
+
+
+def test_the_table_of_the_plane_is_what_the_answers_give() -> None:
+    found = {
+        (r.run.label, str(r.header["benchmark"])): r.overall
+        for group in read_groups([ROOT / "results/plane"])
+        for r in group.measured
+    }
+    text = (ROOT / "results/README.md").read_text().split("## The plane")[1].split("\n## ")[0]
+    rows = [cells(line) for line in text.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(found) / len(BENCHMARKS) == 26
+    for row in rows:
+        for benchmark, told in zip(BENCHMARKS, (row[1:4], row[8:11]), strict=True):
+            s = found[row[0].strip("`"), benchmark]
+            assert s is not None and (told[0], told[2]) == (f"{s.speedup:.2f}x", f"{s.mat:.2f}")
             assert told[1] == f"{s.low:.2f} to {s.high:.2f}" + " (not significant)" * (not s.significant)

@@ -369,7 +369,7 @@ def test_kills_while_ranks_start_leave_nothing_behind_and_the_run_goes_on(folder
     assert done.returncode == 0, done.stderr
     assert [len(read_answers(answers(tmp_path, name))) for name in ("autoregressive", "pearl")] == [4, 4]
     header = read_header(answers(tmp_path, "pearl"))
-    assert header is not None and header["settled"]["gamma"] >= 1
+    assert header is not None and "gamma" in header["settled"]
 
 
 BROKEN = """

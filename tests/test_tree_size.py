@@ -113,9 +113,22 @@ def test_nothing_is_taken_before_enough_is_known() -> None:
     asked = []
     for _ in range(ROUNDS):
         asked.append(auto.size)
-        auto.judged(tree, [0, 1, 3], 0.1)
+        auto.judged(tree, [0, 1, 3], 0.1, 1.0)
     assert set(asked) == set(TRIED)
     assert auto.answered() == (3, 2)  # the second and the third best node were kept
+
+
+def test_the_rounds_own_passes_count_where_there_are_enough() -> None:
+    """A pass of four rows was timed to be as fast as one of one row, and takes ten times as long behind real drafts."""
+    small = TokenTree(torch.arange(2), torch.tensor([-1, 0]))
+    large = TokenTree(torch.arange(4), torch.tensor([-1, 0, 1, 0]))
+    for slow, expected in ((1.0, (2, 2)), (10.0, (1, 1))):
+        auto = AutoNodes()
+        auto.pass_seconds = FLAT
+        for _ in range(ROUNDS):
+            auto.judged(small, [0, 1], 0.1, 1.0)
+            auto.judged(large, [0, 1, 2], 0.1, slow)
+        assert auto.answered() is None and auto.answered() == expected
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from methods.pearl.window import (
     ANSWERS,
+    BEYOND,
     LONGEST_WINDOW,
     TRIED,
     AutoWindow,
@@ -165,6 +166,18 @@ def test_auto_follows_when_the_machine_changes_and_stays_where_little_is_won() -
     assert auto.chosen == before
     chosen(lambda rows: 8.0, lambda window: 3.0 * window, 0.9, auto=auto, answers=20)
     assert before is not None and auto.chosen is not None and auto.chosen.later < before.later
+
+
+def test_what_was_never_tried_is_approached_in_steps() -> None:
+    """Passes of up to 8 rows that take the same do not say that one of 32 does."""
+
+    def verify(rows: int) -> float:
+        return 10.0 if rows <= 16 else 3.0 * rows
+
+    auto = chosen(verify, lambda window: 0.1 * window, 0.95)
+    assert auto.chosen is not None and max(auto.chosen) == BEYOND * max(TRIED)
+    chosen(verify, lambda window: 0.1 * window, 0.95, auto=auto, answers=5)
+    assert max(auto.chosen) <= 17
 
 
 def test_without_post_verify_all_windows_are_alike() -> None:

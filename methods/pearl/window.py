@@ -27,6 +27,7 @@ ANSWERS = 2  # behind which a choice is made at the earliest
 LONGEST_WINDOW = 32
 RECENT = 60  # rounds of each kind that count
 SAMPLES = 10  # times that stand for all of a kind
+BEYOND = 2  # times the longest window so far: what lies farther on the line is not believed
 GAIN = 1.03  # by which another choice must be faster to be taken
 MOST_TOKENS = 256  # of an answer; longer ones choose as one of this length does
 
@@ -51,6 +52,11 @@ class Times:
 
     def __bool__(self) -> bool:
         return bool(self._seconds)
+
+    @property
+    def largest(self) -> int:
+        """The largest count that was measured."""
+        return max(self._seconds)
 
     def samples(self, most: int) -> Floats:
         """What counts of 1 to `most` would take, [most, S]: the medians on the straight lines through those measured,
@@ -116,6 +122,8 @@ class AutoWindow:
         if self._answers < ANSWERS or self._rounds < len(self._tried) or not (self._drafts and self._passes):
             return
         seconds_FW = self._answer_seconds()
+        known = BEYOND * self._drafts.largest
+        seconds_FW[known:] = seconds_FW[:, known:] = np.inf
         if self._alike:
             seconds_FW[~np.eye(self._longest, dtype=bool)] = np.inf
         best = Windows(*(int(place) + 1 for place in np.unravel_index(seconds_FW.argmin(), seconds_FW.shape)))
