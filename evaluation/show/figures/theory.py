@@ -24,7 +24,7 @@ from evaluation.judge.fit import (
 from evaluation.judge.groups import Group, LeftOut, Result, conditions
 from evaluation.judge.series import Sweep, mean_baseline_rate, measured_paces, sweeps
 from evaluation.judge.sharing import predicted_sharing
-from evaluation.show.figures.speed import LEGEND_COLUMNS, Looks, file_name
+from evaluation.show.figures.speed import Looks, file_name
 from evaluation.show.figures.style import BLACK, GREY, SMALL, Drawing, add_legend, halo, new_figure, whiskers
 from methods import theory
 
@@ -32,6 +32,7 @@ ASSUMES = "Theory: every draft token is accepted with the same chance; draft tok
 CURVE_POINTS = 200
 C_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 GRID = 90  # of the plane, a side
+COLUMNS = 4  # of the legends of methods: names as long as pearl-medusa fit
 HITS = {0.3: (0, (5, 2)), 0.6: (0, (1, 1.5))}  # of PEARL's branches: the plane shows a line for each, in this style
 
 
@@ -135,7 +136,7 @@ def _sharing(groups: Sequence[Group], paces: Mapping[Result, Pace]) -> dict[Resu
 
 
 def _legend_rows(results: Iterable[Result]) -> int:
-    return -(-len({result.method for result in results}) // LEGEND_COLUMNS)
+    return -(-len({result.method for result in results}) // COLUMNS)
 
 
 def _labelled(groups: Sequence[Group], paces: Mapping[Result, Pace]) -> list[tuple[str, str, Result]]:
@@ -160,7 +161,7 @@ def _name_points(figure: Figure, axes: Axes, looks: Looks, results: Sequence[Res
     methods = dict.fromkeys(result.method for result in results)
     style: dict[str, Any] = {"linestyle": "none", "markersize": 7}
     handles = [axes.plot([], [], color=looks[m].color, marker=looks[m].marker, label=m, **style)[0] for m in methods]
-    add_legend(figure, handles, LEGEND_COLUMNS)
+    add_legend(figure, handles, COLUMNS)
 
 
 def plane(groups: Sequence[Group], looks: Looks) -> Drawing:
