@@ -55,8 +55,9 @@ class Result:
         """What it leaves out of PEARL, as given or as it has settled on; None where it is another loop."""
         if self.header.loop != "pearl":
             return None
-        left_out = str(self.options.get("without"))
-        return "pre-verify" if (self.header.settled or {}).get("schedule") == WITHOUT_PRE_VERIFY else left_out
+        if (self.header.settled or {}).get("schedule") == WITHOUT_PRE_VERIFY:
+            return "pre-verify"
+        return self.options.get("without")
 
     @property
     def folder(self) -> Path:

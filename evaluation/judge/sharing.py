@@ -18,6 +18,7 @@ def predicted_sharing(result: Result, measured: Pace, group: Group) -> float:
     if turns is None or all_cores is None:
         raise LeftOut(f"beside {result.method} are no draft-then-verify run and no {ALL_DEVICES}")
     alone = pace([turns])
+    # Two ranks with as many cores each read twice what one could; the memory gives what the target gets on all of them.
     slowdown = max(2 / decode_speedup(all_cores).ratio, 1.0)
     rate = theory.sharing_rate(measured.alpha, measured.window, alone.draft_seconds, alone.verify_seconds, slowdown)
     return rate / baseline_rate(result)

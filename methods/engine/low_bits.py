@@ -16,17 +16,16 @@ from methods.engine.weights import TOKENS
 
 class LowBitWeights(Mapping[str, Tensor]):
     """A model's weights with its matrices in 8 or 4 bits, but for the embedding, which is looked up and not read. The
-    head, a tied one too, is always in 8: what it rounds goes into the logits as it is. A matrix
-    whose inputs do not fill groups of 4 bits is in 8 as well. Scales and minima are found, but not listed."""
+    head, a tied one too, is always in 8: what it rounds goes into the logits as it is. A matrix whose inputs do not
+    fill groups of 4 bits is in 8 as well. Scales and minima are found, but not listed."""
 
     def __init__(
         self, weights: Mapping[str, Tensor], embedding_VD: Tensor, bits: int, tokens_R: Tensor | None = None
     ) -> None:
         """`tokens_R`: those that the head knows, ascending; None: all."""
         self.weights, self.embedding_VD, self.bits, self.tokens_R = weights, embedding_VD, bits, tokens_R
-        self._parts = lru_cache(maxsize=4)(
-            self._read
-        )  # values are asked for first, then scales: of q, k and v together
+        # Values are asked for first, then scales: of q, k and v together.
+        self._parts = lru_cache(maxsize=4)(self._read)
 
     def __getitem__(self, name: str) -> Tensor:
         if name == EMBEDDING:

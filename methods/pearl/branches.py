@@ -24,7 +24,7 @@ from methods.drafters.base import BranchingDrafter, Place
 from methods.engine.tree import TokenTree
 from methods.pearl.messages import Branch, Prepare, Window
 
-TOGETHER = 8  # outcomes that a pass goes on with: more rows would take longer (DESIGN, section 6)
+TOGETHER = 8  # outcomes that a pass goes on with: on CPUs more rows take longer, see results/README.md
 REMEMBERED = 9  # rounds, and passes of the draft, by which the next ones are judged
 
 

@@ -41,12 +41,14 @@ class AutoSchedule:
 
     def drafted(self, tokens: int, seconds: float) -> None:
         """A window of so many tokens has come."""
-        if tokens:
+        if tokens and self.chosen is None:
             self._draft_seconds.append(seconds / tokens)
 
     def verified(self, seconds: float, kept: int, rejected: bool, hit: bool | None) -> None:
         """A pass has judged drafted tokens: `kept` of them, and one that it rejected or none. `hit`: whether what came
         had been prepared for; None where nothing is prepared, or was wanted."""
+        if self.chosen is not None:
+            return
         self._pass_seconds.append(seconds)
         self._kept, self._rejected = self._kept + kept, self._rejected + rejected
         self._hits, self._misses = self._hits + (hit is True), self._misses + (hit is False)
