@@ -21,6 +21,7 @@ from torch import Tensor
 
 from methods.engine.backends.base import LayerParts
 from methods.engine.backends.build import FLAGS, build
+from methods.engine.backends.huge_pages import in_huge_pages
 from methods.engine.config import ModelConfig
 from methods.engine.int4 import GROUP, Int4
 from methods.engine.int8 import Int8
@@ -168,7 +169,7 @@ class NativeLinear:
         self.dtype, self.out_dtype = weight_OI.dtype, out_dtype
         self.outputs, self.inputs = weight_OI.shape
         int8 = weight_OI if isinstance(weight_OI, Int8) else None
-        self._weight = _packed(weight_OI)
+        self._weight = in_huge_pages(_packed(weight_OI))
         self.weight_size: float = self._weight[0].nbytes / (tile() * self.inputs)  # bytes
         self._bias = None if bias_O is None else self._whole_tiles(bias_O.float())
         self._scale = self._whole_tiles(int8.scales_O.float()) if int8 else None

@@ -26,7 +26,7 @@ enum { GROUP = 4 };
 #else
 enum { GROUP = 1 };
 #endif
-enum { TILE = 2 * LANES, AHEAD = 6144 }; /* AHEAD: bytes by which weights are fetched into the L2 cache in advance */
+enum { TILE = 2 * LANES, AHEAD = 16384, NEAR = 2048 }; /* bytes by which weights are fetched ahead, to L2 and to L1 */
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
@@ -44,6 +44,13 @@ static inline long size_of(long bf16) { return bf16 ? 2 : 4; }
 static inline vec all(float x) { return x - (vec){0}; }
 static inline vec at(const float *x) { return *(const vec_at *)x; }
 static inline vec pick(bits mask, vec yes, vec no) { return (vec)((mask & (bits)yes) | (~mask & (bits)no)); }
+
+/* Fetch a line of weights ahead of its use, in two hops: a core has few slots for lines on their way to L1, and what
+ * waits for memory in them would hold up what waits for L2. */
+static inline void fetch(const char *w) {
+    __builtin_prefetch(w + AHEAD, 0, 2);
+    __builtin_prefetch(w + NEAR, 0, 3);
+}
 
 /* Tell the processor that this thread only waits. */
 static inline void relax(void) {
@@ -199,8 +206,7 @@ static inline __attribute__((always_inline)) void dot_block(const int kind, cons
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) s[r][0] = sum[r][0], s[r][1] = sum[r][1];
     for (long i = 0; i < steps; i++) {
-        __builtin_prefetch(w + i * size + AHEAD, 0, 2);
-        if (size > 64) __builtin_prefetch(w + i * size + AHEAD + 64, 0, 2);
+        for (long line = 0; line < size; line += 64) fetch(w + i * size + line);
         vec w0 = weights(kind, w + i * size, 0), w1 = weights(kind, w + i * size, LANES);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
