@@ -27,7 +27,8 @@ class Span:
     """What a rank did from `begin` to `end`, in seconds of the monotonic clock. "wait": the target had nothing to do
     until a draft came; "prepare": the draft went on behind what may come instead of its drafts. `tokens`: how many were
     drafted, the first of them so far behind the last true feature (`depth`; 0: of a drafter that reads none). `round`:
-    the number of the pass within the answer, after the prefill, which `Generation.spans` knows."""
+    the number of the pass within the answer, after the prefill, which `Generation.spans` knows. `read`: bytes of
+    weights that drafting has read meanwhile, where the loop tells."""
 
     rank: Literal["target", "draft"]
     work: Literal["draft", "prepare", "verify", "wait"]
@@ -36,6 +37,7 @@ class Span:
     tokens: int = 0
     round: int = 0
     depth: int = 0
+    read: int = 0
 
     @property
     def seconds(self) -> float:
@@ -151,6 +153,11 @@ class Generation:
     def seconds(self, work: str) -> float:
         """Time spent on "draft", "prepare", "verify" or "wait". Two ranks draft and verify at the same time."""
         return sum(span.seconds for span in self.spans if span.work == work)
+
+    @property
+    def draft_bytes(self) -> int:
+        """Weights that were read while drafting, in bytes; 0 where the loop does not tell."""
+        return sum(span.read for spans in self.spans_of for span in spans)
 
     @property
     def proposed(self) -> int:

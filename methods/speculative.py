@@ -1,13 +1,13 @@
 """Draft, then verify, on one device: any drafter (Leviathan et al. 2023, algorithm 1; trees: SpecInfer, Miao et al.
 2024)."""
 
-import time
 from collections.abc import Sequence
 
 from methods.base import Method, Span, Step
 from methods.drafters.base import ChainDrafter, Drafter
 from methods.engine.decoder import Decoder
 from methods.engine.sampling import Sampling
+from methods.engine.traffic import Moment, moment
 from methods.target import Target
 from methods.tree_size import AutoNodes, Size, measured_passes
 
@@ -41,24 +41,26 @@ class Speculative(Method):
     def step(self) -> Step:
         if self.sought:
             self.drafter.levels = self.sought.size.levels
-        begin = time.perf_counter()
+        begin = moment()
         tree = self.drafter.propose(self._room)
         depths = self.drafter.depths(tree.drafted) if isinstance(self.drafter, ChainDrafter) else []
-        drafted = time.perf_counter()
+        drafted = moment()
         outcome = self.target.judge(tree)
-        verified = time.perf_counter()
+        verified = moment()
         self.drafter.settle(outcome)
+        settled = moment()
         if self.sought:
-            self.sought.judged(tree, outcome.path_A, drafted - begin, verified - drafted)
+            seconds = drafted.seconds - begin.seconds, verified.seconds - drafted.seconds
+            self.sought.judged(tree, outcome.path_A, *seconds)
         return Step(
             outcome.tokens,
             drafted=tree.drafted,
             accepted=outcome.accepted,
             nodes=len(tree.tokens_N),
             spans=[
-                Span("target", "draft", begin, drafted, tree.drafted, depth=next(iter(depths), 0)),
-                Span("target", "verify", drafted, verified),
-                Span("target", "draft", verified, time.perf_counter()),
+                _drafting(begin, drafted, tree.drafted, next(iter(depths), 0)),
+                Span("target", "verify", drafted.seconds, verified.seconds),
+                _drafting(verified, settled),
             ],
             margins=outcome.margins,
             depths=depths,
@@ -80,3 +82,7 @@ class Speculative(Method):
         room = self.target.room - 1
         most = self.sought.size.nodes if self.sought else self.most
         return room if most is None else min(most, room)
+
+
+def _drafting(begin: Moment, end: Moment, tokens: int = 0, depth: int = 0) -> Span:
+    return Span("target", "draft", begin.seconds, end.seconds, tokens, depth=depth, read=end.read - begin.read)

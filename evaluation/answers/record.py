@@ -54,6 +54,7 @@ class Choice:
     finish: list[str] | None = None
     prefill_time: list[Seconds] | None = None
     draft_time: list[Seconds] | None = None
+    draft_bytes: list[Count] | None = None  # of weights that were read meanwhile
     verify_time: list[Seconds] | None = None
     wait_time: list[Seconds] | None = None
     drafted: list[list[Count]] | None = None

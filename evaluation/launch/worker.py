@@ -165,6 +165,7 @@ def to_choice(turns: list[Generation], texts: list[str], repeat: int) -> Choice:
         finish=[turn.finish for turn in turns],
         prefill_time=[turn.prefill_time for turn in turns],
         draft_time=_seconds(turns, "draft"),
+        draft_bytes=[turn.draft_bytes for turn in turns] if any(turn.draft_bytes for turn in turns) else None,
         verify_time=_seconds(turns, "verify"),
         wait_time=_seconds(turns, "wait"),
         drafted=[turn.drafted for turn in turns] if told else None,

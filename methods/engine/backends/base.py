@@ -20,6 +20,11 @@ class LinearLayer(Protocol):
         """Bytes that a weight takes in memory, in 4 bits with its part of what a group shares."""
         ...
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
+        ...
+
     def __call__(self, x_NI: Tensor) -> Tensor: ...
 
 

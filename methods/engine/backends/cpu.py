@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from methods.engine import traffic
 from methods.engine.backends.base import LayerParts
 from methods.engine.backends.build import FLAGS, build
 from methods.engine.backends.huge_pages import in_huge_pages
@@ -171,6 +172,7 @@ class NativeLinear:
         int8 = weight_OI if isinstance(weight_OI, Int8) else None
         self._weight = in_huge_pages(_packed(weight_OI))
         self.weight_size: float = self._weight[0].nbytes / (tile() * self.inputs)  # bytes
+        self.weight_bytes = round(self.weight_size * self.inputs * self.outputs)
         self._bias = None if bias_O is None else self._whole_tiles(bias_O.float())
         self._scale = self._whole_tiles(int8.scales_O.float()) if int8 else None
         self._sums = self._whole_tiles(128 * int8.values_OI.sum(1, dtype=torch.int32)) if int8 else None
@@ -182,6 +184,7 @@ class NativeLinear:
         return torch.nn.functional.pad(numbers_O, (0, len(self._weight) * tile() - self.outputs))
 
     def __call__(self, x_NI: Tensor) -> Tensor:
+        traffic.add(self.weight_bytes)
         x_NI = _checked(x_NI, self.dtype, self.inputs)
         y_NO = torch.empty(len(x_NI), self.outputs, dtype=self.out_dtype)
         size = (torch.get_num_threads(), len(x_NI), self.dtype == torch.bfloat16)
@@ -219,14 +222,14 @@ class LayerStack:
         self._kept: list[Tensor | None] = []  # what the arguments point to
         self._layers = [self._arguments(layer) for layer in layers]
         self._beside = [0 if layer.beside_norm_E is None else len(layer.beside_norm_E) for layer in layers]
+        self._bytes = [sum(part.weight_bytes for part in _linears(layer)) for layer in layers]
         self._table = (ctypes.c_void_p * len(layers))(*map(ctypes.addressof, self._layers))
 
     def _arguments(self, layer: LayerParts) -> LayerArguments:
         norms = (layer.attention_norm_D, layer.mlp_norm_D, layer.beside_norm_E, layer.q_norm_d, layer.k_norm_d)
         floats = [None if norm is None else norm.float() for norm in norms]
         self._kept += floats
-        linears = [part for part in (layer.qkv, layer.out, layer.gate_up, layer.down) if isinstance(part, NativeLinear)]
-        return LayerArguments(*map(_pointer, floats), *(linear.arguments for linear in linears))
+        return LayerArguments(*map(_pointer, floats), *(linear.arguments for linear in _linears(layer)))
 
     def new_cache(self, layers: int, rows: int) -> "PackedCache":
         return PackedCache(layers, self.config.kv_heads, self.config.head_dim, rows, self.dtype)
@@ -260,7 +263,13 @@ class LayerStack:
         )
         if _lib().run_layers(ctypes.byref(arguments), self._table, first, stop - first, x_ND.data_ptr()):
             raise MemoryError(f"no memory for a pass over {len(x_ND)} rows")
+        traffic.add(sum(self._bytes[first:stop]))
         return x_ND
+
+
+def _linears(layer: LayerParts) -> list[NativeLinear]:
+    """In the order in which native.h has them."""
+    return [part for part in (layer.qkv, layer.out, layer.gate_up, layer.down) if isinstance(part, NativeLinear)]
 
 
 class PackedCache:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from methods.engine import traffic
 from methods.engine.backends.base import LayerParts
 from methods.engine.config import ModelConfig
 from methods.engine.int4 import Int4
@@ -155,13 +156,19 @@ class TorchLinear:
         self.weight = (
             torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), PACK_ROWS) if self.packed else weight_OI
         )
+        self._weight_bytes = weight_OI.numel() * weight_OI.element_size()
 
     @property
     def weight_size(self) -> float:
         """Bytes that a weight takes in memory."""
         return self.weight.element_size()
 
+    @property
+    def weight_bytes(self) -> int:
+        return self._weight_bytes
+
     def __call__(self, x_NI: Tensor) -> Tensor:
+        traffic.add(self._weight_bytes)
         if self.packed:
             x_NI = x_NI.float() if self.widened else x_NI
             return torch.ops.mkldnn._linear_pointwise(x_NI, self.weight, self.bias_O, "none", [], "").to(self.dtype)
