@@ -95,13 +95,6 @@ def sharing_seconds(one: float, other: float, slowdown: float) -> float:
     return max(one, other) + (slowdown - 1) * min(one, other)
 
 
-def sharing_rate(alpha: float, window: float, draft_seconds: float, verify_seconds: float, slowdown: float) -> float:
-    """PEARL's tokens per second where the ranks share a memory. The times are those of a draft token and of a pass
-    alone."""
-    _check(alpha, window)
-    return pearl_tokens(alpha, window) / sharing_seconds(verify_seconds, window * draft_seconds, slowdown)
-
-
 def run_length(alpha: float) -> float:
     """Tokens accepted between two rejections, the correction not counted: what PEARL's code calls accepted tokens."""
     _check(alpha)

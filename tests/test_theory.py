@@ -17,7 +17,6 @@ from methods.theory import (
     pearl_tokens,
     run_length,
     schedule_seconds,
-    sharing_rate,
     sharing_seconds,
     simulate,
 )
@@ -178,12 +177,6 @@ def test_work_that_shares_a_memory_takes_what_small_steps_of_it_take(one: float,
         speed = 1 / slowdown if min(left) > 1e-9 else 1.0
         left, seconds = [max(work - step * speed, 0.0) for work in left], seconds + step
     assert sharing_seconds(one, other, slowdown) == pytest.approx(seconds, abs=5e-4)
-
-
-def test_without_a_slowdown_a_shared_memory_is_as_good_as_two() -> None:
-    for alpha, window, c in ((0.5, 3, 2.0), (0.9, 4, 6.0)):
-        assert sharing_rate(alpha, window, 1 / c, 1.0, 1.0) == pytest.approx(pearl_speedup(alpha, window, c))
-    assert sharing_rate(0.9, 4, 0.25, 1.0, 2.0) == pytest.approx(pearl_speedup(0.9, 4, 4.0) / 2), "no gain at all"
 
 
 def test_run_length_counts_accepted_tokens_between_rejections() -> None:

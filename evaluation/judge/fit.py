@@ -12,7 +12,9 @@ from evaluation.answers.record import Choice
 from evaluation.judge import stats
 from evaluation.judge.acceptance import Drafts
 from evaluation.judge.groups import LeftOut, Result
+from evaluation.judge.windows import typical_windows
 from methods import theory
+from methods.pearl.window import Windows
 
 PEARL, DRAFT_THEN_VERIFY = theory.SCHEDULES
 NOTHING, PRE_VERIFY, POST_VERIFY, BOTH = "nothing", "pre-verify", "post-verify", "both"  # what PEARL can be without
@@ -46,15 +48,16 @@ def schedule(result: Result) -> str | None:
 
 
 def window(result: Result) -> int | None:
-    """Tokens drafted per round, as given or as the run has settled on, on average where that has changed; None where it
-    is free."""
+    """Tokens drafted per round, as given or as the run has settled on; where that has changed, as its passes show, but
+    for those behind a rejection. None where it is free."""
     gamma = result.options["gamma"]
     if gamma == "auto":
         gamma = (result.header.settled or {}).get("gamma", gamma)
     if gamma == "auto":
         raise LeftOut(f"the header of {result.method} does not say on which window it has settled")
     if isinstance(gamma, list):
-        return round(fmean(map(int, gamma)))
+        middle = round(fmean(map(int, gamma)))
+        return typical_windows(result.choices, result.without not in (PRE_VERIFY, BOTH), Windows(middle, middle)).later
     return None if gamma == "free" else int(gamma)
 
 

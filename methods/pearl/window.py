@@ -20,7 +20,8 @@ from statistics import median
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+
+from methods.rounds import Floats, answer_seconds
 
 TRIED = 2, 4, 8  # windows, a round each in turn
 ANSWERS = 2  # behind which a choice is made at the earliest
@@ -30,8 +31,6 @@ SAMPLES = 10  # times that stand for all of a kind
 BEYOND = 2  # times the longest window so far: what lies farther on the line is not believed
 GAIN = 1.03  # by which another choice must be faster to be taken
 MOST_TOKENS = 256  # of an answer; longer ones choose as one of this length does
-
-Floats = npt.NDArray[np.float64]
 
 
 class Windows(NamedTuple):
@@ -144,54 +143,3 @@ class AutoWindow:
 
 def _place(windows: Windows) -> tuple[int, int]:
     return windows.first - 1, windows.later - 1
-
-
-def answer_seconds(alpha: float, tokens: int, both_RW: Floats, before_F: Floats, pre_verify: bool) -> Floats:
-    """Mean seconds that PEARL needs behind the prefill for so many tokens, [F, W], by the chain of `pearl_tokens` in
-    `methods/theory.py`: nothing is drafted at first, and behind each rejection.
-
-    `alpha`: the chance that a drafted token is kept. both_RW: seconds of a pass of R rows beside a draft of W tokens;
-    before_F: those that the first window takes before its pass, without `pre_verify`."""
-    windows = np.arange(1, both_RW.shape[1] + 1)
-    first_FW, later_FW = np.meshgrid(windows, windows, indexing="ij")
-    seconds_later_FW, judge_later = both_RW[later_FW - 1, later_FW - 1], _Judge(alpha, later_FW)
-    if pre_verify:  # a pass of one row judges the first token of the first window, drafted meanwhile
-        alone_FW = both_RW[0][first_FW - 1]
-        seconds_first_FW, judge_first = both_RW[first_FW - 1, later_FW - 1], _Judge(alpha, first_FW)
-    else:  # a pass judges the whole first window, and the first token of the next
-        alone_FW = before_F[first_FW - 1] + both_RW[first_FW, later_FW - 1]
-        seconds_first_FW, judge_first = np.zeros_like(alone_FW), _Judge(alpha, first_FW + 1)
-        # A window of one token leaves nothing to verify: the next one is drafted before its pass, too.
-        seconds_later_FW[:, 0], judge_later = before_F[0] + both_RW[1, 0], _Judge(alpha, np.maximum(later_FW, 2))
-    # Seconds for n tokens: when nothing is drafted, when a first window is, when a later one is.
-    empty, first, later = (np.zeros((tokens + 1, *first_FW.shape)) for _ in range(3))
-    for n in range(1, tokens + 1):
-        if pre_verify:
-            empty[n] = alone_FW + alpha * first[n - 1] + (1 - alpha) * empty[n - 1]
-            first[n] = seconds_first_FW + judge_first(n, empty, later)
-        else:
-            empty[n] = alone_FW + judge_first(n, empty, later)
-        later[n] = seconds_later_FW + judge_later(n, empty, later)
-    return empty[tokens]
-
-
-class _Judge:
-    """A pass that judges `count_FW` drafted tokens: the mean seconds of what follows, called for n = 1, 2, ... tokens
-    that are wanted."""
-
-    def __init__(self, alpha: float, count_FW: npt.NDArray[np.int_]) -> None:
-        self.alpha, self.count_FW = alpha, count_FW
-        self.all_FW = alpha**count_FW
-        self.rejected_FW = np.zeros(count_FW.shape)  # sum of alpha^k empty[n - 1 - k] over the k kept ones
-
-    def __call__(self, n: int, empty: Floats, later: Floats) -> Floats:
-        beyond_FW = _at(empty, n - 1 - self.count_FW) * self.all_FW
-        self.rejected_FW = empty[n - 1] + self.alpha * self.rejected_FW - beyond_FW
-        return (1 - self.alpha) * self.rejected_FW + self.all_FW * _at(later, n - self.count_FW)
-
-
-def _at(seconds: Floats, n_FW: npt.NDArray[np.int_]) -> Floats:
-    """[F, W]: of every pair of windows what it needs for its own n; nothing for none."""
-    rows, columns = np.indices(n_FW.shape)
-    found: Floats = seconds[np.maximum(n_FW, 0), rows, columns]
-    return found
