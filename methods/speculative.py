@@ -9,7 +9,7 @@ from methods.engine.decoder import Decoder
 from methods.engine.sampling import Sampling
 from methods.engine.traffic import Moment, moment
 from methods.target import Target
-from methods.tree_size import AutoNodes, Size, measured_passes
+from methods.tree_size import AutoNodes, measured_passes
 
 
 class Speculative(Method):
@@ -24,11 +24,10 @@ class Speculative(Method):
         typical: bool = False,
     ) -> None:
         """`most`: tokens drafted per round; None: as many as the drafter's own tree has. `sought`: how many are best is
-        to be found out by the first answers, those of the runner's warm-up (tree_size.py). `typical`: as `Target` has
-        it."""
+        to be found out by the answers so far, first those of the runner's warm-up (tree_size.py). `typical`: as
+        `Target` has it."""
         self.target, self.drafter = Target(target, drafter.taps, typical), drafter
         self.most, self.sought = most, sought
-        self.found: Size | None = None
 
     def start(self, prompt_T: Sequence[int], sampling: Sampling) -> int:
         first, features_TF = self.target.start(prompt_T, sampling)
@@ -67,14 +66,11 @@ class Speculative(Method):
         )
 
     def finish(self) -> None:
-        if self.sought and (found := self.sought.answered()):
-            self.found = found
-            self.most, self.drafter.levels = found
+        if self.sought and self.sought.answered():
             self.drafter.fit()
-            self.sought = None
 
     def settled(self) -> dict[str, int | str]:
-        return self.found._asdict() if self.found else {}
+        return self.sought.chosen._asdict() if self.sought and self.sought.chosen else {}
 
     @property
     def _room(self) -> int:

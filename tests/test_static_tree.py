@@ -139,4 +139,4 @@ def test_after_the_warm_up_a_method_has_another_tree_and_the_same_output(
         prompt = [first, 2, 3, 4]
         got = generate(method, prompt, Sampling(), limits)
         assert got.token_ids == generate(plain, prompt, Sampling(), limits).token_ids
-    assert method.found and method.drafter.shape.paths != before  # type: ignore[attr-defined]
+    assert method.settled() and method.drafter.shape.paths != before  # type: ignore[attr-defined]

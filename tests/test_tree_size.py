@@ -1,9 +1,10 @@
 """How many nodes `--nodes auto` takes: against known acceptances and times, and in a real method."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,9 @@ from methods.engine.tree import TokenTree
 from methods.models import Models
 from methods.speculative import Speculative
 from methods.tree_size import (
+    ASIDE,
+    FEWEST,
+    GAIN,
     LARGEST,
     MOST_LEVELS,
     MOST_NODES,
@@ -25,9 +29,12 @@ from methods.tree_size import (
     Round,
     Size,
     best_size,
+    better_size,
     between,
     draft_times,
+    larger,
     measured_passes,
+    smaller,
 )
 
 FLAT = {1: 1.0, 64: 1.0}  # pass times: all alike
@@ -131,6 +138,89 @@ def test_the_rounds_own_passes_count_where_there_are_enough() -> None:
         assert auto.answered() is None and auto.answered() == expected
 
 
+def answers(auto: AutoNodes, count: int, seconds: Callable[[int], float], kept: Sequence[int]) -> None:
+    """Answers of 40 rounds by stars: `seconds` of a pass by its rows; `kept`: children of which one is kept, each as
+    often."""
+    for _ in range(count):
+        for child in np.random.default_rng(len(kept)).permutation([*kept] * 40)[:40]:
+            nodes = auto.size.nodes
+            tree = TokenTree(torch.arange(nodes + 1), torch.tensor([-1, *[0] * nodes]))
+            auto.judged(tree, [0, child] if child <= nodes else [0], 0.1, seconds(nodes + 1))
+        auto.answered()
+
+
+OFTEN_THE_FIRST = 1, 1, 1, 2, 2, 3, 4, 6
+
+
+def dear(rows: int) -> float:
+    return 1.0 + 0.5 * max(rows - 2, 0)
+
+
+def cheap(rows: int) -> float:
+    return 1.0 + 0.02 * rows
+
+
+def settled_auto(seconds: Callable[[int], float]) -> AutoNodes:
+    auto = AutoNodes()
+    auto.pass_seconds = {rows: seconds(rows) for rows in (1, 2, 4, 8, 16, 32, 64)}
+    answers(auto, 2, seconds, OFTEN_THE_FIRST)
+    return auto
+
+
+def test_a_size_is_chosen_anew_where_rows_come_to_cost_less_or_more() -> None:
+    auto = settled_auto(dear)
+    assert auto.chosen == (1, 1)
+    answers(auto, 30, cheap, OFTEN_THE_FIRST)
+    assert auto.chosen is not None and auto.chosen == settled_auto(cheap).chosen and auto.chosen.nodes > 3
+    answers(auto, 30, dear, OFTEN_THE_FIRST)
+    assert auto.chosen == (1, 1)
+
+
+def test_a_size_is_chosen_anew_where_texts_keep_other_nodes() -> None:
+    auto = settled_auto(lambda rows: 1.0 + 0.04 * rows)
+    before = auto.chosen
+    answers(auto, 30, lambda rows: 1.0 + 0.04 * rows, [1])
+    assert before is not None and auto.chosen is not None and auto.chosen.nodes == 1 < before.nodes
+
+
+def test_a_machine_that_slows_down_as_a_whole_leaves_the_size_as_it_is() -> None:
+    auto = settled_auto(cheap)
+    before = auto.chosen
+    for _ in range(20):
+        answers(auto, 1, lambda rows: 1.7 * cheap(rows), OFTEN_THE_FIRST)
+        assert auto.chosen == before
+
+
+def test_few_rounds_are_given_to_other_sizes() -> None:
+    auto = settled_auto(cheap)
+    assert auto.chosen is not None
+    tree, asked = TokenTree(torch.arange(2), torch.tensor([-1, 0])), []
+    for _ in range(4 * ASIDE):
+        asked.append(auto.size)
+        auto.judged(tree, [0, 1], 0.1, 1.0)
+    assert sorted(set(asked)) == sorted({smaller(auto.chosen), auto.chosen, larger(auto.chosen)})
+    assert asked.count(smaller(auto.chosen)) == asked.count(larger(auto.chosen)) == 2
+
+
+def test_another_size_is_taken_only_for_much_and_by_enough_rounds() -> None:
+    """The second node is kept in every round: two are faster than one where the second costs little."""
+    found = [drafted(Size(2, 1), STAR, [1, 2], 0.0)] * FEWEST
+    tokens = 3 / 2  # what two yield over one
+
+    def taken(rounds: list[Round], cost: float) -> Size:
+        return better_size(Size(1, 1), rounds, lambda levels, nodes: 0.0, {1: 1.0, 2: 1.0, 3: cost})
+
+    assert taken(found, tokens / GAIN * 0.999) == (2, 1)
+    assert taken(found, tokens / GAIN * 1.001) == (1, 1) == taken(found[1:], 1.0)
+
+
+def test_sizes_are_compared_by_the_same_rounds() -> None:
+    """Rounds with large trees had easier texts: what they keep by their first node does not speak for the others."""
+    hard, easy = [drafted(Size(1, 1), STAR, [], 0.0)] * 40, [drafted(Size(2, 1), STAR, [1], 0.0)] * FEWEST
+    passes = {1: 1.0, 2: 1.0, 3: 1.1}
+    assert better_size(Size(1, 1), [*hard, *easy], lambda levels, nodes: 0.0, passes) == (1, 1)
+
+
 @pytest.mark.parametrize(
     "name", [name for name, row in METHODS.items() if row.loop == "turns" and "nodes" in row.options]
 )
@@ -151,8 +241,9 @@ def test_every_method_of_trees_settles_on_a_size(tiny: Path, weights: dict[str, 
         3 if "depth" in spec.options else MOST_LEVELS
     )
     answer = generate(method, prompt, Sampling(), limits)
-    assert answer.token_ids == expected and method.settled() == settled
-    assert max(answer.nodes) <= settled["nodes"] + 1 and max(answer.accept_lengths) <= settled["levels"] + 1
+    most = larger(Size(**settled))
+    assert answer.token_ids == expected
+    assert max(answer.nodes) <= most.nodes + 1 and max(answer.accept_lengths) <= most.levels + 1
 
 
 def test_passes_are_timed_as_far_as_there_is_room(tiny: Path) -> None:
