@@ -26,7 +26,8 @@ class Models:
     "first-K", its own first K layers, or "int4" or "int8", itself in so many bits; "int4-K" has a head over the K most
     frequent tokens only. `max_length`: most tokens per sequence (None: the model's context). `link`: to the other rank
     of the pair, if there is one; `drafts_only`: this is the draft rank, which never loads the target. `drafts`: the
-    pair's weights by their kind, for methods that need several."""
+    pair's weights by their kind, for methods that need several. `frequent`: the pair's file of the target's tokens, the
+    most frequent first, by which "int4-K" chooses its K."""
 
     target_source: str
     draft_source: str | None
@@ -36,6 +37,7 @@ class Models:
     link: Link | None = None
     drafts_only: bool = False
     drafts: Mapping[str, str] = field(default_factory=dict)
+    frequent: str | None = None
     _of_draft: dict[str, Any] = field(default_factory=dict, repr=False)
     _with_drafts: dict[str | None, Self] = field(default_factory=dict, repr=False)
 

@@ -25,6 +25,7 @@ def main() -> int:
     from rich.table import Table
 
     pair = find_pair(args.pair)
+    args.frequent = pair.frequent if args.head == "counted" else None
     table = Table("the target's weights", *args.drafts.split(","), "tokens")
     with tempfile.TemporaryDirectory() as folder:
         for label, target in (("as they are", pair.target), ("off the grid", _off_the_grid(pair.target, folder))):
@@ -71,7 +72,7 @@ def _agreements(pair: Pair, target: str, args: argparse.Namespace) -> tuple[list
     from methods.engine.tree import TokenTree
     from methods.models import Models
 
-    models = Models(target, None, pair.dtype, [torch.device("cpu")], max_length=1024)
+    models = Models(target, None, pair.dtype, [torch.device("cpu")], max_length=1024, frequent=args.frequent)
     prompter = Prompter(models.target_checkpoint.tokenizer, pair.template, "humaneval")
     own = build_method(get_method(BASELINE), models, {})
     limits = Limits(frozenset(models.target_checkpoint.eos_token_ids), args.max_new_tokens)
@@ -95,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pair", metavar="PAIR", nargs="?", default="smollm2-135m", help="a pair, or a target")
     parser.add_argument("--drafts", metavar="NAMES", type=word, default="int8,int4", help="(default int8,int4)")
+    parser.add_argument(
+        "--head",
+        choices=("counted", "lowest"),
+        default="counted",
+        help="of drafts NAME-K: the pair's most frequent tokens (default), or those of the lowest numbers",
+    )
     parser.add_argument("--questions", metavar="N", type=count, default=20, help="of HumanEval (default 20)")
     parser.add_argument("--max-new-tokens", metavar="N", type=count, default=64, help="of an answer (default 64)")
     return parser

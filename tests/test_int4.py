@@ -17,7 +17,7 @@ from methods.engine.decoder import Decoder
 from methods.engine.int4 import GROUP, MINIMUM, Int4
 from methods.engine.int8 import HEAD, SCALE
 from methods.engine.loader import find_checkpoint
-from methods.engine.low_bits import LowBitWeights, frequent_tokens
+from methods.engine.low_bits import LowBitWeights
 from methods.engine.sampling import Sampling
 from methods.engine.weights import TOKENS
 from methods.errors import UserError
@@ -134,11 +134,6 @@ def test_a_reduced_head_has_the_rows_of_its_tokens(bits: int) -> None:
             low[HEAD + SCALE], whole[HEAD + SCALE][tokens]
         )
         assert torch.equal(low[TOKENS], tokens) and set(low) == {HEAD, TOKENS}
-
-
-def test_frequent_tokens_are_the_first_ones_and_those_that_must_be_there() -> None:
-    assert frequent_tokens(20, 3, [17, 1, 25]).tolist() == [0, 1, 2, 17]
-    assert frequent_tokens(4, 9, []).tolist() == [0, 1, 2, 3]
 
 
 # The draft ------------------------------------------------------------------------------------------------------------

@@ -54,10 +54,12 @@ class Target(TypedDict, total=False):
 
 
 class Draft(TypedDict, total=False):
-    """The weights that a method needs beside the target's."""
+    """The weights that a method needs beside the target's. `tokens`: the file by which those of a reduced head were
+    chosen."""
 
     source: Required[Line]
     revision: Line | None
+    tokens: Line
 
 
 class SamplingKeys(TypedDict):

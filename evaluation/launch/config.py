@@ -246,7 +246,10 @@ def _pair(args: argparse.Namespace) -> Pair:
     if args.pair.partition(VARIANT)[0] in METHODS:
         raise UserError(f"expected a pair, got the method '{args.pair}': several methods have commas between")
     pair = get_pair(args.pair)
-    return replace(pair, target=args.target or pair.target, drafts=every_kind(args.draft) or pair.drafts)
+    drafts = every_kind(args.draft) or pair.drafts
+    if args.target:  # whose tokens may be others
+        return replace(pair, target=args.target, drafts=drafts, frequent=None)
+    return replace(pair, drafts=drafts)
 
 
 def _check_methods(config: RunConfig) -> None:

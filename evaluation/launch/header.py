@@ -56,4 +56,7 @@ def _header(session: Session, spec: MethodSpec, found: dict[str, Any]) -> RunHea
 
 
 def _draft(models: Models) -> Draft:
-    return {"source": models.draft_source or "", "revision": models.draft_checkpoint.revision}
+    draft: Draft = {"source": models.draft_source or "", "revision": models.draft_checkpoint.revision}
+    if models.draft_head is not None and models.frequent is not None:
+        draft["tokens"] = models.frequent
+    return draft

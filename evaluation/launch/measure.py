@@ -54,7 +54,7 @@ def check(config: RunConfig) -> None:
             look_for_model(source)
     _ = Models(config.pair.target, None, config.dtype, []).target_checkpoint.config
     for (draft, _), checked in drafts.items():
-        check_weights(checked, Models(config.pair.target, draft, config.dtype, []))
+        check_weights(checked, Models(config.pair.target, draft, config.dtype, [], frequent=config.pair.frequent))
 
 
 def check_dtype(dtype: str, device: str) -> None:

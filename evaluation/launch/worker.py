@@ -46,6 +46,7 @@ class Session:
     def models(self) -> Models:
         c = self.config
         models = Models(c.pair.target, None, c.dtype, self.share.devices, drafts=c.pair.drafts)
+        models.frequent = c.pair.frequent
         models.link, models.drafts_only = self.link, not self.ranks.leads
         models.max_length = self._longest(models.target_checkpoint.tokenizer) + MARGIN
         return models

@@ -3,15 +3,18 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 from methods.engine.decoder import PROBE_TOKENS, Decoder
 from methods.engine.loader import DTYPES, Checkpoint
 from methods.engine.low_bits import LowBitWeights, frequent_tokens
 from methods.engine.schema import enough_memory
-from methods.engine.trained_draft import is_trained_draft, load_draft
+from methods.engine.trained_draft import check_tokens, is_trained_draft, load_draft
 from methods.engine.transformer import Transformer
-from methods.errors import UserError
+from methods.engine.weights import TOKENS, Weights
+from methods.errors import UserError, shown
 from methods.models import Models
+from methods.paths import ROOT
 
 
 def check(models: Models) -> None:
@@ -21,6 +24,8 @@ def check(models: Models) -> None:
     if models.draft_head is not None and not 0 < models.draft_head <= models.vocabulary:
         wanted = f"a draft that knows 1 to {models.vocabulary} of the target's tokens"
         raise UserError(f"expected {wanted}, got {models.draft_source}")
+    if models.draft_head is not None:
+        _ = ranked_tokens(models)
     if not models.draft_is_target and not is_trained_draft(models.draft_checkpoint):  # that has the target's own tokens
         check_same_tokenizer(models.target_checkpoint, models.draft_checkpoint)
 
@@ -65,10 +70,27 @@ def _check_layers(models: Models, count: int) -> None:
 
 def _low_bits(models: Models, bits: int) -> Transformer:
     checkpoint, count = models.target_checkpoint, models.draft_head
-    tokens_R = None if count is None else frequent_tokens(models.vocabulary, count, checkpoint.eos_token_ids)
+    ranked, also = ranked_tokens(models), checkpoint.eos_token_ids
+    tokens_R = None if count is None else frequent_tokens(models.vocabulary, count, also, ranked)
     weights = LowBitWeights(checkpoint.weights, models.embedding_VD, bits, tokens_R)
     devices = models.devices[:1] * checkpoint.config.layers if models.drafts_only else models.target.model.devices
     return Transformer(checkpoint.config, weights, DTYPES[models.dtype], devices)
+
+
+def ranked_tokens(models: Models) -> list[int]:
+    """The target's tokens, the most frequent first, as far as the pair's file has them (scripts/frequent_tokens.py);
+    none where it has no file."""
+    if models.frequent is None:
+        return []
+    path = Path(models.frequent).expanduser()
+    path = path if path.is_file() else ROOT / path
+    if not path.is_file():
+        raise UserError(f"expected the most frequent tokens in the file {shown(models.frequent)}, found none")
+    weights = Weights(path.parent, path.name)
+    if TOKENS not in weights:
+        raise UserError(f"expected {TOKENS} in {path}, found none; write it with scripts/frequent_tokens.py")
+    check_tokens(weights[TOKENS], models.vocabulary, str(path))
+    return [int(token) for token in weights[TOKENS]]
 
 
 def _first_layers(models: Models, count: int) -> Transformer:

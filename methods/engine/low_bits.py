@@ -55,12 +55,12 @@ class LowBitWeights(Mapping[str, Tensor]):
         return sum(1 for _ in self)
 
 
-def frequent_tokens(vocabulary: int, count: int, also: Sequence[int]) -> Tensor:
-    """About the `count` most frequent tokens of a vocabulary of V, and those of `also`, ascending, [R].
+def frequent_tokens(vocabulary: int, count: int, also: Sequence[int], ranked: Sequence[int] = ()) -> Tensor:
+    """About the `count` most frequent tokens of a vocabulary of V, and those of `also`, ascending, [R]: the first of
+    `ranked`, which were counted, then the lowest numbers.
 
-    No text is needed for it. A tokenizer of byte pairs numbers its tokens in the order in which they were merged, most
-    frequent pairs first, behind the bytes; one of SentencePiece does so or sorts by probability. So the lowest numbers
-    are the most frequent in the text that the tokenizer was made of, at least nearly. EOS may have any number."""
-    return torch.unique(
-        torch.tensor([*range(min(count, vocabulary)), *(token for token in also if token < vocabulary)])
-    )
+    For these no text is needed. A tokenizer of byte pairs numbers its tokens in the order in which they were merged,
+    most frequent pairs first, behind the bytes; one of SentencePiece does so or sorts by probability. So the lowest
+    numbers are the most frequent in the text that the tokenizer was made of, at least nearly. EOS may have any."""
+    chosen = list(dict.fromkeys([*ranked, *range(vocabulary)]))[:count]
+    return torch.unique(torch.tensor([*chosen, *(token for token in also if token < vocabulary)]))

@@ -77,12 +77,17 @@ def frequent_tokens(documents: Iterable[Document], count: int, always: Iterable[
 
     Ids that no answer holds fill up from the prompts, then from the smallest ids: common pieces in a BPE vocabulary.
     """
+    ranked = [*always, *ranked_tokens(documents), *range(count)]
+    return torch.tensor(sorted(list(dict.fromkeys(ranked))[:count]))
+
+
+def ranked_tokens(documents: Iterable[Document]) -> list[int]:
+    """The ids that occur: those of answers, the most frequent first, then those of prompts alone."""
     answers, prompts = Counter[int](), Counter[int]()
     for document in documents:
         answers.update(document.tokens[document.start :])
         prompts.update(document.tokens[: document.start])
-    ranked = [*always, *_ranked(answers), *_ranked(prompts), *range(count)]
-    return torch.tensor(sorted(list(dict.fromkeys(ranked))[:count]))
+    return list(dict.fromkeys([*_ranked(answers), *_ranked(prompts)]))
 
 
 def _ranked(counts: Counter[int]) -> list[int]:
