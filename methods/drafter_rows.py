@@ -53,6 +53,12 @@ class DrafterSpec:
 
 
 NGRAM = Option(3, "longest n-gram looked up")
+_MATCH = Option(
+    "last",
+    "which occurrence is copied: the last, or the first, where a whole window follows it (the published code's)",
+    least=None,
+    words=("last", "first"),
+)
 _EXITS = {
     "threshold": Option(0.5, "top probability above which the draft is left at an exit", least=0),
     "exit": Option(0, "always leave the draft after this many layers (0: adaptive)", least=0),
@@ -112,7 +118,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
             "copying what followed the last occurrence of the current n-gram",
             "Saxena 2023",
             gamma=7,
-            options={"max_ngram": NGRAM},
+            options={"max_ngram": NGRAM, "match": _MATCH},
         ),
         DrafterSpec(
             "sd2",

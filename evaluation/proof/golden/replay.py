@@ -33,6 +33,11 @@ class Compared:
     lengths: Items = field(default_factory=list)
     outputs: Items = field(default_factory=list)
 
+    def agreements(self, setting: str) -> Iterator[Agreement]:
+        """Of everything that was compared."""
+        for what, items in (("trees", self.trees), ("accept lengths", self.lengths), ("tokens", self.outputs)):
+            yield same(f"{what}, {setting}", items)
+
 
 def replayed(golden: Golden, drafter_of: Callable[[dict[str, Any]], Drafter]) -> Iterator[Agreement]:
     """Trees, accept lengths and outputs of every setting. `drafter_of`: the drafter of a trace."""
@@ -41,9 +46,7 @@ def replayed(golden: Golden, drafter_of: Callable[[dict[str, Any]], Drafter]) ->
         found = settings.setdefault(trace["setting"], Compared())
         _replay(golden, drafter_of(trace), trace, f"line {number}", found)
     for setting, found in settings.items():
-        yield same(f"trees, {setting}", found.trees)
-        yield same(f"accept lengths, {setting}", found.lengths)
-        yield same(f"tokens, {setting}", found.outputs)
+        yield from found.agreements(setting)
 
 
 def _replay(golden: Golden, drafter: Drafter, trace: dict[str, Any], line: str, found: Compared) -> None:
