@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from methods.options import ALL, AUTO, Option
+from methods.options import ALL, AUTO, NOTHING, Option
 
 Shape = Literal["chain", "tree"]
 CHAIN: Shape = "chain"
@@ -80,6 +80,21 @@ def _growing(branches: int, depth: int, nodes: int) -> dict[str, Option]:
     }
 
 
+def _window_of(columns: int, ngram: int, guesses: int) -> dict[str, Option]:
+    """The W, N and G of lookahead decoding."""
+    return {
+        "columns": Option(columns, "columns of the Jacobi window (W)"),
+        "ngram": Option(ngram, "tokens of an n-gram, and rows of the window and one (N)", least=2),
+        "guesses": Option(guesses, "n-grams kept and verified for each first token (G)"),
+    }
+
+
+_POOL = Option(
+    NOTHING,
+    "what the n-grams come from beside the window: nothing, or the text, prompt and answer",
+    least=None,
+    words=(NOTHING, "text"),
+)
 TYPICAL = {
     "acceptance": Option(
         "exact",
@@ -150,6 +165,14 @@ DRAFTERS: dict[str, DrafterSpec] = {
             "Luo et al. 2025",
             shapes=(TREE,),
             tree=_nodes(80),
+        ),
+        DrafterSpec(
+            "lookahead",
+            "methods.drafters.lookahead:build",
+            "n-grams that the target has guessed far ahead, by Jacobi iteration in the passes that verify",
+            "Fu et al. 2024",
+            shapes=(TREE,),
+            tree={**_window_of(7, 5, 7), "pool": _POOL},
         ),
         DrafterSpec(
             "medusa",
