@@ -175,6 +175,21 @@ DRAFTERS: dict[str, DrafterSpec] = {
             tree={**_window_of(7, 5, 7), "pool": _POOL},
         ),
         DrafterSpec(
+            "ouroboros",
+            "methods.drafters.ouroboros:build",
+            "a smaller language model's own lookahead decoding, and phrases behind it that the target corrects",
+            "Zhao et al. 2024",
+            weights="model",
+            tiny="methods.tiny:write_draft",
+            check="methods.drafters.draft_model:check",
+            shapes=(TREE,),
+            tree={
+                "gamma": Option(6, "tokens drafted per round", flag=True),
+                **_window_of(15, 5, 15),
+                "phrases": Option(3, "n-grams hung behind the last drafted token"),
+            },
+        ),
+        DrafterSpec(
             "medusa",
             "methods.drafters.medusa:build",
             "heads on the target's last state, one for each of the next places",

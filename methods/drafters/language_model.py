@@ -63,11 +63,16 @@ class ModelDrafter(ChoosingDrafter):
         tokens: list[int] = []
         rows: list[Tensor] = []
         while len(tokens) < n:
-            unseen = (self.roots + self.drafted)[self.decoder.length - self.base :]
-            if self.decoder.room < len(unseen):
+            unread = self.unread
+            if self.decoder.room < len(unread):
                 break
-            tokens.append(self.add(self.decoder.extend(unseen), rows))
+            tokens.append(self.add(self.decoder.extend(unread), rows))
         return Draft(tokens, torch.cat(rows) if rows else None)
+
+    @property
+    def unread(self) -> list[int]:
+        """What is decided or drafted and not yet in the cache."""
+        return (self.roots + self.drafted)[self.decoder.length - self.base :]
 
     @property
     def spare(self) -> int:
@@ -107,8 +112,10 @@ class SelfDrafter(ModelDrafter):
         self.roots = []
 
     def settle(self, outcome: Outcome) -> None:
-        self.decoder.length = self.target.length
-        super().settle(outcome)
+        """The target has read all but the pending token, be it drafted here or by another."""
+        self.base = self.decoder.length = self.target.length
+        self.roots = [outcome.tokens[-1]]
+        ChoosingDrafter.settle(self, outcome)
 
 
 def build(models: Models) -> ModelDrafter:
