@@ -190,6 +190,17 @@ DRAFTERS: dict[str, DrafterSpec] = {
             },
         ),
         DrafterSpec(
+            "space",
+            "methods.drafters.space:build",
+            "a target that was trained to say its next tokens behind masks, in the passes that verify",
+            "Yi et al. 2024",
+            shapes=(TREE,),
+            tree={
+                "mask": Option(32002, "the mask token, or the last one of a smaller vocabulary", least=0),
+                "masks": Option(5, "masks behind each candidate, and candidates of a pass"),
+            },
+        ),
+        DrafterSpec(
             "medusa",
             "methods.drafters.medusa:build",
             "heads on the target's last state, one for each of the next places",

@@ -15,7 +15,7 @@ from tests.weights import WEIGHTS
 
 def test_shipped_pairs_are_complete() -> None:
     pairs = [get_pair(name) for name in known_pairs()]
-    assert len(pairs) == 22
+    assert len(pairs) == 23
     for pair in pairs:
         assert pair.drafts.keys() & {"model", "eagle"}, pair.name
         assert pair.benchmark in known_benchmarks(), pair.name

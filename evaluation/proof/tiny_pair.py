@@ -27,7 +27,7 @@ from methods.tiny import write_target
 PROMPT, TOKENS = (0, 1, 2, 0, 1), 3  # the prompt repeats itself, so that it can be looked up
 SMALL = {  # options that the number of runs depends on, or that could want more tokens than an answer has
     **{"gamma": 2, "branches": 2, "depth": 2, "nodes": 4},
-    **{"columns": 2, "ngram": 2, "guesses": 2, "phrases": 2},
+    **{"columns": 2, "ngram": 2, "guesses": 2, "phrases": 2, "masks": 2},
 }
 FEW_HEADS = {"heads": 1}  # and of what another drafter goes on behind, so that its drafts are among the first tokens
 
