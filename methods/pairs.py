@@ -20,8 +20,8 @@ DTYPE_OF = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # what th
 @dataclass(frozen=True)
 class Pair:
     """A target and its drafts as `find_checkpoint` takes them, and the defaults of a run with them. `drafts`: by the
-    kind of weights that a drafter needs. `download_gb`: what it is to download, about. `frequent`: a file of the target's
-    tokens, the most frequent first, for drafts whose head knows only so many."""
+    kind of weights that a drafter needs. `download_gb`: what it is to download, about. `frequent`: a file of the
+    target's tokens, the most frequent first, for drafts whose head knows only so many."""
 
     name: str
     target: str
