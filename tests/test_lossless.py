@@ -16,7 +16,7 @@ import methods.engine.verify as engine
 from evaluation import lossless
 from evaluation.launch.config import parse
 from evaluation.proof.audit import auditing
-from evaluation.proof.checks import LEAST, LEVEL, TOLERANCE, Check, audit
+from evaluation.proof.checks import LEAST, LEVEL, TOLERANCE, Check
 from evaluation.proof.enumeration import Choices, enumerated
 from evaluation.proof.goodness import group, next_token, p_value, samples_needed, uniformity
 from evaluation.proof.tiny_pair import enumerate_method
@@ -238,14 +238,25 @@ def test_what_is_not_lossless_fails_and_says_where(
     assert "expected the nodes [0" in printed
 
 
-@pytest.mark.parametrize("method", ["pearl", "pearl@branches=3"])
-def test_two_ranks_are_checked_as_processes(
-    method: str, tiny: Path, tiny_sorted: Path, questions: Path, tmp_path: Path
+@pytest.mark.parametrize("method, kind", [("pearl@branches=3", "model"), ("pearl-eagle3@branches=3", "eagle3")])
+def test_a_variant_over_two_ranks_is_proved_by_one_command(
+    method: str,
+    kind: str,
+    tiny: Path,
+    weights: dict[str, Path],
+    questions: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = parse([*arguments(tiny, tiny_sorted, questions, method, "--gamma", "2"), "--alone"])
-    decisions, drafts = audit(config, tmp_path)
-    assert decisions.passed and decisions.figures["tried"] > 30
-    assert drafts.passed and drafts.figures["drafted"] > 30
+    given = arguments(tiny, weights[kind], questions, method, "--dtype", "bfloat16", "--shift", "0.3", "--json")
+    assert call(monkeypatch, given) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["method"], document["lossless"]) == (method, True)
+    checks = {check["name"]: check for check in document["checks"]}
+    greedy = ["greedy, bfloat16", "greedy, float32"]
+    assert list(checks) == [*greedy, "enumeration", "sampling", "audit of decisions", "audit of drafts"]
+    assert [checks[name]["identical"] for name in greedy] == [3, 3]
+    assert checks["audit of decisions"]["tried"] > 30 and checks["audit of drafts"]["drafted"] > 30
 
 
 @pytest.mark.parametrize(
