@@ -47,12 +47,28 @@ def build_drafter(spec: MethodSpec, models: Models, options: Mapping[str, Any]) 
     chosen = chosen_options(spec, options)
     if spec.drafter is None:
         raise ValueError(f"expected a method with a drafter, got {spec.name}")
-    drafter = _built(spec.drafter, models, chosen | {"shape": spec.shape(chosen)})
+    chosen |= {"shape": spec.shape(chosen)}
+    if spec.drafter.parts is not None:
+        first, last = (_built(part, models, chosen) for part in spec.drafter.parts)
+        return _one_behind(first, last) if spec.loop == "pearl" else _one_of(first, last)
+    drafter = _built(spec.drafter, models, chosen)
     if (other := spec.behind(chosen)) is None:
         return drafter
+    return _one_behind(drafter, _built(other, models.of_kind(other.weights), {"shape": CHAIN}))
+
+
+def _one_behind(first: Drafter, other: Drafter) -> Drafter:
+    """Both in one chain."""
     from methods.drafters.behind import Behind
 
-    return Behind(_chain(drafter), _chain(_built(other, models.of_kind(other.weights), {"shape": CHAIN})))
+    return Behind(_chain(first), _chain(other))
+
+
+def _one_of(first: Drafter, other: Drafter) -> Drafter:
+    """In each round one of the two."""
+    from methods.drafters.either import Either
+
+    return Either(_chain(first), other)
 
 
 def _built(spec: DrafterSpec, models: Models, options: Mapping[str, Any]) -> Drafter:

@@ -3,7 +3,7 @@ Importing this imports nothing heavy.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from methods.options import ALL, AUTO, NOTHING, Option
@@ -22,7 +22,9 @@ class DrafterSpec:
     window of its chains in draft-then-verify; `tree` and `chain`: options of its trees alone, of which PEARL has none,
     and of its chains alone. `ends`: its chains end by themselves, so that another drafter may go on behind them.
     `typical`: draft-then-verify may judge what it drafts by typical acceptance, as its paper does. `branching`: it can
-    also draft behind other tokens than its drafts, so that PEARL may prepare for them."""
+    also draft behind other tokens than its drafts, so that PEARL may prepare for them. `before`: it may come before any
+    other drafter, which then drafts where it has nothing to, with these of its options by other defaults: for each
+    other one there is a row NAME-OTHER by rule, whose `parts` the two are."""
 
     name: str
     build: str
@@ -39,6 +41,8 @@ class DrafterSpec:
     ends: bool = False
     typical: bool = False
     branching: bool = False
+    before: Mapping[str, Option] = field(default_factory=dict)
+    parts: "tuple[DrafterSpec, DrafterSpec] | None" = None
 
     @property
     def all_options(self) -> dict[str, Option]:
@@ -114,6 +118,17 @@ _ROPE = {
 }
 _HEADS = {"heads": Option(ALL, "most heads that draft: a number, or all that there are", words=(ALL,))}
 
+
+def _sam(match: int, alpha: float, longest: int | str) -> dict[str, Option]:
+    """Before another drafter less is copied, as that one would draft instead."""
+    return {
+        "match": Option(match, "tokens that must have matched before anything is copied"),
+        "alpha": Option(alpha, "most tokens copied for each that has matched", least=0),
+        "longest": Option(longest, "most tokens copied at once: a number, or all", words=(ALL,)),
+        "occurrence": Option("first", "of the match, behind which is copied", least=None, words=("first", "latest")),
+    }
+
+
 DRAFTERS: dict[str, DrafterSpec] = {
     spec.name: spec
     for spec in (
@@ -134,6 +149,15 @@ DRAFTERS: dict[str, DrafterSpec] = {
             "Saxena 2023",
             gamma=7,
             options={"max_ngram": NGRAM, "match": _MATCH},
+        ),
+        DrafterSpec(
+            "sam",
+            "methods.drafters.sam:build",
+            "copying what followed the longest suffix of the text that has occurred before",
+            "Hu et al. 2025",
+            gamma=10,
+            options=_sam(1, 4.0, ALL),
+            before=_sam(2, 2.0, 15),
         ),
         DrafterSpec(
             "sd2",
@@ -269,3 +293,31 @@ DRAFTERS: dict[str, DrafterSpec] = {
         ),
     )
 }
+
+
+def composed(first: DrafterSpec, other: DrafterSpec) -> DrafterSpec:
+    """The first where it has something to draft, else the other, whose weights, shapes and window it has."""
+    return replace(
+        other,
+        name=f"{first.name}-{other.name}",
+        about=f"{first.name} where it has something to draft, else by {other.name}",
+        paper="; ".join(filter(None, (first.paper, other.paper))),
+        options={**other.options, **first.before},
+        ends=False,
+        typical=False,
+        branching=False,
+        parts=(first, other),
+    )
+
+
+def add(spec: DrafterSpec) -> list[str]:
+    """Give a drafter its row, and those where it comes before others, or these before it. Returns the rows' names."""
+    others = [other for other in DRAFTERS.values() if other.name != spec.name and other.parts is None]
+    pairs = [(spec, other) for other in others if spec.before] + [(other, spec) for other in others if other.before]
+    rows = {row.name: row for row in (spec, *(composed(*pair) for pair in pairs))}
+    DRAFTERS.update(rows)
+    return list(rows)
+
+
+for _spec in [*DRAFTERS.values()]:
+    add(_spec)

@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 
 from methods.base import Method, Span, Step
-from methods.drafters.base import ChainDrafter, Drafter
+from methods.drafters.base import Drafter
 from methods.engine.decoder import Decoder
 from methods.engine.sampling import Sampling
 from methods.engine.traffic import Moment, moment
@@ -27,7 +27,8 @@ class Speculative(Method):
         to be found out by the answers so far, first those of the runner's warm-up (tree_size.py). `typical`: as
         `Target` has it."""
         self.target, self.drafter = Target(target, drafter.taps, typical), drafter
-        self.most, self.sought = most, sought
+        self.drafter.limit(most, None)
+        self.sought = sought
 
     def start(self, prompt_T: Sequence[int], sampling: Sampling) -> int:
         first, features_TF = self.target.start(prompt_T, sampling)
@@ -39,16 +40,17 @@ class Speculative(Method):
 
     def step(self) -> Step:
         if self.sought:
-            self.drafter.levels = self.sought.size.levels
+            self.drafter.limit(*self.sought.size)
         begin = moment()
-        tree = self.drafter.propose(self._room)
-        depths = self.drafter.depths(tree.drafted) if isinstance(self.drafter, ChainDrafter) else []
+        # The pending token takes a row too.
+        tree = self.drafter.propose(self.drafter.wanted(self.target.room - 1))
+        depths = self.drafter.depths(tree.drafted)
         drafted = moment()
         outcome = self.target.judge(tree)
         verified = moment()
         self.drafter.settle(outcome)
         settled = moment()
-        if self.sought:
+        if self.sought and not tree.is_chain:  # which is of no size that was asked for
             seconds = drafted.seconds - begin.seconds, verified.seconds - drafted.seconds
             self.sought.judged(tree, outcome.path_A, *seconds)
         return Step(
@@ -71,13 +73,6 @@ class Speculative(Method):
 
     def settled(self) -> dict[str, int | str]:
         return self.sought.chosen._asdict() if self.sought and self.sought.chosen else {}
-
-    @property
-    def _room(self) -> int:
-        """Most tokens to draft: the pending one takes a row too."""
-        room = self.target.room - 1
-        most = self.sought.size.nodes if self.sought else self.most
-        return room if most is None else min(most, room)
 
 
 def _drafting(begin: Moment, end: Moment, tokens: int = 0, depth: int = 0) -> Span:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from methods.drafter_rows import CHAIN, DRAFTERS, NGRAM, TREE, TYPICAL, DrafterSpec, Shape
+from methods.drafter_rows import CHAIN, DRAFTERS, NGRAM, TREE, TYPICAL, DrafterSpec, Shape, add
 from methods.errors import UserError, nearest
 from methods.options import AUTO, DRAFT, GIVEN, NOTHING, VARIANT, Option, Value, read_settings
 
@@ -148,7 +148,8 @@ _PEARL = {
 
 def _behind(spec: DrafterSpec) -> dict[str, Option]:
     """Where its chains end, any other drafter of chains may go on."""
-    others = [name for name, other in DRAFTERS.items() if CHAIN in other.shapes and name != spec.name]
+    alone = [other for other in DRAFTERS.values() if other.parts is None and other.name != spec.name]
+    others = [other.name for other in alone if CHAIN in other.shapes]
     help = "who drafts on behind the last head of a chain, with the pair's weights of its kind"
     return {BEHIND: Option(NOTHING, help, least=None, words=(NOTHING, *others))} if spec.ends else {}
 
@@ -226,8 +227,8 @@ METHODS: dict[str, MethodSpec] = {spec.name: spec for spec in (*_ALONE, *_TURNS,
 
 def add_drafter(spec: DrafterSpec) -> None:
     """Give a drafter of your own its rows: draft-then-verify by its name, and PEARL where it drafts chains."""
-    DRAFTERS[spec.name] = spec
-    changed = [each for each in DRAFTERS.values() if each == spec or each.ends]  # behind these it may go on
+    added = add(spec)
+    changed = [each for each in DRAFTERS.values() if each.name in added or each.ends]  # behind these it may go on
     turns = [*map(_turns, changed)]
     METHODS.update({row.name: row for row in (*turns, *_pearls(turns))})
 

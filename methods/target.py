@@ -22,8 +22,9 @@ class Outcome:
 
     tokens: the kept drafts in order, then the token that is pending now. path_A: the kept nodes, root first; the row of
     path_A[i] chose tokens[i]. features_AF: of these rows the features that the drafter asked for, side by side.
-    logits_NV: of all nodes; None on another rank than the target's. `leaf_kept`: the last token is no token of the
-    target's own but a drafted leaf, kept too. `margins`: see `methods.base.Step`."""
+    nodes_N and logits_NV: tokens and logits of all nodes that were scored; None on another rank than the target's.
+    `leaf_kept`: the last token is no token of the target's own but a drafted leaf, kept too. `margins`: see
+    `methods.base.Step`."""
 
     tokens: list[int]
     path_A: list[int]
@@ -31,6 +32,7 @@ class Outcome:
     logits_NV: Tensor | None = None
     leaf_kept: bool = False
     margins: list[float] | None = None
+    nodes_N: list[int] | None = None
 
     @property
     def accepted(self) -> int:
@@ -66,7 +68,7 @@ class Target:
         self.decided = len(prompt_T) + 1
         features_TF = scores.features_NF
         last_1F = None if features_TF is None else features_TF[-1:]
-        return Outcome([self.pending], [0], last_1F, scores.logits_NV), features_TF
+        return Outcome([self.pending], [0], last_1F, scores.logits_NV, nodes_N=[prompt_T[-1]]), features_TF
 
     def score(self, tree: TokenTree) -> Scores:
         """One pass over a tree that is rooted at the pending token, with the drafter's features."""
@@ -91,7 +93,10 @@ class Target:
         features_AF = None if scores.features_NF is None else scores.features_NF[path_A]
         doubtful = self.decoder.row_invariant is False and self.sampling.greedy
         margins = _margins(scores.logits_NV[path_A]) if doubtful else None
-        return Outcome([*kept, self.pending], path_A, features_AF, scores.logits_NV, verdict.leaf_kept, margins)
+        nodes_N = tree.tokens_N[: len(scores.logits_NV)].tolist()
+        return Outcome(
+            [*kept, self.pending], path_A, features_AF, scores.logits_NV, verdict.leaf_kept, margins, nodes_N
+        )
 
 
 def _margins(logits_AV: Tensor) -> list[float]:

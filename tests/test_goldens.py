@@ -15,7 +15,10 @@ from methods.errors import UserError
 from methods.paths import ROOT
 from tests.goldens import GOLDENS
 
-CHECKED = ("medusa", "hydra_mlp", "hydra_prefix_mlp", "eagle1", "eagle2", "eagle3", "lookahead", "prompt_lookup")
+CHECKED = (
+    *("medusa", "hydra_mlp", "hydra_prefix_mlp", "eagle1", "eagle2", "eagle3"),
+    *("lookahead", "prompt_lookup", "sam_decoding"),
+)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

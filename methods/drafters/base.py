@@ -28,10 +28,12 @@ class Draft:
 class Drafter(ABC):
     """Proposes a tree of tokens behind the pending one, which is decided but not yet in the target's cache.
 
-    `taps`: the target's features that it reads, as `Transformer` names them; they come side by side. `levels`: most
-    levels of the trees that it is to propose, which the loop sets; None: as many as it has."""
+    `taps`: the target's features that it reads, as `Transformer` names them; they come side by side. `most` and
+    `levels`: most tokens that it is to propose, and levels of its trees; None: as many as it has. The loop sets them by
+    `limit`."""
 
     taps: tuple[int, ...] = ()
+    most: int | None = None
     levels: int | None = None
 
     @abstractmethod
@@ -46,6 +48,18 @@ class Drafter(ABC):
     @abstractmethod
     def settle(self, outcome: Outcome) -> None:
         """Go on behind the decided tokens, the last of which is pending now. Other drafts are void."""
+
+    def limit(self, most: int | None, levels: int | None) -> None:
+        """The loop wants no more in a round."""
+        self.most, self.levels = most, levels
+
+    def wanted(self, room: int) -> int:
+        """How many tokens the loop wants where there is room for so many."""
+        return room if self.most is None else min(self.most, room)
+
+    def depths(self, count: int) -> list[int]:
+        """Of the `count` tokens of a chain that it has proposed last; see `ChainDrafter`. None of a tree."""
+        return []
 
     def most_levels(self, depth: int) -> int:
         """Of a tree that could be so deep."""

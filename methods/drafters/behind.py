@@ -23,7 +23,7 @@ class Behind(ChainDrafter):
     def __init__(self, first: ChainDrafter, other: ChainDrafter) -> None:
         super().__init__()
         self.first, self.other = first, other
-        self.longest = None if other.longest is None else max(first.longest or 0, other.longest)
+        self.longest = None if None in (first.longest, other.longest) else max(first.longest or 0, other.longest or 0)
         self.taps = *first.taps, *other.taps
         self._depths: list[int] = []  # of what was drafted last
 

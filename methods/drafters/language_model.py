@@ -112,7 +112,8 @@ class SelfDrafter(ModelDrafter):
         self.roots = []
 
     def settle(self, outcome: Outcome) -> None:
-        """The target has read all but the pending token, be it drafted here or by another."""
+        """The target has read all but the pending token, be it drafted here or by another. None is read again: a draft
+        in fewer bits would leave other keys and values in committed rows."""
         self.base = self.decoder.length = self.target.length
         self.roots = [outcome.tokens[-1]]
         ChoosingDrafter.settle(self, outcome)

@@ -38,30 +38,28 @@ SHAPE = StaticShape(cheapest_first(PATHS))
 class RecyclingDrafter(Drafter):
     """The matrix begins empty with every prompt, so that no answer depends on the ones before."""
 
-    def __init__(self, nodes: int) -> None:
-        self.nodes = nodes
+    def __init__(self, nodes: int, shape: StaticShape = SHAPE) -> None:
+        self.nodes, self.shape = nodes, shape
         self.rows: dict[int, list[int]] = {}  # token -> the most likely next ones, first the best
-        self.scored: list[int] = []  # tokens of the nodes that the target has scored last
         self.pending = -1
 
     def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
-        self.rows, self.scored = {}, [prompt_T[-1]]
+        self.rows = {}
 
     def settle(self, outcome: Outcome) -> None:
-        if outcome.logits_NV is not None:
+        if outcome.logits_NV is not None and outcome.nodes_N is not None:
             best = outcome.logits_NV.topk(min(ROW, outcome.logits_NV.shape[-1])).indices.tolist()
-            self.rows |= zip(self.scored, best, strict=True)  # of a token that occurs twice the later node counts
+            self.rows |= zip(outcome.nodes_N, best, strict=True)  # of a token that occurs twice the later node counts
         self.pending = outcome.tokens[-1]
 
     def propose(self, room: int) -> TokenTree:
         tokens: dict[Path, int] = {(): self.pending}
-        for path in SHAPE.tree(min(room, self.nodes), self.levels):
+        for path in self.shape.tree(min(room, self.nodes), self.levels):
             row = self.rows.get(tokens[path[:-1]], UNKNOWN) if path[:-1] in tokens else []
             if path[-1] < len(row):
                 tokens[path] = row[path[-1]]
-        self.scored = list(tokens.values())
         del tokens[()]
-        return SHAPE.filled(self.pending, tokens)
+        return self.shape.filled(self.pending, tokens)
 
 
 def build(models: Models, nodes: int) -> RecyclingDrafter:
