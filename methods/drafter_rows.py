@@ -119,10 +119,10 @@ _ROPE = {
 _HEADS = {"heads": Option(ALL, "most heads that draft: a number, or all that there are", words=(ALL,))}
 
 
-def _sam(match: int, alpha: float, longest: int | str) -> dict[str, Option]:
+def _sam(matched: int, alpha: float, longest: int | str) -> dict[str, Option]:
     """Before another drafter less is copied, as that one would draft instead."""
     return {
-        "match": Option(match, "tokens that must have matched before anything is copied"),
+        "matched": Option(matched, "tokens that must have matched before anything is copied"),
         "alpha": Option(alpha, "most tokens copied for each that has matched", least=0),
         "longest": Option(longest, "most tokens copied at once: a number, or all", words=(ALL,)),
         "occurrence": Option("first", "of the match, behind which is copied", least=None, words=("first", "latest")),
@@ -189,6 +189,30 @@ DRAFTERS: dict[str, DrafterSpec] = {
             "Luo et al. 2025",
             shapes=(TREE,),
             tree=_nodes(80),
+            options={
+                "start": Option(
+                    "cold",
+                    "cold: every answer begins with nothing; hot: with what was seen in those before, as in the paper, "
+                    "so that their order matters",
+                    least=None,
+                    words=("cold", "hot"),
+                )
+            },
+        ),
+        DrafterSpec(
+            "rest",
+            "methods.drafters.rest:build",
+            "what followed the longest suffix that occurs in a datastore, as a tree of the most frequent",
+            "He et al. 2024",
+            weights="datastore",
+            tiny="methods.drafters.rest:write_tiny",
+            check="methods.drafters.rest:check",
+            shapes=(TREE,),
+            tree=_nodes(64),
+            options={
+                "shortest": Option(1, "tokens of the shortest suffix that is looked up"),
+                "matches": Option(100, "most occurrences that are counted (5000: the paper's)"),
+            },
         ),
         DrafterSpec(
             "lookahead",

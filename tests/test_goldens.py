@@ -17,7 +17,7 @@ from tests.goldens import GOLDENS
 
 CHECKED = (
     *("medusa", "hydra_mlp", "hydra_prefix_mlp", "eagle1", "eagle2", "eagle3"),
-    *("lookahead", "prompt_lookup", "sam_decoding"),
+    *("lookahead", "prompt_lookup", "sam_decoding", "rest"),
 )
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from evaluation.launch.config import parse
+from methods import get_method
+from methods.build import build_drafter
 from methods.drafters.recycling import PATHS, SHAPE, RecyclingDrafter
 from methods.engine.sampling import Sampling
 from methods.models import Models
@@ -45,11 +48,9 @@ def test_the_tree_is_the_published_one() -> None:
 
 @pytest.mark.parametrize("mode", ["cold", "cold_eos", "warm_sequence"])
 def test_trees_and_accept_lengths_are_the_published_ones(models: Models, mode: str) -> None:
-    drafter = RecyclingDrafter(len(PATHS))
+    drafter = RecyclingDrafter(len(PATHS), hot=mode == "warm_sequence")  # one matrix for all prompts
     for trace in (trace for trace in TRACES if trace["mode"] == mode):
-        rows = drafter.rows
         drafter.begin(trace["prompt"][:-1], Sampling(), None)
-        drafter.rows = rows if mode == "warm_sequence" else {}  # one matrix for all prompts, as the paper's loop has it
         trees, decided = zip(*steps(Target(models.target), drafter, trace), strict=True)
         assert [token for tokens in decided for token in tokens][: len(trace["output"])] == trace["output"]
         assert [len(tokens) for tokens in decided] == trace["accept_length"]
@@ -75,3 +76,21 @@ def test_a_smaller_tree_is_a_tree(nodes: int) -> None:
     assert len(paths) == nodes and all(path[:-1] in [(), *paths[:i]] for i, path in enumerate(paths))
     assert all(rank == 0 or (*parent, rank - 1) in paths[:i] for i, (*parent, rank) in enumerate(paths))
     assert set(paths) <= set(PATHS)
+
+
+def test_a_hot_start_is_an_option_that_the_header_tells(models: Models) -> None:
+    for name, hot in (("recycling", False), ("recycling@start=hot", True)):
+        drafter = build_drafter(get_method(name), models, {})
+        assert isinstance(drafter, RecyclingDrafter) and drafter.hot == hot
+    config = parse(["recycling,recycling@start=hot", "smollm2-135m"])
+    assert [config.options_of(spec).get("start") for spec in config.specs] == [None, "cold", "hot"]
+
+
+def test_only_a_hot_start_knows_what_was_seen_before(models: Models) -> None:
+    for hot in (False, True):
+        drafter = RecyclingDrafter(20, hot)
+        for trace in TRACES[:2]:
+            drafter.begin(trace["prompt"][:-1], Sampling(), None)
+            known = bool(drafter.rows)
+            list(steps(Target(models.target), drafter, trace))
+        assert known == hot

@@ -135,7 +135,7 @@ def test_it_comes_before_every_other_drafter() -> None:
 
 @pytest.mark.parametrize("name", BEHIND)
 def test_output_is_the_targets_own_and_both_draft(models: Models, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = get_method(f"{name}@match=1")
+    spec = get_method(f"{name}@matched=1")
     method = build_method(spec, models.of_kind(spec.weights), {})
     assert isinstance(method, Speculative) and isinstance(method.drafter, Either)
     copied: list[int] = []
@@ -158,13 +158,13 @@ def test_a_draft_in_the_targets_cache_leaves_what_was_copied_there(tiny: Path, s
     """It would read the copied tokens again, and put its own keys and values in place of the target's."""
     ours = Models(str(tiny), source, "bfloat16", CPU)
     for prompt in PROMPTS:
-        method = build_method(get_method("sam-model@match=1@alpha=9"), ours, {})
+        method = build_method(get_method("sam-model@matched=1@alpha=9"), ours, {})
         assert generate(method, prompt, GREEDY, Limits(frozenset(), 60)).token_ids == alone(ours, prompt)
 
 
 def test_the_size_that_is_sought_is_that_of_trees(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not of copied chains; and once found it is asked of the other drafter alone."""
-    method = build_method(get_method("sam-recycling@match=1"), models, {})
+    method = build_method(get_method("sam-recycling@matched=1"), models, {})
     assert isinstance(method, Speculative) and isinstance(method.drafter, Either) and method.sought
     judged: list[TokenTree] = []
     monkeypatch.setattr(method.sought, "judged", lambda tree, *_: judged.append(tree))
@@ -174,7 +174,7 @@ def test_the_size_that_is_sought_is_that_of_trees(models: Models, monkeypatch: p
     assert (method.drafter.wanted(9), method.drafter.other.wanted(9), method.drafter.other.levels) == (9, 3, 2)
 
 
-@pytest.mark.parametrize("name", ["sam", "recycling", "sam-recycling", "sam-eagle3"])
+@pytest.mark.parametrize("name", ["sam", "recycling", "rest", "sam-recycling", "sam-eagle3", "sam-rest"])
 def test_the_order_of_questions_does_not_matter(models: Models, name: str) -> None:
     found = []
     for order in ([0, 1, 2], [2, 0, 1], [1, 1, 2, 0]):
@@ -186,7 +186,7 @@ def test_the_order_of_questions_does_not_matter(models: Models, name: str) -> No
 
 
 def test_pearl_drafts_by_both_in_one_chain(models: Models) -> None:
-    spec = get_method("pearl-sam-model@match=1@gamma=4")
+    spec = get_method("pearl-sam-model@matched=1@gamma=4")
     theirs = Models(models.target_source, models.drafts["model"], models.dtype, CPU, drafts_only=True)
     drafter = build_chain_drafter(spec, theirs, {})
     with local_draft_rank({spec.name: drafter}) as (link, ready):
@@ -215,7 +215,7 @@ def test_a_round_costs_little_behind_4096_tokens() -> None:
 
 def test_options_reach_the_drafter() -> None:
     none = Models("", None, "float32", [])
-    drafter = build_drafter(get_method("sam@match=3@alpha=1.5@longest=9@occurrence=latest"), none, {})
+    drafter = build_drafter(get_method("sam@matched=3@alpha=1.5@longest=9@occurrence=latest"), none, {})
     assert isinstance(drafter, SamDrafter)
     assert (drafter.least, drafter.share, drafter.longest, drafter.latest) == (3, 1.5, 9, True)
     drafter = build_drafter(get_method("sam"), none, {})

@@ -14,6 +14,7 @@ from methods.build import build_method
 from methods.engine.sampling import Sampling
 from methods.engine.tree import TokenTree
 from methods.models import Models
+from methods.options import MOST
 from methods.speculative import Speculative
 from methods.tree_size import (
     ASIDE,
@@ -228,7 +229,8 @@ def test_every_method_of_trees_settles_on_a_size(tiny: Path, weights: dict[str, 
     spec = get_method(name)
     draft = str(weights[spec.weights]) if spec.weights else None
     models = Models(str(tiny), draft, "float32", [torch.device("cpu")])
-    method = build_method(spec, models, {"nodes": "auto", "depth": 3})
+    options = {"nodes": "auto", "depth": 3, "matched": MOST}  # nothing is copied before them
+    method = build_method(spec, models, options)
     assert isinstance(method, Speculative)
     prompt, limits = [(7 * i) % 90 + 1 for i in range(40)], Limits(frozenset(), 60)
     expected = generate(build_method(get_method("autoregressive"), models, {}), prompt, Sampling(), limits).token_ids

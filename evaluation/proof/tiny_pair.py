@@ -28,7 +28,7 @@ PROMPT, TOKENS = (0, 1, 2, 0, 1), 3  # the prompt repeats itself, so that it can
 SMALL = {  # options that the number of runs depends on, or that could want more tokens than an answer has
     **{"gamma": 2, "branches": 2, "depth": 2, "nodes": 4},
     **{"columns": 2, "ngram": 2, "guesses": 2, "phrases": 2, "masks": 2},
-    **{"match": 1, "longest": 2},  # of what is copied before another drafter drafts: the prompt is short
+    **{"matched": 1, "longest": 2},  # of what is copied before another drafter drafts: the prompt is short
 }
 FEW_HEADS = {"heads": 1}  # and of what another drafter goes on behind, so that its drafts are among the first tokens
 

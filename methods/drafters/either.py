@@ -1,7 +1,7 @@
 """Two drafters as one that take turns: in each round the first proposes where it has something to, else the other does.
 
-So copying where much has matched goes with any other drafter (SAM-Decoding, Hu et al., ACL 2025, section 3.4). Both are
-told what the target decided, whoever drafted it, and the one that waits computes nothing until it drafts again.
+So copying where enough has matched goes with any other drafter (SAM-Decoding, Hu et al., ACL 2025). Both are told what
+the target decided, whoever drafted it, so that the other goes on from there when it is its turn again.
 
 Legend: T prompt tokens, F feature width.
 """

@@ -151,11 +151,11 @@ class LookaheadDrafter(Drafter):
 
     def __init__(self, columns: int, length: int, guesses: int, from_text: bool) -> None:
         """`from_text`: the pool has the n-grams of the prompt and of the answer too."""
-        self.columns, self.length, self.most, self.from_text = columns, length, guesses, from_text
+        self.columns, self.length, self.held, self.from_text = columns, length, guesses, from_text
         self.pending = -1
 
     def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
-        pool = NgramPool(self.most)
+        pool = NgramPool(self.held)
         self.lookahead = Lookahead(self.columns, self.length, pool)
         self.lookahead.begin(prompt_T, sampling.generator("window"))
         self.text = TextNgrams(pool, self.length)
@@ -172,6 +172,7 @@ class LookaheadDrafter(Drafter):
     def settle(self, outcome: Outcome) -> None:
         if outcome.logits_NV is not None and self.lookahead.newest:
             self.lookahead.learn(most_likely(rows_of(outcome.logits_NV, self.lookahead.newest)))
+            self.lookahead.newest = []  # the next tree may be another drafter's
         self.read(outcome.tokens)
         self.pending = outcome.tokens[-1]
 

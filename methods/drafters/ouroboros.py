@@ -39,11 +39,11 @@ class OuroborosDrafter(Drafter):
             raise ValueError(f"expected a draft that scores trees, got {type(model.decoder).__name__}")
         self.model, self.decoder = model, model.decoder
         self.gamma, self.phrases = gamma, phrases
-        self.columns, self.length, self.most = columns, length, guesses
+        self.columns, self.length, self.held = columns, length, guesses
 
     def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
         self.model.begin(prompt_T, sampling, None)
-        self.pool = NgramPool(self.most)
+        self.pool = NgramPool(self.held)
         self.lookahead = Lookahead(self.columns, self.length, self.pool)
         self.lookahead.begin(prompt_T, sampling.generator("window"))
         self.tree: TokenTree | None = None

@@ -17,6 +17,7 @@ from methods.engine.tree import TokenTree
 from methods.models import Models
 from methods.target import Outcome
 
+HOT = "hot"
 ROW = 8  # next tokens held for each token
 UNKNOWN = [0] * ROW  # the row of a token that no pass has scored
 
@@ -36,15 +37,17 @@ SHAPE = StaticShape(cheapest_first(PATHS))
 
 
 class RecyclingDrafter(Drafter):
-    """The matrix begins empty with every prompt, so that no answer depends on the ones before."""
+    """The matrix begins empty with every prompt, so that no answer's drafts depend on the ones before; with `hot` it is
+    kept, as the paper's code does."""
 
-    def __init__(self, nodes: int, shape: StaticShape = SHAPE) -> None:
-        self.nodes, self.shape = nodes, shape
+    def __init__(self, nodes: int, hot: bool = False, shape: StaticShape = SHAPE) -> None:
+        self.nodes, self.hot, self.shape = nodes, hot, shape
         self.rows: dict[int, list[int]] = {}  # token -> the most likely next ones, first the best
         self.pending = -1
 
     def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
-        self.rows = {}
+        if not self.hot:
+            self.rows = {}
 
     def settle(self, outcome: Outcome) -> None:
         if outcome.logits_NV is not None and outcome.nodes_N is not None:
@@ -62,6 +65,6 @@ class RecyclingDrafter(Drafter):
         return self.shape.filled(self.pending, tokens)
 
 
-def build(models: Models, nodes: int) -> RecyclingDrafter:
+def build(models: Models, nodes: int, start: str) -> RecyclingDrafter:
     """Token Recycling, which needs no weights."""
-    return RecyclingDrafter(nodes)
+    return RecyclingDrafter(nodes, start == HOT)

@@ -66,6 +66,6 @@ class SamDrafter(ChainDrafter):
         self.text.extend(outcome.tokens)
 
 
-def build(models: Models, match: int, alpha: float, longest: int, occurrence: str) -> SamDrafter:
+def build(models: Models, matched: int, alpha: float, longest: int, occurrence: str) -> SamDrafter:
     """SAM-Decoding, which needs no weights."""
-    return SamDrafter(match, alpha, None if longest == MOST else longest, occurrence == LATEST)
+    return SamDrafter(matched, alpha, None if longest == MOST else longest, occurrence == LATEST)

@@ -61,6 +61,7 @@ class SpaceDrafter(Drafter):
             judged = len(outcome.logits_NV) // (1 + self.group)
             first = judged + self.group * outcome.path_A[-1]
             self._choose(outcome.logits_NV[first : first + self.group])
+            self.group = 0  # the next tree may be another drafter's, without masks
 
     def _choose(self, logits_KV: Tensor) -> None:
         """The candidates of the next pass, by what the masks behind the last kept node say."""

@@ -4,7 +4,7 @@ what it has compared."""
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from evaluation.proof.golden import eagle, hydra, lookahead, medusa, prompt_lookup, sam
+from evaluation.proof.golden import eagle, hydra, lookahead, medusa, prompt_lookup, rest, sam
 from evaluation.proof.golden.agreement import Agreement
 from evaluation.proof.golden.folder import Golden
 from methods.errors import UserError
@@ -18,6 +18,7 @@ CHECKS: dict[str, Callable[[Golden], Iterable[Agreement]]] = {
     "# Lookahead decoding oracles": lookahead.check,
     "# Prompt lookup decoding oracles": prompt_lookup.check,
     "# SAM-Decoding oracles": sam.check,
+    "# REST oracles": rest.check,
 }
 
 

@@ -64,7 +64,7 @@ def _drafter(code: str, shape: StaticShape) -> Drafter:
     if code == "only":
         return SamDrafter(1, ALPHA, MOST_PREDICTED - 1, latest=False)
     copier = SamDrafter(LEAST, MOST, PREDICTED - 1, latest=False)
-    return Either(copier, RecyclingDrafter(len(shape.paths), shape))
+    return Either(copier, RecyclingDrafter(len(shape.paths), shape=shape))
 
 
 def _shape(children: list[list[int]]) -> StaticShape:
