@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -26,6 +27,7 @@ from methods.models import Models
 from methods.pairs import get_pair
 from methods.paths import ROOT
 from methods.target import Outcome
+from scripts import make_datastore
 
 CPU = [torch.device("cpu")]
 END = 99
@@ -233,18 +235,26 @@ def test_the_embedded_pair_has_one() -> None:
 # the script -----------------------------------------------------------------------------------------------------------
 
 
-def made(*words: object) -> tuple[int, str]:
-    done = subprocess.run([sys.executable, str(SCRIPT), *map(str, words)], capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The script, with these words behind its name."""
+
+    def run(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["make_datastore.py", *map(str, words)])
+        return make_datastore.main()
+
+    return run
 
 
-def test_the_script_makes_one_of_texts_and_answers(tiny: Path, tmp_path: Path) -> None:
+def test_the_script_makes_one_of_texts_and_answers(
+    tiny: Path, tmp_path: Path, made: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "a.txt").write_text("hello")
     with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
         file.write('{"output_ids": [5, 6, 7]}\n{"said": "help"}\n')
     files = tmp_path / "a.txt", tmp_path / "b.jsonl.gz"
-    status, told = made("--target", tiny, *files, "--field", "said", "--out", tmp_path / "store")
-    assert status == 0 and "12 tokens of 3 documents" in told
+    assert made("--target", tiny, *files, "--field", "said", "--out", tmp_path / "store") == 0
+    assert "12 tokens of 3 documents" in capsys.readouterr().out
     models = Models(str(tiny), str(tmp_path / "store"), "float32", CPU)
     rest = build_drafter(get_method("rest@shortest=1"), models, {})
     assert isinstance(rest, RestDrafter)
@@ -265,13 +275,24 @@ def test_the_script_makes_one_of_texts_and_answers(tiny: Path, tmp_path: Path) -
     ],
 )
 def test_mistakes_get_one_sentence(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], sentence: str
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    made: Callable[..., int],
+    words: list[str],
+    sentence: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("lines.jsonl").write_text('{"output_ids": ["a"]}\n')
     Path("none.jsonl").write_text("")
-    status, told = made("--target", tiny, *words, "--out", tmp_path / "store")
-    assert status == 2 and sentence in told and told.count("\n") == 1
+    with pytest.raises(UserError) as told:
+        made("--target", tiny, *words, "--out", tmp_path / "store")
+    assert sentence in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_mistake_is_status_2(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, str(SCRIPT), "--out", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 2 and "expected files or --benchmark" in done.stderr
 
 
 # what it costs --------------------------------------------------------------------------------------------------------
