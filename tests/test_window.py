@@ -22,7 +22,20 @@ from tests.test_rounds import times
 def test_counts_that_were_not_measured_lie_on_straight_lines() -> None:
     known = {2: 4.0, 4: 6.0, 8: 20.0}
     assert [on_lines(known, count) for count in (1, 2, 3, 6, 8, 10)] == [3, 4, 5, 13, 20, 27]
+    assert on_lines({4: 10.0, 7: 16.0, 8: 15.0}, 16) == on_lines({4: 10.0, 5: 30.0, 8: 15.0}, 16) == 25
+    assert on_lines({6: 10.0, 7: 16.0, 12: 22.0}, 3) == 4
     assert on_lines({8: 5.0}, 3) == 5 and on_lines({4: 1.0, 8: 9.0}, 1) == pytest.approx(0.1)
+
+
+def test_more_never_take_less() -> None:
+    """Windows of 8 were tried while the machine was fast, those of 7 often, when it was not."""
+    seconds = Times()
+    for count, each, often in ((4, 12.0, 20), (7, 21.0, 30), (8, 15.0, 10)):
+        for _ in range(often):
+            seconds.add(count, each)
+    middles = seconds.samples(16).mean(1)
+    assert middles[6] == middles[7] == pytest.approx((21 * 30 + 15 * 10) / 40) and all(np.diff(middles) >= 0)
+    assert middles[15] == pytest.approx(middles[7] + (middles[7] - 12) / 4 * 8)
 
 
 def test_samples_are_spread_as_the_nearest_and_without_what_was_held_up() -> None:

@@ -20,6 +20,7 @@ from statistics import median
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from methods.rounds import Floats, answer_seconds
 
@@ -59,9 +60,13 @@ class Times:
 
     def samples(self, most: int) -> Floats:
         """What counts of 1 to `most` would take, [most, S]: the medians on the straight lines through those measured,
-        spread as those of the nearest are, without the slowest tenth, which something else has held up."""
-        typical = {count: median(seconds) for count, seconds in sorted(self._seconds.items())}
-        spread = {count: self._quantiles(count) / middle for count, middle in typical.items()}
+        spread as those of the nearest are, without the slowest tenth, which something else has held up. More never take
+        less: where they seem to, as they came at another time, both are taken for their mean."""
+        counts = sorted(self._seconds)
+        medians = [median(self._seconds[count]) for count in counts]
+        rising = isotonic_regression(medians, weights=[len(self._seconds[count]) for count in counts]).x
+        typical = dict(zip(counts, rising.tolist(), strict=True))
+        spread = {count: self._quantiles(count) / middle for count, middle in zip(counts, medians, strict=True)}
         nearest = [min(typical, key=lambda known: abs(known - count)) for count in range(1, most + 1)]
         middles = [on_lines(typical, count) for count in range(1, most + 1)]
         return np.stack([middle * spread[known] for middle, known in zip(middles, nearest, strict=True)])
@@ -73,13 +78,18 @@ class Times:
 
 
 def on_lines(known: Mapping[int, float], count: int) -> float:
-    """The value at `count` of the straight lines between the known points, the outer ones going on; not below a tenth
-    of the nearest."""
+    """The value at `count` of the straight lines between the known points; not below a tenth of the nearest. What lies
+    outside is on the line through the outer point and the next that is twice as far, or half: a line through two close
+    ones, prolonged, would magnify what disturbed them."""
     counts = sorted(known)
     if len(counts) == 1:
         return known[counts[0]]
     right = min(max(bisect_left(counts, count), 1), len(counts) - 1)
     low, high = counts[right - 1], counts[right]
+    if count > counts[-1]:
+        low = next((near for near in reversed(counts) if 2 * near <= high), counts[0])
+    elif count < counts[0]:
+        high = next((near for near in counts if near >= 2 * low), counts[-1])
     value = known[low] + (known[high] - known[low]) * (count - low) / (high - low)
     return max(value, known[min(counts, key=lambda near: abs(near - count))] / 10)
 
