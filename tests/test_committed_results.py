@@ -23,7 +23,10 @@ def groups() -> list[Group]:
     return read_groups([FOLDER])
 
 
-@pytest.mark.parametrize("folder", ["first-look", "leaderboard/greedy", "leaderboard-first", "leaderboard-earlier"])
+SHARED = ["first-look-epyc", "leaderboard/greedy", "leaderboard-first", "leaderboard-earlier"]
+
+
+@pytest.mark.parametrize("folder", SHARED)
 def test_pearls_speed_is_that_of_ranks_that_share_a_memory(folder: str) -> None:
     """From the times of the other methods of its launch, within 10 percent; with memories of their own they would be
     faster than that."""
@@ -108,14 +111,20 @@ def test_the_table_of_drafts_is_what_the_answers_give() -> None:
             assert told == expected
 
 
-def test_the_table_of_4_bits_is_what_the_answers_give() -> None:
-    found = {r.run.label: r.summary for group in read_groups([ROOT / "results/drafts-int4"]) for r in group.measured}
-    lines = (ROOT / "results/README.md").read_text().split("## The target in 4 bits")[1].split("\n## ")[0].splitlines()
-    rows = [cells(line) for line in lines if line.startswith("| `")]
-    assert len(rows) == len(found) == 5
-    for row in rows:
-        s = found["@draft=".join(cell.strip("`") for cell in row[:2])]
+def test_the_tables_of_4_bits_are_what_the_answers_give() -> None:
+    text = (ROOT / "results/README.md").read_text().split("## The target in 4 bits")[1].split("\n## ")[0]
+    first, second = ([cells(line) for line in part.splitlines() if line.startswith("| `")]
+                     for part in text.split("So it became the pair's draft"))  # fmt: skip
+    groups = read_groups([ROOT / "results/drafts-int4", ROOT / "results/drafts-int4-counted"])
+    found = {(r.folder.name, r.header["benchmark"], r.run.label): r.summary for g in groups for r in g.measured}
+    assert len(first) == len(second) == 5 and len(found) == 15
+    for row in first:
+        s = found["drafts-int4", "humaneval", "@draft=".join(cell.strip("`") for cell in row[:2])]
         assert s is not None and row[2:5] == [f"{s.speedup:.2f}x", f"{s.low:.2f} to {s.high:.2f}", f"{s.mat:.2f}"]
+    for row in second:
+        for benchmark, told in zip(BENCHMARKS, (row[2:4], row[4:6]), strict=True):
+            s = found["drafts-int4-counted", benchmark, "@draft=".join(cell.strip("`") for cell in row[:2])]
+            assert s is not None and told == [f"{s.speedup:.2f}x", f"{s.low:.2f} to {s.high:.2f}"]
 
 
 def test_every_lossless_answer_is_the_baselines(groups: list[Group]) -> None:

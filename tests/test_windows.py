@@ -18,7 +18,7 @@ from evaluation.judge.windows import Seen, typical_windows
 from methods.paths import ROOT
 from methods.pearl.window import Windows
 
-FIRST_LOOK = ROOT / "results/first-look"
+FIRST_LOOK = ROOT / "results/first-look-epyc"
 
 
 def passes(windows: Windows, alpha: float, pre_verify: bool, hits: float, count: int = 40) -> list[tuple[int, int]]:
