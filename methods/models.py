@@ -10,13 +10,15 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
+from methods.engine.config import ModelConfig
 from methods.engine.decoder import Decoder
 from methods.engine.int8 import EMBEDDING
 from methods.engine.link import Link
-from methods.engine.loader import DTYPES, Checkpoint, find_checkpoint
+from methods.engine.loader import DTYPES, Checkpoint, find_checkpoint, roomiest
 from methods.errors import UserError
 
 BITS = {"int8": 8, "int4": 4}  # drafts: the target itself in so many bits
+DRAFT_MODEL = "draft model"  # of what is loaded once
 Loaded = TypeVar("Loaded")
 
 
@@ -55,7 +57,8 @@ class Models:
     def _with_draft(self, source: str | None) -> Self:
         _ = self.target_checkpoint if self.drafts_only else self.target
         other = copy.copy(self)
-        other.__dict__.pop("draft_checkpoint", None)
+        for found in ("draft_checkpoint", "draft_device"):
+            other.__dict__.pop(found, None)
         other.draft_source, other._of_draft = source, {}
         return other
 
@@ -113,13 +116,35 @@ class Models:
     @cached_property
     def target(self) -> Decoder:
         """The target, its row-invariance probed."""
-        decoder = Decoder(self.target_checkpoint.transformer(self.dtype, self.devices), self.max_length)
+        checkpoint = self.target_checkpoint
+        model = checkpoint.transformer(self.dtype, self.devices, self.rows_of(checkpoint.config))
+        decoder = Decoder(model, self.max_length)
         decoder.probe(self.target_checkpoint.source)
         return decoder
 
     @property
     def embedding_VD(self) -> Tensor:
-        """The target's embedding, on the draft's device."""
+        """The target's embedding: where the target has it, or on the draft's rank with the draft."""
         if not self.drafts_only:
             return self.target.model.embedding_VD
-        return self.target_checkpoint.weights[EMBEDDING].to(self.devices[0], DTYPES[self.dtype])
+        return self.target_checkpoint.weights[EMBEDDING].to(self.draft_device, DTYPES[self.dtype])
+
+    @cached_property
+    def draft_device(self) -> torch.device:
+        """Where a draft goes that one device holds: with the most room left when it is loaded."""
+        if not self.drafts_only:
+            _ = self.target  # which comes first
+        return roomiest(self.devices)
+
+    @property
+    def used_devices(self) -> list[torch.device]:
+        """Those on which the target lies, and the draft where one is loaded."""
+        drafts: list[torch.device] = []
+        if self._of_draft:
+            model = self._of_draft.get(DRAFT_MODEL)
+            drafts = [self.draft_device] if model is None else model.devices
+        return list(dict.fromkeys([*self.target.model.devices, *drafts]))
+
+    def rows_of(self, config: ModelConfig) -> int:
+        """Rows of the cache of such a model, but for a few."""
+        return config.max_length if self.max_length is None else min(config.max_length, self.max_length)

@@ -14,7 +14,7 @@ from huggingface_hub.utils._paths import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from methods.engine.config import ModelConfig
-from methods.engine.loader import FILES, PICKLED, Checkpoint, find_checkpoint, plan_layers, spread_layers
+from methods.engine.loader import FILES, PICKLED, Checkpoint, find_checkpoint, plan_layers
 from methods.errors import UserError
 from methods.paths import ROOT
 from tests.tiny import save_model
@@ -212,21 +212,9 @@ def test_float16_on_cpu_is_refused(tiny: Path) -> None:
         find_checkpoint(str(tiny)).transformer("float16", CPU)
 
 
-def test_one_device_takes_all_layers(tiny: Path) -> None:
-    checkpoint = find_checkpoint(str(tiny))
-    assert plan_layers(checkpoint, torch.float32, CPU) == CPU * checkpoint.config.layers
-
-
-def test_layers_are_spread_where_one_gpu_cannot_hold_them(tiny: Path) -> None:
-    checkpoint = find_checkpoint(str(tiny))
-    layer = 4 * sum(w.numel() for name, w in checkpoint.weights.items() if name.startswith("model.layers.0."))
-    rest = 4 * 2 * 96 * 32  # embedding and head
-    assert spread_layers(checkpoint, torch.float32, {0: 10**9, 1: 10**9})[0] == 0
-    places = spread_layers(checkpoint, torch.float32, {0: 2 * layer + rest, 1: 3 * layer + rest})
-    assert places == sorted(places)
-    assert set(places) == {0, 1}
-    with pytest.raises(UserError, match="does not fit into the memory of 2 GPUs"):
-        spread_layers(checkpoint, torch.float32, {0: layer, 1: layer})
+def test_the_cpu_takes_all_layers(tiny: Path) -> None:
+    config = find_checkpoint(str(tiny)).config
+    assert plan_layers("it", config, torch.float32, CPU) == CPU * config.layers
 
 
 def test_eos_ids_come_from_generation_config_first(tmp_path: Path) -> None:

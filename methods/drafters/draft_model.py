@@ -5,15 +5,18 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from methods.engine.config import ModelConfig
 from methods.engine.decoder import PROBE_TOKENS, Decoder
-from methods.engine.loader import DTYPES, Checkpoint
+from methods.engine.loader import DTYPES, Checkpoint, plan_layers
 from methods.engine.low_bits import LowBitWeights, frequent_tokens
 from methods.engine.schema import enough_memory
 from methods.engine.trained_draft import check_tokens, is_trained_draft, load_draft
 from methods.engine.transformer import Transformer
 from methods.engine.weights import TOKENS, Weights
 from methods.errors import UserError, shown
-from methods.models import Models
+from methods.models import DRAFT_MODEL, Models
 from methods.paths import ROOT
 
 
@@ -36,8 +39,8 @@ def draft_decoder(models: Models) -> Decoder:
 
 
 def draft_model(models: Models) -> Transformer:
-    """The draft on the target's (first) device; where both are loaded it shares what it can."""
-    return models.once("draft model", lambda: _loaded(models))
+    """The draft, where most room is left beside the target; where both are loaded it shares what it can."""
+    return models.once(DRAFT_MODEL, lambda: _loaded(models))
 
 
 def _loaded(models: Models) -> Transformer:
@@ -56,8 +59,10 @@ def _load(models: Models) -> Transformer:
         return _low_bits(models, models.draft_bits)
     if is_trained_draft(checkpoint):
         config = models.target_checkpoint.config
-        return load_draft(checkpoint, config, models.embedding_VD, models.dtype, models.devices[0])
-    return checkpoint.transformer(models.dtype, models.devices[:1])
+        return load_draft(checkpoint, config, models.embedding_VD, models.dtype, models.draft_device)
+    if not models.drafts_only:
+        _ = models.target  # which takes its room first
+    return checkpoint.transformer(models.dtype, models.devices, models.rows_of(checkpoint.config))
 
 
 def _check_layers(models: Models, count: int) -> None:
@@ -73,8 +78,15 @@ def _low_bits(models: Models, bits: int) -> Transformer:
     ranked, also = ranked_tokens(models), checkpoint.eos_token_ids
     tokens_R = None if count is None else frequent_tokens(models.vocabulary, count, also, ranked)
     weights = LowBitWeights(checkpoint.weights, models.embedding_VD, bits, tokens_R)
-    devices = models.devices[:1] * checkpoint.config.layers if models.drafts_only else models.target.model.devices
-    return Transformer(checkpoint.config, weights, DTYPES[models.dtype], devices)
+    return Transformer(checkpoint.config, weights, DTYPES[models.dtype], _target_devices(models, checkpoint.config))
+
+
+def _target_devices(models: Models, config: ModelConfig) -> list[torch.device]:
+    """Of the layers of a draft that is made of the target's: the target's own, or on the draft's rank as they fit."""
+    if not models.drafts_only:
+        return models.target.model.devices
+    dtype = DTYPES[models.dtype]
+    return plan_layers(f"the draft {models.draft_source}", config, dtype, models.devices, models.rows_of(config))
 
 
 def ranked_tokens(models: Models) -> list[int]:
@@ -98,7 +110,7 @@ def _first_layers(models: Models, count: int) -> Transformer:
     if not models.drafts_only:
         return first_layers(models.target.model, count)
     short = replace(checkpoint.config, layers=count)
-    return Transformer(short, checkpoint.weights, DTYPES[models.dtype], models.devices[:1] * count)
+    return Transformer(short, checkpoint.weights, DTYPES[models.dtype], _target_devices(models, short))
 
 
 def first_layers(model: Transformer, count: int) -> Transformer:

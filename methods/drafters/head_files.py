@@ -79,7 +79,7 @@ class HeadFiles:
     def linear(self, names: Sequence[str], models: Models, out_dtype: torch.dtype | None = None) -> LinearLayer:
         """NAME.weight of all the names, one below the other, with NAME.bias where there are any: as one matrix, in the
         run's dtype."""
-        device, dtype = models.devices[0], DTYPES[models.dtype]
+        device, dtype = models.draft_device, DTYPES[models.dtype]
         matrices = [f"{name}.weight" for name in names]
         if len({self.weights[name].dtype == torch.int8 for name in matrices}) > 1:
             raise UserError(f"{self.source}: expected {listed(matrices)} all in int8, or none; export it again")
@@ -181,11 +181,11 @@ class LmHead:
     @classmethod
     def of(cls, head: HeadFiles, models: Models) -> "LmHead":
         """The file's own; else the rows of the target's LM head, in int8 where the head's matrices are."""
-        device, dtype = models.devices[0], DTYPES[models.dtype]
+        device, dtype = models.draft_device, DTYPES[models.dtype]
         tokens_R, known_R = head.tokens_R, known_tokens(head, models)
         if HEAD in head.weights:
             return cls(head.linear([HEAD.removesuffix(".weight")], models, torch.float32), known_R)
-        if tokens_R is None and not head.int8 and not models.drafts_only and len(models.devices) == 1:
+        if tokens_R is None and not head.int8 and not models.drafts_only and models.target.model.devices[-1] == device:
             return cls(models.target.model.head, known_R)
         weights = models.target_checkpoint.weights
         rows_VD = weights[HEAD] if HEAD in weights else weights[EMBEDDING]

@@ -67,7 +67,7 @@ class HydraHeads:
     """K heads, each over its own number of inputs. `prefix`: the layer of Hydra++, `norm_D` behind it."""
 
     def __init__(self, head: HeadFiles, models: Models) -> None:
-        self.device, self.embedding_VD = models.devices[0], models.embedding_VD
+        self.device, self.embedding_VD = models.draft_device, models.embedding_VD
         self.count, (first, *later) = head.blocks
         self.first = [
             head.linear([f"{i}.{first}.linear", f"{i}.{first}.res_connection"], models) for i in range(self.count)

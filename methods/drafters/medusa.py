@@ -60,7 +60,7 @@ class MedusaHeads:
     """K heads on a state. Their first blocks read the same, so they are multiplied as one matrix."""
 
     def __init__(self, head: HeadFiles, models: Models) -> None:
-        self.device = models.devices[0]
+        self.device = models.draft_device
         self.count, places = head.blocks
         self.first = head.linear([f"{i}.0.linear" for i in range(self.count)], models)
         self.later = [[head.linear([f"{i}.{block}.linear"], models) for block in places[1:]] for i in range(self.count)]

@@ -4,6 +4,7 @@ Whatever the source, the result is a folder in Hugging Face format, so that Tran
 Nothing is executed from a checkpoint: no remote code, and pickles only through PyTorch's weights-only reader.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import Field
 
 from methods.engine.config import ModelConfig
 from methods.engine.gguf import converted, packaged_gguf
+from methods.engine.placement import RESERVE, Need, place
 from methods.engine.schema import Schema, checked, enough_memory, is_out_of_memory, read_table
 from methods.engine.transformer import Transformer
 from methods.engine.weights import SAFETENSORS, Weights, check_weights
@@ -78,40 +80,53 @@ class Checkpoint:
         ids = named.eos_token_id
         return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
-    def transformer(self, dtype: str, devices: list[torch.device]) -> Transformer:
-        """The engine's model, its layers spread over `devices` where one cannot hold them."""
+    def transformer(self, dtype: str, devices: Sequence[torch.device], rows: int = 0) -> Transformer:
+        """The engine's model, its layers spread over `devices` where one cannot hold them with a cache of so many
+        rows."""
         if dtype == "float16" and devices[0].type == "cpu":
             raise UserError("float16 runs on CUDA only; on CPU choose --dtype bfloat16 or float32")
         check_weights(self.config, self.weights, self.source)
-        plan = plan_layers(self, DTYPES[dtype], devices)
+        plan = plan_layers(self.source, self.config, DTYPES[dtype], devices, rows)
         with enough_memory(f"for the weights of {self.source}"):
             return Transformer(self.config, self.weights, DTYPES[dtype], plan)
 
 
-def plan_layers(checkpoint: Checkpoint, dtype: torch.dtype, devices: list[torch.device]) -> list[torch.device]:
-    """A device for every layer: the first device if there is only one, else as their free memory allows."""
+def plan_layers(
+    source: str, config: ModelConfig, dtype: torch.dtype, devices: Sequence[torch.device], rows: int = 0
+) -> list[torch.device]:
+    """A device for every layer, beside a cache of so many rows: of GPUs as their free memory allows. `source`: what its
+    user calls the model."""
+    if devices[0].type != "cuda":
+        return [devices[0]] * config.layers
+    free = free_memory(devices)
+    need = Need.of(config, dtype.itemsize, rows)
+    places = place(need, {number: bytes_ for number, bytes_ in enumerate(free)})
+    if places is not None:
+        return [devices[number] for number in places]
+    wanted = f"{gigabytes(need.total)} for weights and a cache of {rows} tokens"
+    there = " and ".join(f"{gigabytes(bytes_)} on {device}" for device, bytes_ in zip(devices, free, strict=True))
+    raise UserError(
+        f"{source} needs {wanted}, beside {gigabytes(RESERVE)} to compute with on each GPU, and free is {there}: give "
+        "it more GPUs, or shorter answers"
+    )
+
+
+def free_memory(devices: Sequence[torch.device]) -> list[int]:
+    """Bytes that are free on each of these GPUs. No other one is touched: to look costs it a context of CUDA."""
+    return [torch.cuda.mem_get_info(device)[0] for device in devices]
+
+
+def roomiest(devices: Sequence[torch.device]) -> torch.device:
+    """The one with the most memory left."""
     if len(devices) == 1:
-        return devices * checkpoint.config.layers
-    from accelerate.utils import get_max_memory
-
-    free = get_max_memory()
-    places = spread_layers(checkpoint, dtype, {device.index: free[device.index] for device in devices})
-    return [torch.device("cuda", place) for place in places]
+        return devices[0]
+    free = free_memory(devices)
+    return devices[free.index(max(free))]
 
 
-def spread_layers(checkpoint: Checkpoint, dtype: torch.dtype, memory: dict[int, int]) -> list[int]:
-    """The GPU of every layer by accelerate's memory planning; `memory`: bytes that each GPU has to give."""
-    from accelerate import infer_auto_device_map, init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with init_empty_weights():
-        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint.folder), dtype=dtype)
-    split = sorted(skeleton._no_split_modules or [])
-    plan = infer_auto_device_map(skeleton, memory, no_split_module_classes=split, dtype=dtype)
-    places = [plan.get(f"model.layers.{i}", plan.get("model", plan.get(""))) for i in range(checkpoint.config.layers)]
-    if any(not isinstance(place, int) for place in places):
-        raise UserError(f"{checkpoint.source} does not fit into the memory of {len(memory)} GPUs; give it more of them")
-    return places
+def gigabytes(count: int) -> str:
+    """Such as "16.1 GB"."""
+    return f"{count / 1e9:.1f} GB"
 
 
 def find_checkpoint(source: str) -> Checkpoint:

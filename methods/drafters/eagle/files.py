@@ -104,7 +104,7 @@ def _eagle_shapes(files: HeadFiles, models: Models) -> tuple[Shapes, Shapes]:
 
 def _eagle(files: HeadFiles, models: Models, reading: Reading) -> tuple[EagleHead, tuple[int, ...]]:
     config = _config(files, files.config, models, reading)
-    embedding_VE = models.embedding_VD.to(models.devices[0])
+    embedding_VE = models.embedding_VD.to(models.draft_device)
     parts = Parts(embedding_VE, files.linear(["fc"], models), False, LmHead.of(files, models), config.norm_eps)
     return EagleHead(parts, _layers(config, files.weights, models)), (FINAL,)
 
@@ -160,7 +160,7 @@ def _eagle3(files: HeadFiles, models: Models, reading: Reading) -> tuple[EagleHe
     config = _config(files, table.get("transformer_layer_config", table), models, reading)
     normed = bool(table.get("norm_before_residual", False))
     normed = normed if reading.norm_before_residual is None else reading.norm_before_residual
-    device, dtype = models.devices[0], DTYPES[models.dtype]
+    device, dtype = models.draft_device, DTYPES[models.dtype]
 
     def norm(name: str) -> Tensor:
         return weights[name].to(device, dtype)
@@ -290,7 +290,7 @@ def _config(files: HeadFiles, table: Any, models: Models, reading: Reading) -> M
 
 
 def _layers(config: ModelConfig, weights: Mapping[str, Tensor], models: Models) -> Head:
-    layers = Layers(config, weights, DTYPES[models.dtype], models.devices[:1] * config.layers)
+    layers = Layers(config, weights, DTYPES[models.dtype], [models.draft_device] * config.layers)
     longest = models.target_checkpoint.config.max_length
     return Head(layers, min(models.max_length or longest, longest) + SCRATCH)
 
