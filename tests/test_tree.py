@@ -44,7 +44,7 @@ def test_chain_rows_of_q_follow_the_root() -> None:
     q_GV = torch.rand(2, 4)
     chain = TokenTree.chain([5, 1, 2], q_GV)
     assert chain.q_NV is not None
-    assert torch.equal(chain.q_NV[1:], q_GV)
+    assert isinstance(chain.q_NV, torch.Tensor) and torch.equal(chain.q_NV[1:], q_GV)
     assert chain.q_NV[0].sum() == 0
 
 

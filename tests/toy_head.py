@@ -52,7 +52,7 @@ class NearestDrafter(ChainDrafter):
 
     def _nearest(self) -> int | None:
         """The position behind the earlier one that is nearest to the newest."""
-        *earlier, newest = self.features_PD.float() @ self.weights_HD.T
+        *earlier, newest = self.features_PD.float() @ self.weights_HD.to(self.features_PD.device).T
         if not earlier:
             return None
         return int((torch.stack(earlier) - newest).norm(dim=1).argmin()) + 1

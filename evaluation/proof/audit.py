@@ -15,7 +15,7 @@ from torch import Tensor
 
 from evaluation.proof.patching import substituted
 from methods.engine import verify as engine
-from methods.engine.sampling import Sampling
+from methods.engine.sampling import Sampling, whole
 from methods.engine.tree import TokenTree
 
 Floats = NDArray[np.float64]
@@ -101,9 +101,8 @@ def ruling(tree: TokenTree, rows_SV: Floats, sampling: Sampling, numbers: Number
 
 def proposal(tree: TokenTree, node: int, vocabulary: int) -> Floats:
     """The q from which a node's token was drawn: all of it on that token where the draft is deterministic."""
-    if tree.q_NV is None:
-        return np.eye(1, vocabulary, int(tree.tokens_N[node]))[0]
-    return tree.q_NV[node].double().cpu().numpy()
+    q_V = None if tree.q_NV is None else whole(tree.q_NV[node])
+    return np.eye(1, vocabulary, int(tree.tokens_N[node]))[0] if q_V is None else q_V.numpy()
 
 
 def distribution(logits_V: Floats, sampling: Sampling) -> Floats:

@@ -15,7 +15,9 @@ from methods.engine.transformer import Transformer
 from methods.engine.tree import TokenTree
 from methods.errors import UserError
 
-PROBE_TOKENS = 24
+PROBE_TOKENS = 24  # of a prompt whose logits must be numbers
+PROBED = 9  # positions that are computed alone, in a chain and in a tree
+PROBE_LENGTHS = (15, 60, 1020)  # tokens before these: behind the last two, they end in another block of the cache
 
 
 def new_cache(model: Transformer, rows: int) -> KeyValueCache:
@@ -32,6 +34,11 @@ class Scores:
     logits_NV: Tensor
     features_NF: Tensor | None
 
+    def wait(self) -> None:
+        """Until they are computed: a GPU is only told to, and whoever reads a clock wants to know when it has."""
+        if self.logits_NV.is_cuda:
+            torch.cuda.synchronize(self.logits_NV.device)
+
 
 class Decoder:
     """Positions 0 .. length - 1 are committed. All rows of a pass go through the same row-invariant operations."""
@@ -44,7 +51,7 @@ class Decoder:
         self.max_length: int = longest if max_length is None else min(max_length, longest)
         self.length = 0
         self.row_invariant: bool | None = None  # unknown until probed
-        rows = self.max_length + max(model.stack.min_rows, model.stack.row_multiple)  # a pass may be padded
+        rows = self.max_length + max(model.stack.min_rows, self._most_rows or 0)  # a pass may be padded
         self._cache: KeyValueCache = new_cache(model, rows) if host is None else host._cache
 
     @property
@@ -77,11 +84,24 @@ class Decoder:
         new = nodes - known
         if new < 1:
             raise ValueError(f"expected nodes behind the {known} known ones, got {nodes} in all")
+        if self._most_rows and new > self._most_rows:
+            return self._score_in_parts(tree, taps, known, self._most_rows)
         tree = self._padded(tree, new)
         view = self._cache.view(self.length, tree, known)
         positions_N = self.length + tree.depth_N[known:]
         hidden, features = self.model(tree.tokens_N[known:], positions_N, view, taps)
         return Scores(self.model.logits(hidden)[:new], None if features is None else features[:new])
+
+    def _score_in_parts(self, tree: TokenTree, taps: Sequence[int], known: int, most: int) -> Scores:
+        """The same in passes of at most so many rows. A node's ancestors come before it, so they have their rows."""
+        parts: list[Scores] = []
+        for stop in (*range(known + most, len(tree.tokens_N), most), len(tree.tokens_N)):
+            part = TokenTree(tree.tokens_N[:stop], tree.parents_N[:stop], is_chain=tree.is_chain)
+            parts.append(self.score(part, taps, known))
+            known = stop
+        features = [part.features_NF for part in parts if part.features_NF is not None]
+        logits_NV = torch.cat([part.logits_NV for part in parts])
+        return Scores(logits_NV, torch.cat(features) if features else None)
 
     def extend(self, tokens_N: Sequence[int]) -> Tensor:
         """Commit tokens, N <= room. Returns the logits of the last one, [1, V]."""
@@ -102,15 +122,22 @@ class Decoder:
     def _min_rows(self) -> int:
         return self.model.stack.min_rows
 
+    @property
+    def _most_rows(self) -> int | None:
+        """Of a pass."""
+        counts = self.model.stack.row_counts
+        return counts[-1] if counts else None
+
     def _padded(self, tree: TokenTree, new: int) -> TokenTree:
         """The tree continued after its last node, until its `new` last nodes are a row count that keeps the bits."""
-        multiple = self.model.stack.row_multiple
-        more = -(-max(self._min_rows, new) // multiple) * multiple - new
+        counts = self.model.stack.row_counts or (max(self._min_rows, new),)
+        more = next(count for count in counts if count >= new) - new
         if not more:
             return tree
         nodes = len(tree.tokens_N)
         tokens = torch.cat((tree.tokens_N, tree.tokens_N[:1].expand(more)))
-        return TokenTree(tokens, torch.cat((tree.parents_N, torch.arange(nodes - 1, nodes - 1 + more))))
+        parents = torch.cat((tree.parents_N, torch.arange(nodes - 1, nodes - 1 + more)))
+        return TokenTree(tokens, parents, is_chain=tree.is_chain)
 
     @torch.inference_mode()
     def commit(self, path_A: Sequence[int]) -> None:
@@ -131,7 +158,10 @@ class Decoder:
 
         Raises UserError where the logits are no numbers; `source`: what its user calls the model."""
         self.probe_numbers(source)
+        self.model.measure_rows()
         self.row_invariant = probe_row_invariance(self)
+        if not self.row_invariant and self.model.stack.fewer_rows():  # attention, too, may depend on how many there are
+            self.row_invariant = probe_row_invariance(self)
         return self.row_invariant
 
     def probe_numbers(self, source: str) -> None:
@@ -146,34 +176,45 @@ class Decoder:
             )
 
 
-def probe_tokens(decoder: Decoder) -> list[int]:
-    """Some tokens, as many as the context has room for."""
-    return [
-        (7 * i * i + 3 * i + 1) % decoder.model.config.vocab_size for i in range(min(PROBE_TOKENS, decoder.max_length))
-    ]
+def probe_tokens(decoder: Decoder, count: int = PROBE_TOKENS) -> list[int]:
+    """So many tokens, or as many as the context has room for."""
+    return [(7 * i * i + 3 * i + 1) % decoder.model.config.vocab_size for i in range(min(count, decoder.max_length))]
 
 
 def probe_row_invariance(decoder: Decoder) -> bool:
     """Score a few positions alone, in one chain and in a tree with siblings between them, and compare bit by bit.
+    Where kernels are chosen by numbers of rows: behind prompts of several lengths, and in passes of every number.
 
     Leaves the decoder empty."""
-    vocabulary, tokens = decoder.model.config.vocab_size, probe_tokens(decoder)
-    prompt, chain = tokens[:-9], tokens[-9:]
-    if len(prompt) < 1:
-        return False
+    fitting = [length for length in PROBE_LENGTHS if length + PROBED <= decoder.max_length]
+    fitting = fitting or [decoder.max_length - PROBED]
+    counts = decoder.model.stack.row_counts
+    lengths = fitting if counts else [length for length in fitting if length <= PROBE_LENGTHS[1]][-1:]
+    widths = (PROBED, *counts, counts[-1] + 1) if counts else (PROBED,)
+    return lengths[0] > 0 and all(_probed(decoder, length, widths) for length in lengths)
+
+
+def _probed(decoder: Decoder, length: int, widths: Sequence[int]) -> bool:
+    """The same behind a prompt of that length; chains of these widths."""
+    vocabulary, tokens = decoder.model.config.vocab_size, probe_tokens(decoder, length + max(widths))
+    prompt, longest = tokens[:length], tokens[length:]
+    chain = longest[:PROBED]
     decoder.prefill(prompt)
     alone = []
     for token in chain:
         alone.append(decoder.score(TokenTree.chain([token])).logits_NV[0])
         decoder.commit([0])
-    decoder.truncate(len(prompt))
-    together = decoder.score(TokenTree.chain(chain)).logits_NV
+    expected = torch.stack(alone)
+    decoder.truncate(length)
+    for width in widths:
+        together = decoder.score(TokenTree.chain(longest[:width])).logits_NV[:PROBED]
+        if not torch.equal(together, expected[:width]):
+            return False
     decoder.prefill(prompt)
     # Every chain node gets a sibling before it, so that in the tree its ancestors lie two rows apart.
     nodes = [chain[0]] + [t for token in chain[1:] for t in ((token + 1) % vocabulary, token)]
     parents = [-1] + [max(0, 2 * i) for i in range(len(chain) - 1) for _ in range(2)]
     tree = TokenTree(torch.tensor(nodes), torch.tensor(parents))
-    forked = decoder.score(tree).logits_NV[::2] if len(nodes) <= decoder.room else together
+    forked = decoder.score(tree).logits_NV[::2] if len(nodes) <= decoder.room else expected
     decoder.truncate(0)
-    expected = torch.stack(alone)
-    return torch.equal(expected, together) and torch.equal(expected, forked)
+    return torch.equal(expected, forked)

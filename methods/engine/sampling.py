@@ -4,7 +4,7 @@ Legend: N rows, G drafted tokens, V vocabulary.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +44,7 @@ def probabilities(logits_NV: Tensor, sampling: Sampling) -> Tensor:
     Ties at the top-k border are all kept; top-p keeps the smallest set of most likely tokens that reaches it."""
     scores = logits_NV.double()
     best = scores.amax(-1, keepdim=True)
-    check_finite(best)
+    check_finite(bool(best.isfinite().all()))
     scores = (scores - best) / sampling.temperature  # the best stays 0, however small the temperature
     if 0 < sampling.top_k < scores.shape[-1]:
         border = scores.topk(sampling.top_k, -1).values[..., -1:]
@@ -68,15 +68,35 @@ def stacked(tokens_G: Sequence[int], rows_G: Sequence[Tensor | None]) -> Tensor 
     return torch.stack(rows)
 
 
+@dataclass(frozen=True)
+class DistantRow:
+    """The distribution that a token was drawn from, which lies elsewhere. Known here is what is needed first: `q`, the
+    token's own probability. `fetch` gives all of it, [V]."""
+
+    token: int
+    q: float
+    fetch: Callable[[], Tensor]
+
+    def __getitem__(self, token: int) -> float:
+        return self.q if token == self.token else float(self.fetch()[token])
+
+
+def whole(q_V: Tensor | DistantRow | None) -> Tensor | None:
+    """All of a distribution, in fp64 on the CPU; None: a point mass."""
+    q_V = q_V.fetch() if isinstance(q_V, DistantRow) else q_V
+    return None if q_V is None else q_V.double().cpu()
+
+
 def _point_mass(token: int, like_V: Tensor) -> Tensor:
     mass_V = torch.zeros_like(like_V)
     mass_V[token] = 1
     return mass_V
 
 
-def check_finite(best_N: Tensor) -> None:
-    """The largest logits of some rows: NaN where any of a row is. From such a row nothing can be chosen."""
-    if not bool(best_N.isfinite().all()):
+def check_finite(finite: bool) -> None:
+    """`finite`: whether the largest logits of some rows are, which are NaN where any of a row is. From such a row
+    nothing can be chosen."""
+    if not finite:
         raise RunError(
             "a model gave logits that are not finite (NaN or infinite), from which no token can be chosen: look for "
             "such values in its weights, or try --dtype float32"

@@ -43,10 +43,18 @@ class Layers:
 
     def rotation(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
         """What `run` must know of its rows' positions: rows of a table that grows with the longest sequence."""
+        self._grow(positions_N)
+        return self._rotation(positions_N.to(self.devices[0]))
+
+    def _grow(self, positions_N: Tensor) -> None:
+        """`positions_N`: on the host."""
         longest = int(positions_N.max()) + 1
         if longest > len(self._rotations[0]):
             positions = torch.arange(1 << max(8, (longest - 1).bit_length()))
             self._rotations = rope_rotation(positions, self.frequencies_d, self.devices[0])
+
+    def _rotation(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
+        """`positions_N`: on the table's device."""
         cosines, sines = self._rotations
         return cosines[positions_N], sines[positions_N]
 
@@ -95,8 +103,11 @@ class Transformer(Layers):
         """The residual stream behind the last layer, [N, D], and the features that `taps` ask for, side by side in
         their order, [N, len(taps) * D]; None without taps. A tap i >= 0 is the stream after layer i, FINAL the state
         after the final norm, which the head reads. `view` as `run` has it."""
+        self._grow(positions_N)
+        if self.devices[0].type != "cpu":
+            tokens_N, positions_N = torch.stack((tokens_N, positions_N)).to(self.devices[0])  # one copy for both
         x_ND, done = self.embed(tokens_N), 0
-        rotation = self.rotation(positions_N)
+        rotation = self._rotation(positions_N)
         states: dict[int, Tensor] = {}
         for stop in sorted({tap + 1 for tap in taps if tap != FINAL} | {len(self.layers)}):
             x_ND, done = self.run(x_ND, rotation, view, done, stop), stop
@@ -115,8 +126,13 @@ class Transformer(Layers):
         return self.head(self.normed(hidden_ND))
 
     def normed(self, hidden_ND: Tensor) -> Tensor:
-        """The states after the final norm, [N, D]."""
-        return self.stack.norm(hidden_ND, self.norm_D, self.config.norm_eps)
+        """The states after the final norm, [N, D], on its device: a draft of the target's first layers ends before the
+        target does."""
+        return self.stack.norm(hidden_ND.to(self.norm_D.device), self.norm_D, self.config.norm_eps)
+
+    def measure_rows(self) -> None:
+        """Find out at which numbers of rows a row has the same bits."""
+        self.stack.measure_rows(self.head)
 
     @property
     def weight_bytes(self) -> int:

@@ -7,6 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from methods.engine.sampling import DistantRow
+
 
 @dataclass(frozen=True)
 class TokenTree:
@@ -14,12 +16,13 @@ class TokenTree:
 
     tokens_N: token ids. parents_N: parents_N[0] == -1 and parents_N[i] < i.
     q_NV: the distribution from which node i was drawn, given its earlier siblings (row 0 unused); None when the drafts
-    are deterministic (point mass). judged: nodes from this one on are scored and never kept; None: all are judged.
+    are deterministic (point mass). Rows that lie elsewhere come one by one, None where that draft is certain.
+    judged: nodes from this one on are scored and never kept; None: all are judged.
     sizes_N: of a tree that its drafter could have cut, the drafted tokens of the smallest one that has node i."""
 
     tokens_N: Tensor
     parents_N: Tensor
-    q_NV: Tensor | None = None
+    q_NV: Tensor | Sequence[DistantRow | None] | None = None
     judged: int | None = None
     sizes_N: Sequence[int] | None = None
 
@@ -35,9 +38,13 @@ class TokenTree:
             raise ValueError(f"expected every parent before its child, got parents {parents}")
 
     @classmethod
-    def chain(cls, tokens: list[int], q_GV: Tensor | None = None) -> "TokenTree":
+    def chain(cls, tokens: list[int], q_GV: Tensor | Sequence[DistantRow | None] | None = None) -> "TokenTree":
         """The chain of `tokens`, the pending token first; q_GV are the rows of the G = N - 1 drafted ones."""
-        q_NV = None if q_GV is None else torch.cat([q_GV.new_zeros(1, q_GV.shape[1]), q_GV])
+        if isinstance(q_GV, Tensor):
+            q_GV = torch.cat([q_GV.new_zeros(1, q_GV.shape[1]), q_GV])
+        elif q_GV is not None:
+            q_GV = [None, *q_GV] if any(q_GV) else None
+        q_NV = q_GV
         return cls(torch.tensor(tokens), torch.arange(-1, len(tokens) - 1), q_NV, is_chain=True)
 
     @classmethod

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.engine.sampling import Sampling, check_finite, draw, probabilities, uniform
+from methods.engine.sampling import DistantRow, Sampling, check_finite, draw, probabilities, uniform, whole
 from methods.engine.tree import TokenTree
 
 
@@ -57,8 +57,9 @@ def verify(tree: TokenTree, logits_SV: Tensor, sampling: Sampling, generator: to
 def most_likely(logits_SV: Tensor) -> list[int]:
     """The best token of each row, of equals the first; argmax takes NaN for the largest of all."""
     best_S = _argmax(logits_SV)[:, None]
-    check_finite(logits_SV.gather(-1, best_S))
-    return best_S[:, 0].tolist()
+    found_S2 = torch.cat((best_S, logits_SV.gather(-1, best_S).isfinite()), 1).tolist()  # one wait for a device
+    check_finite(all(finite for _, finite in found_S2))
+    return [best for best, _ in found_S2]
 
 
 PARTS = 64  # of a row
@@ -84,14 +85,14 @@ def _try_children(
     """The first child kept, or None, and the distribution that is left of p_V after the rejected ones."""
     for child in children:
         token = int(tree.tokens_N[child])
-        q_V = None if tree.q_NV is None else tree.q_NV[child].double().cpu()
+        q_V = None if tree.q_NV is None else tree.q_NV[child]
         if uniform(generator) < acceptance(p_V, q_V, token):
             return child, p_V
-        p_V = residual(p_V, q_V, token)
+        p_V = residual(p_V, whole(q_V), token)
     return None, p_V
 
 
-def acceptance(p_V: Tensor, q_V: Tensor | None, token: int) -> float:
+def acceptance(p_V: Tensor, q_V: Tensor | DistantRow | None, token: int) -> float:
     """Probability of keeping `token`, drawn from q_V (None: certainly drawn)."""
     q = 1.0 if q_V is None else float(q_V[token])
     return min(1.0, float(p_V[token]) / q) if q > 0 else 0.0

@@ -130,11 +130,11 @@ def tell_ignored(folder: Path, used: set[Path]) -> None:
     """A line about the weights that lie beside those that are read."""
     beside = [path.name for pattern in PATTERNS for path in sorted(folder.glob(pattern)) if path not in used]
     if beside:
-        _tell(f"note: weights are read from {listed(sorted(p.name for p in used))} in {folder}, not {listed(beside)}")
+        tell(f"note: weights are read from {listed(sorted(p.name for p in used))} in {folder}, not {listed(beside)}")
 
 
 @cache
-def _tell(line: str) -> None:
+def tell(line: str) -> None:
     """Each line once: a folder may be read as a target and as a draft."""
     print(line, file=sys.stderr)
 

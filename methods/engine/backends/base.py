@@ -67,11 +67,20 @@ class KeyValueCache(Protocol):
 
 class Stack(Protocol):
     """The layers of a model on a backend. `operators`: their name, for the run header; `min_rows`: fewest rows of a
-    pass whose bits are those of any other; `row_multiple`: rows come in multiples of it."""
+    pass whose bits are those of any other. `row_counts`: the numbers of rows, ascending, at which a row has the same
+    bits: a pass has one of them, and a larger one is made in parts. None: any number from `min_rows` on."""
 
     operators: str
     min_rows: int
-    row_multiple: int
+    row_counts: tuple[int, ...] | None
+
+    def measure_rows(self, *others: LinearLayer) -> None:
+        """Find out at which numbers of rows these layers, and `others`, give the same bits."""
+        ...
+
+    def fewer_rows(self) -> bool:
+        """Give up all numbers of rows but the surest one. Returns whether that changes anything."""
+        ...
 
     def new_cache(self, layers: int, rows: int) -> KeyValueCache:
         """An empty cache for the first `layers` layers."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from methods.engine import traffic
-from methods.engine.backends.base import LayerParts
+from methods.engine.backends.base import LayerParts, LinearLayer
 from methods.engine.backends.build import FLAGS, build
 from methods.engine.backends.huge_pages import in_huge_pages
 from methods.engine.config import ModelConfig
@@ -215,7 +215,8 @@ class LayerStack:
     """The layers of a Transformer in one call, sharing its weights."""
 
     operators = "native"
-    min_rows = row_multiple = 1
+    min_rows = 1
+    row_counts: tuple[int, ...] | None = None
 
     def __init__(self, config: ModelConfig, layers: Sequence[LayerParts], dtype: torch.dtype) -> None:
         self.config, self.dtype = config, dtype
@@ -233,6 +234,12 @@ class LayerStack:
 
     def new_cache(self, layers: int, rows: int) -> "PackedCache":
         return PackedCache(layers, self.config.kv_heads, self.config.head_dim, rows, self.dtype)
+
+    def measure_rows(self, *others: LinearLayer) -> None:
+        """There is nothing to find out: sums have one order."""
+
+    def fewer_rows(self) -> bool:
+        return False
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         return rms_norm(x_ND, weight_D, eps)

@@ -5,6 +5,9 @@ its neighbours. oneDNN's prepacked form does neither from 2 rows on; on processo
 weights are widened to fp32, and y is rounded. Its operators are private to PyTorch, so this is the only file that names
 them; where they are missing, `F.linear` is used and the row-invariance probe of `Decoder` tells the consequence.
 
+On CUDA kernels are chosen by the number of rows too, and what order they sum in is not documented. So it is measured: a
+pass has one of those numbers of rows at which every matrix gives a row the same bits, at worst one number alone.
+
 What a pass knows of the cache's state lies in tensors, made before its first layer; numbers of the host only give
 shapes. So a pass that was recorded once, as a CUDA graph is, can be replayed at another length.
 
@@ -12,7 +15,7 @@ Legend: N rows of this pass, P provisional rows, T prompt tokens, L cache rows r
 G = H / K, d head width, M = N * G, A accepted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,11 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.engine import traffic
-from methods.engine.backends.base import LayerParts
+from methods.engine.backends.base import LayerParts, LinearLayer
 from methods.engine.config import ModelConfig
 from methods.engine.int4 import Int4
 from methods.engine.int8 import Int8
 from methods.engine.tree import TokenTree
+from methods.engine.weights import tell
 
 BLOCK = 64  # cache rows are read in multiples of this, so that few shapes occur
 
@@ -68,11 +72,11 @@ class Cache:
     def view(self, start: int, tree: TokenTree, known: int = 0) -> "View":
         """Attention for a pass over the nodes of `tree` behind its first `known`, which have their rows already. The
         root follows the first `start` rows."""
-        visible_NP = tree.visible_NN[known:]
+        visible_NP = tree.visible_NN[known:].to(next(iter(self.data)))  # once, and from there to the other devices
         return View(
             self,
             {device: torch.arange(start + known, start + len(tree.tokens_N), device=device) for device in self.data},
-            {device: attention_mask(visible_NP, start, self.groups).to(device) for device in self.data},
+            {device: attention_mask(visible_NP.to(device), start, self.groups) for device in self.data},
         )
 
 
@@ -95,6 +99,8 @@ class View:
 def causal_attention(q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor) -> Tensor:
     """Attention of a prompt to itself, [T, H * d]. Every method computes a prompt by this same call, so it may use the
     fast kernel: its bits need not agree with those of `cached_attention`."""
+    if q_THd.is_cuda and q_THd.dtype == torch.float32:  # whose fast kernel wants a key for each query head
+        k_TKd, v_TKd = (x.repeat_interleave(q_THd.shape[1] // x.shape[1], 1) for x in (k_TKd, v_TKd))
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q_THd, k_TKd, v_TKd))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     return out.squeeze(0).transpose(0, 1).flatten(1)
@@ -104,7 +110,7 @@ def attention_mask(visible_NP: Tensor, length: int, groups: int) -> Tensor:
     """Additive fp64 mask [N * G, L]: all committed rows, and of the P provisional ones what `visible_NP` allows."""
     nodes, provisional = visible_NP.shape
     rows = -(-(length + provisional) // BLOCK) * BLOCK
-    mask = torch.full((nodes, rows), -torch.inf, dtype=torch.float64)
+    mask = torch.full((nodes, rows), -torch.inf, dtype=torch.float64, device=visible_NP.device)
     mask[:, :length] = 0
     mask[:, length : length + provisional].masked_fill_(visible_NP, 0)
     return mask.repeat_interleave(groups, 0)
@@ -127,7 +133,12 @@ def cached_attention(q_NHd: Tensor, keys_KRd: Tensor, values_KRd: Tensor, mask_M
 
 
 MIN_ROWS = 2  # oneDNN runs one row through other kernels, whose sums are ordered differently
-CUDA_ROWS = 64  # on CUDA kernels are chosen by the row count: one count, one kernel, the same bits for a row
+CUDA_ROWS = (1, 2, 4, 8, 16, 32, 64)  # of passes on CUDA; the last stands for all that do not give its bits
+MM = torch.ops.aten.mm.overloads()  # with "dtype" it gives its sums in another one
+NO_KERNEL = (
+    "note: on a GPU weights in 8 or 4 bits are kept in the run's dtype, for there is no kernel for them yet: such a "
+    "draft agrees with its target as on a CPU, and saves neither memory nor time"
+)
 PACK_ROWS = 4  # the row count that oneDNN's packed layout is tuned for; any count may be run
 
 
@@ -148,11 +159,15 @@ class TorchLinear:
     def __init__(self, weight_OI: Tensor | Int8 | Int4, bias_O: Tensor | None, out_dtype: torch.dtype) -> None:
         self.dtype, self.bias_O = out_dtype, bias_O
         if not isinstance(weight_OI, Tensor):
+            if weight_OI.device.type == "cuda":
+                tell(NO_KERNEL)
             weight_OI = weight_OI.widened()
         self.packed = packs(weight_OI.dtype, weight_OI.device)
         self.widened = self.packed and weight_OI.dtype == torch.bfloat16 and not packs_bf16()
         if self.widened:
             weight_OI, self.bias_O = weight_OI.float(), None if bias_O is None else bias_O.float()
+        # The sums as they are, not rounded to the weights' dtype and widened: else logits have ties that are none.
+        self.whole_sums = weight_OI.is_cuda and out_dtype == torch.float32 != weight_OI.dtype and "dtype" in MM
         self.weight = (
             torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), PACK_ROWS) if self.packed else weight_OI
         )
@@ -172,7 +187,29 @@ class TorchLinear:
         if self.packed:
             x_NI = x_NI.float() if self.widened else x_NI
             return torch.ops.mkldnn._linear_pointwise(x_NI, self.weight, self.bias_O, "none", [], "").to(self.dtype)
+        if self.whole_sums:
+            y_NO = torch.mm(x_NI, self.weight.T, out_dtype=self.dtype)
+            return y_NO if self.bias_O is None else y_NO + self.bias_O
         return F.linear(x_NI, self.weight, self.bias_O).to(self.dtype)
+
+
+def equal_row_counts(linears: Iterable[TorchLinear], counts: Sequence[int]) -> tuple[int, ...]:
+    """Those of `counts`, ascending, at which each of the layers gives its rows the bits that they have among as many as
+    the last one says."""
+    most = counts[-1]
+    inputs: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+    equal = list(counts[:-1])
+    for linear in linears:
+        weight = linear.weight
+        place = weight.shape[1], weight.dtype, weight.device
+        if place not in inputs:
+            random = torch.Generator().manual_seed(0)
+            inputs[place] = torch.randn(most, weight.shape[1], generator=random).to(weight.device, weight.dtype)
+        x_NI = inputs[place]
+        y_NO = linear(x_NI)
+        # The last rows: they lie elsewhere among the many than among the few.
+        equal = [count for count in equal if torch.equal(linear(x_NI[-count:]), y_NO[-count:])]
+    return (*equal, most)
 
 
 class TorchStack:
@@ -185,7 +222,17 @@ class TorchStack:
         self, config: ModelConfig, layers: Sequence[LayerParts], dtype: torch.dtype, devices: Sequence[torch.device]
     ) -> None:
         self.config, self.layers, self.dtype, self.devices = config, layers, dtype, list(devices)
-        self.row_multiple = CUDA_ROWS if self.devices[0].type == "cuda" else 1
+        self.row_counts: tuple[int, ...] | None = CUDA_ROWS[-1:] if self.devices[0].type == "cuda" else None
+
+    def measure_rows(self, *others: LinearLayer) -> None:
+        if self.row_counts is not None:
+            parts = [part for layer in self.layers for part in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+            linears = (part for part in (*parts, *others) if isinstance(part, TorchLinear))
+            self.row_counts = equal_row_counts(linears, CUDA_ROWS)
+
+    def fewer_rows(self) -> bool:
+        before, self.row_counts = self.row_counts, self.row_counts and self.row_counts[-1:]
+        return before != self.row_counts
 
     def new_cache(self, layers: int, rows: int) -> Cache:
         return Cache(self.config, rows, self.dtype, self.devices[:layers])
