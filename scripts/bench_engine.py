@@ -29,7 +29,7 @@ from methods.drafters.draft_model import draft_model
 from methods.drafters.language_model import ModelDrafter
 from methods.drafters.sd2.chain import exits_here
 from methods.drafters.sd2.exits import StagedDecoder
-from methods.engine.decoder import Decoder
+from methods.engine.decoder import Decoder, Scores
 from methods.engine.sampling import Sampling
 from methods.engine.trained_draft import is_trained_draft
 from methods.engine.tree import TokenTree
@@ -118,9 +118,11 @@ def draft_seconds(models: Models, rounds: int) -> dict[int, float]:
 
 def timed(action: Callable[[], Any]) -> float:
     begin = time.perf_counter()
-    action()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    result = action()
+    if isinstance(result, Scores):  # of a target on several GPUs they are on the last
+        result.wait()
+    elif isinstance(result, torch.Tensor) and result.is_cuda:
+        torch.cuda.synchronize(result.device)
     return time.perf_counter() - begin
 
 

@@ -89,7 +89,8 @@ class RunHeader:
     `loop`, `drafter`, `shape` (of what is drafted) and `taps` (the target's features that the drafter reads) say what
     the run is; `behind`, the weights of who drafts on where its drafter ends, if it has any; `settled`, what the method
     has chosen by itself; `floor_seconds_per_token`, what reading the target's weights once takes; `operators`, whose:
-    bits and speed depend on it; `launch`, an id that all headers of a launch and its trace share. `others`: keys of
+    bits and speed depend on it; `row_counts`: the numbers of rows at which a GPU was found to give a row the same bits,
+    one of which each pass has; `launch`, an id that all headers of a launch and its trace share. `others`: keys of
     another release, which are kept as they are."""
 
     method: Annotated[Line, Role.OWN]
@@ -126,6 +127,7 @@ class RunHeader:
     warm_up: Annotated[Count | None, Role(0)] = None
     operators: Annotated[Line | None, Role(0)] = None
     row_invariant: Annotated[bool | None, Role(0)] = None
+    row_counts: Annotated[list[Positive] | None, Role.FOUND | Role.TOLD] = None
     read_bandwidth: Annotated[Rate | None, Role.FOUND | Role.TOLD] = None
     floor_seconds_per_token: Annotated[Annotated[float, Ge(1e-12), Le(1e9)] | None, Role.FOUND | Role.TOLD] = None
     versions: Annotated[dict[Line, Line | None] | None, Role(0)] = None

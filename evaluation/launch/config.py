@@ -21,7 +21,10 @@ from methods.pairs import DTYPE_OF, DTYPES, Pair, every_kind, get_pair, known_pa
 from methods.paths import ROOT, name_fault, path_fault
 
 DEVICES = ("auto", "cpu", "cuda")
-PASSED_ON = ("temperature", "top_k", "top_p", "seed", "repeats", "threads", "device", "replicas", "trace", "json")
+PASSED_ON = (
+    *("temperature", "top_k", "top_p", "seed", "repeats", "threads", "device", "draft_gpus", "replicas", "trace"),
+    "json",
+)
 COLDEST = 1e-6  # a temperature by which logits can be divided
 LONGEST_ENDING = ".tmp"  # of a file beside an answer file
 SHOWN = 40  # characters of a value
@@ -48,6 +51,7 @@ class RunConfig:
     repeats: int
     threads: int | None
     device: str
+    draft_gpus: int
     options: dict[str, str]  # of methods, as typed
     replicas: int
     trace: Path | None
@@ -169,6 +173,13 @@ def add_conditions(parser: argparse.ArgumentParser) -> None:
         help="CPU threads of each rank (default: its share of the cores)",
     )
     add("--device", choices=DEVICES, default="auto", help="auto takes CUDA where there is one (default)")
+    add(
+        "--draft-gpus",
+        metavar="N",
+        type=arguments.count,
+        default=1,
+        help="GPUs of PEARL's draft rank (default 1); its target rank has the others",
+    )
     for name, text in all_options().items():
         add(f"--{name.replace('_', '-')}", metavar="VALUE", help=text)
 

@@ -12,6 +12,8 @@ from methods.models import Models
 def run_headers(session: Session) -> dict[str, RunHeader]:
     """Of each method. What they have in common is found out once."""
     share, model = session.share, session.models.target.model
+    if share.devices[0].type == "cuda":
+        _ = session.methods  # where they lie is known when they are loaded
     bandwidth = read_bandwidth(share.threads, share.devices[0])
     floor = model.weight_bytes / bandwidth  # what reading the weights once costs now: no pass can be faster
     found = environment() | {"read_bandwidth": bandwidth, "floor_seconds_per_token": floor}
@@ -37,7 +39,7 @@ def _header(session: Session, spec: MethodSpec, found: dict[str, Any]) -> RunHea
         target={"source": checkpoint.source, "revision": checkpoint.revision, "weight_bytes": model.weight_bytes},
         draft=_draft(session.models_of(spec)) if spec.weights else None,
         behind=_draft(session.models.of_kind(other.weights)) if other and other.weights else None,
-        devices=share.all_names if spec.all_devices or spec.ranks > 1 else share.names,
+        devices=devices_of(session, spec),
         threads=share.all_threads if spec.all_devices else share.threads,
         replicas=session.ranks.replicas,
         seed=c.seed,
@@ -51,8 +53,25 @@ def _header(session: Session, spec: MethodSpec, found: dict[str, Any]) -> RunHea
         warm_up=len(WARM_UP),
         operators=model.stack.operators,
         row_invariant=session.models.target.row_invariant,
+        row_counts=None if model.stack.row_counts is None else list(model.stack.row_counts),
         **common,
     )
+
+
+def devices_of(session: Session, spec: MethodSpec) -> list[str]:
+    """Return what a method runs on: all that its ranks own of the cores, of the GPUs those on which its models lie.
+
+    What the draft's rank loads is not known here: it has its whole share."""
+    share = session.share
+    if share.devices[0].type == "cpu":
+        return share.all_names if spec.all_devices or spec.ranks > 1 else share.names
+    names = dict(zip(share.devices, share.names, strict=True))
+    models = session.models_of(spec) if spec.ranks == 1 else session.models
+    found = [names[device] for device in models.used_devices]
+    drafts = share.names_of[-1] if spec.ranks > 1 else []
+    return [f"{name} for both ranks" if name in drafts else name for name in found] + [
+        name for name in drafts if name not in found
+    ]
 
 
 def _draft(models: Models) -> Draft:

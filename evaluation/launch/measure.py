@@ -4,6 +4,7 @@ import os
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from evaluation.judge.wording import sampling_words
-from evaluation.launch.config import RunConfig
+from evaluation.launch.config import RunConfig, default_output
 from evaluation.launch.hub import is_hub_id, look_for_model
 from evaluation.launch.processes import launch, launched, run_rank
 from evaluation.launch.progress import Tally, progress
@@ -28,12 +29,30 @@ if TYPE_CHECKING:
 def start(config: RunConfig, job: Callable[[RunConfig], int]) -> int:
     """Do `job` in as many processes as the methods need, in this one where one is enough. Returns the exit status.
     A process of an outer launcher does its part and ends here."""
+    config = meaningful(config)
     processes = config.ranks * config.replicas
     if launched():
         run_rank(partial(job, config))
     if processes == 1:
         return job(config)
     return launch(partial(job, config), processes)
+
+
+def meaningful(config: RunConfig) -> RunConfig:
+    """Leave out what is the baseline a second time here: on GPUs a target is no faster on those of both ranks, for its
+    layers run one after the other."""
+    from evaluation.launch.ranks import choose_device
+
+    idle = [spec.name for spec in config.specs if spec.all_devices]
+    if not idle or choose_device(config.device) == "cpu":
+        return config
+    spoken(int(os.environ.get("RANK", 0))).print(
+        f"{', '.join(idle)} is left out: on GPUs it is the baseline, whose layers run one after the other",
+        soft_wrap=True,
+    )
+    ours = config.output == default_output(config)
+    config = replace(config, methods=tuple(name for name in config.methods if name not in idle))
+    return replace(config, output=default_output(config)) if ours else config
 
 
 def check(config: RunConfig) -> None:
@@ -88,7 +107,8 @@ def open_session(config: RunConfig) -> "Session":
     ranks = join_ranks(config.ranks)
     if config.replicas not in (1, ranks.replicas):
         raise UserError(f"expected {config.replicas} replicas, got the processes of {ranks.replicas} from the launcher")
-    return Session(config, benchmark, ranks, take_share(ranks, device, config.threads), open_link(ranks))
+    share = take_share(ranks, device, config.threads, config.draft_gpus)
+    return Session(config, benchmark, ranks, share, open_link(ranks))
 
 
 def answer(session: "Session", console: Console) -> Counter[str]:
@@ -99,6 +119,12 @@ def answer(session: "Session", console: Console) -> Counter[str]:
     from evaluation.launch.ranks import gather
 
     config, ranks = session.config, session.ranks
+    if session.share.shared:
+        console.print(
+            f"note: both ranks compute on {', '.join(session.share.shared)} and take turns there, so PEARL cannot gain "
+            "by drafting while it verifies; give it another GPU",
+            soft_wrap=True,
+        )
     if config.trace is not None:
         session.trace = TraceWriter(config.trace, ranks.replica, session.launch)
         session.trace.collect(

@@ -19,6 +19,7 @@ CACHES = 4  # times the last-level cache: read in a circle, so that no part is i
 LEAST_BYTES, MOST_BYTES = 1 << 28, 1 << 30
 PART_BYTES = 1 << 25  # read in about a millisecond: on a shared machine some parts are undisturbed
 MEASURING_SECONDS = 0.3
+GPU_READS = 20  # of all the buffer, between two events: to start one takes as long as to read some megabytes
 
 
 def environment() -> dict[str, Any]:
@@ -74,6 +75,8 @@ def read_bandwidth(threads: int, device: torch.device | str = "cpu") -> float:
         torch.set_num_threads(threads)
         with enough_memory("to measure how fast it is read"):
             numbers = torch.ones(_buffer_bytes(device) // 8, dtype=torch.int64, device=device)
+        if device.type == "cuda":
+            return _gpu_rate(numbers)
         return max(_best_rate(numbers.split(PART_BYTES // 8), count) for count in {threads, 1})
     finally:
         torch.set_num_threads(before)
@@ -107,8 +110,22 @@ def _best_rate(parts: Sequence[torch.Tensor], threads: int) -> float:
     return best
 
 
+def _gpu_rate(numbers: torch.Tensor) -> float:
+    """By the GPU's own clock; the first reads set things up."""
+    best = 0.0
+    with torch.cuda.device(numbers.device):
+        for _ in range(3):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            for _ in range(GPU_READS):
+                numbers.sum()
+            end.record()
+            end.synchronize()
+            best = max(best, GPU_READS * numbers.nbytes / (begin.elapsed_time(end) / 1e3))
+    return best
+
+
 def _read_seconds(part: torch.Tensor) -> float:
-    """`item` waits for a GPU."""
     start = time.perf_counter()
     part.sum().item()
     return time.perf_counter() - start

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from evaluation.launch.gpus import slices, split_gpus
 from methods.errors import PeerError, UserError
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ def join_ranks(size: int) -> Ranks:
             f"expected processes in multiples of {size}, which the chosen methods need, got {ranks.world}: "
             f"launch {size} or a multiple of it"
         )
+    if "LOCAL_WORLD_SIZE" in os.environ and (ranks.local_world % size or (ranks.rank - ranks.local_rank) % size):
+        raise UserError(
+            f"expected the {size} ranks of a replica on one node, where they have one clock, got {ranks.local_world} "
+            f"processes on this node: launch {size} or a multiple of it on each"
+        )
     if ranks.world > 1:
         from accelerate import PartialState
 
@@ -95,6 +101,8 @@ def choose_device(wanted: str) -> str:
     """ "cpu" or "cuda" for "auto" and for what the user asked for."""
     import torch
 
+    if wanted != "cpu":
+        slices()  # before CUDA has seen what there is
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("expected a CUDA device for --device cuda, found none; leave it out to run on the CPU")
     return "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
@@ -102,21 +110,32 @@ def choose_device(wanted: str) -> str:
 
 @dataclass(frozen=True)
 class Share:
-    """A share is what a rank owns: devices, their names for the run header, CPU threads. `all_names`, `all_cores`,
-    `all_threads`: those of all ranks of its replica on this node."""
+    """A share is what a rank owns: devices, their names for the run header, CPU threads. `names_of`: of every rank of
+    its replica; `all_cores`, `all_threads`: those of all ranks of its replica."""
 
     devices: list["torch.device"]
     names: list[str]
     threads: int
-    all_names: list[str]
+    names_of: list[list[str]]
     all_cores: list[int]
     all_threads: int
 
+    @property
+    def all_names(self) -> list[str]:
+        """Those of all ranks of its replica."""
+        return list(dict.fromkeys(name for names in self.names_of for name in names))
 
-def take_share(ranks: Ranks, device: str, threads: int | None) -> Share:
+    @property
+    def shared(self) -> list[str]:
+        """The GPUs that both ranks of its replica compute on, in turn."""
+        first, *others = self.names_of
+        return [name for name in first if any(name in names for names in others) and not name.startswith("cpu")]
+
+
+def take_share(ranks: Ranks, device: str, threads: int | None, draft_gpus: int = 1) -> Share:
     """Take this rank's share of the node.
 
-    CUDA: the visible GPUs in equal parts, shared where there are more ranks than GPUs. CPU: a set of cores each."""
+    CUDA: the visible GPUs, as `split_gpus` has them. CPU: a set of cores each."""
     import torch
 
     node = sorted(os.sched_getaffinity(0))
@@ -130,15 +149,26 @@ def take_share(ranks: Ranks, device: str, threads: int | None) -> Share:
     torch.set_num_threads(threads)
     all_threads = min(threads * len(together), len(all_cores))
     if device == "cpu":
-        each = {local_rank: ["cpu:" + ",".join(map(str, _share(node, ranks, local_rank)))] for local_rank in together}
+        cores_of = (_share(node, ranks, local_rank) for local_rank in range(ranks.local_world))
+        each = [["cpu:" + ",".join(map(str, own))] for own in cores_of]
         devices = [torch.device("cpu")]
     else:
-        gpus = list(range(torch.cuda.device_count()))
-        each = {local_rank: [f"cuda:{i}" for i in _share(gpus, ranks, local_rank)] for local_rank in together}
-        devices = [torch.device(name) for name in each[ranks.local_rank]]
+        each = gpus_of(ranks, draft_gpus)
+        numbers = [name.rpartition(":")[2] for name in each[ranks.local_rank]]
+        devices = [torch.device("cuda", int(number) if number.isdecimal() else 0) for number in numbers]
         torch.cuda.set_device(devices[0])
-    all_names = list(dict.fromkeys(name for names in each.values() for name in names))
-    return Share(devices, each[ranks.local_rank], threads, all_names, all_cores, all_threads)
+    names_of = [each[local_rank] for local_rank in together]
+    return Share(devices, each[ranks.local_rank], threads, names_of, all_cores, all_threads)
+
+
+def gpus_of(ranks: Ranks, draft_gpus: int) -> list[list[str]]:
+    """The names of the GPUs that each rank of this node owns, or of its slice of one."""
+    import torch
+
+    if found := slices():
+        return [[found[rank % len(found)]] for rank in range(ranks.local_world)]
+    split = split_gpus(torch.cuda.device_count(), ranks.local_world, ranks.size, draft_gpus)
+    return [[f"cuda:{number}" for number in numbers] for numbers in split]
 
 
 @contextmanager
@@ -189,7 +219,7 @@ def patience() -> float:
 
 
 def _share(items: list[int], ranks: Ranks, local_rank: int) -> list[int]:
-    """A local rank's part of the node's cores or GPUs; with fewer items than ranks, one item in turn."""
+    """A local rank's part of the node's cores; with fewer items than ranks, one item in turn."""
     if len(items) < ranks.local_world:
         return [items[local_rank % len(items)]]
     size = len(items) // ranks.local_world

@@ -18,7 +18,7 @@ from methods.build import build_chain_drafter, build_method
 from methods.engine.link import Link
 from methods.engine.sampling import Sampling, seed_of
 from methods.models import Models
-from methods.pearl.draft import serve
+from methods.pearl.draft import serve, warm_up
 from methods.pearl.target import Pearl
 
 WARM_UP_TOKENS = 64
@@ -81,14 +81,11 @@ class Session:
         c = self.config
         if self.link is None:
             raise ValueError("expected a link to the target's rank, got none")
-        serve(
-            self.link,
-            {
-                spec.name: build_chain_drafter(spec, self.models_of(spec), c.options_of(spec))
-                for spec in c.specs
-                if spec.loop == "pearl"
-            },
-        )
+        specs = [spec for spec in c.specs if spec.loop == "pearl"]
+        drafters = {spec.name: build_chain_drafter(spec, self.models_of(spec), c.options_of(spec)) for spec in specs}
+        for spec in specs:
+            warm_up(drafters[spec.name], self.models_of(spec))
+        serve(self.link, drafters)
 
     def meet(self) -> None:
         """The target's rank: load the methods, and wait until the draft's rank has loaded its drafters too."""
