@@ -99,9 +99,10 @@ def test_it_goes_on_behind_what_it_has_prepared_as_behind_its_drafts(
         preparation.grow()
     outcome = Outcome(kept, [0, 1], features_behind(models, drafter, kept))
     drafter.settle(outcome)
-    window = preparation.take(outcome.tokens, count).window(9, count, bool(drafter.taps))
-    assert window.depths_G == [3 + i if drafter.taps else 0 for i in range(count)], "one was kept, one is another's"
-    assert (window.round, window.tokens_G, len(drafter.drafted)) == (9, drafter.drafted, count)
+    found = preparation.take(outcome.tokens, count)
+    depths_G = [3 + i if drafter.taps else 0 for i in range(count)]
+    assert found.depths(count, bool(drafter.taps)) == depths_G, "one was kept, one is another's"
+    assert (found.draft(count).tokens_G, len(drafter.drafted)) == (drafter.drafted, count)
     other.draft(2 + count)
     other.confirm(outcome)
     assert other.drafted == drafter.drafted

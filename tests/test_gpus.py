@@ -45,10 +45,16 @@ def test_the_draft_has_a_gpu_of_its_own_and_the_target_the_others(
     assert split_gpus(gpus, ranks, size, draft) == expected
 
 
-@pytest.mark.parametrize("gpus, ranks, size, draft", [(2, 2, 2, 2), (4, 4, 2, 2), (1, 2, 2, 2), (4, 1, 1, 2)])
+@pytest.mark.parametrize("gpus, ranks, size, draft", [(2, 2, 2, 2), (4, 4, 2, 2), (1, 2, 2, 2)])
 def test_a_draft_that_leaves_the_target_none_is_refused(gpus: int, ranks: int, size: int, draft: int) -> None:
     with pytest.raises(UserError, match=f"expected --draft-gpus to leave the target one .* got {draft}"):
         split_gpus(gpus, ranks, size, draft)
+
+
+def test_a_draft_that_has_no_rank_of_its_own_needs_no_gpus() -> None:
+    for method in ("sps", "pearl"):
+        with pytest.raises(UserError, match="expected --draft-gpus beside PEARL on GPUs"):
+            measure.check(parse([method, "smollm2-135m", "--draft-gpus", "2", "--device", "cpu"]))
 
 
 @pytest.fixture

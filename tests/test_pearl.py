@@ -23,7 +23,7 @@ from methods.engine.sampling import Sampling
 from methods.errors import UserError
 from methods.models import Models
 from methods.pearl.draft import serve
-from methods.pearl.messages import KINDS, Begin, Order, Ready, Window
+from methods.pearl.messages import KINDS, Begin, Order, Ready, Row, RowWanted, Window
 from methods.pearl.schedule import BRANCHES
 from methods.pearl.target import Pearl
 from methods.pearl.window import ANSWERS, LONGEST_WINDOW, Windows
@@ -330,7 +330,9 @@ MESSAGES: list[Any] = [
     Order(7, [3, 4, 2**40], True, 5, False, None),
     Order(8, [], False, 0, True, torch.randn(3, 4).bfloat16()),
     Order(9, list(range(200)), False, 0, False, torch.randn(200, 16)),
-    Window(7, [1, 2**40], torch.rand(2, 5, dtype=torch.float64), 1.25, 2.5),
+    Window(7, [1, 2**40], [0.1, 1 / 3], 1.25, 2.5, first=300),
+    RowWanted(2**33),
+    Row(5, torch.rand(7, dtype=torch.float64)),
     Window(9, [], None, 1.0, 2.0),
     Ready("pearl-sd2", [3, -1]),
 ]
@@ -357,9 +359,9 @@ def test_no_probabilities_travel_when_greedy(pair: Pair, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Pearl, "_take", watching)
     pair.answer("pearl", PROMPTS[7], Limits(frozenset(), 20), gamma=3)
-    assert seen and all(window.q_GV is None for window in seen)
+    assert seen and all(window.q_G is None for window in seen)
     pair.answer("pearl", PROMPTS[7], Limits(frozenset(), 20), Sampling(1.0, seed=1), gamma=3)
-    assert any(window.q_GV is not None for window in seen)
+    assert any(window.q_G is not None for window in seen)
 
 
 def test_a_silent_peer_is_named_and_a_wrong_round_refused(tmp_path: Path) -> None:

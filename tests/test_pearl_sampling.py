@@ -20,6 +20,7 @@ import methods.engine.verify as verify_module
 from evaluation.proof.enumeration import enumerated
 from evaluation.proof.goodness import all_answers, next_token
 from methods.base import Limits, generate
+from methods.drafters.base import Draft
 from methods.drafters.language_model import ModelDrafter
 from methods.engine.decoder import Scores
 from methods.engine.link import Link
@@ -27,7 +28,7 @@ from methods.engine.sampling import Sampling
 from methods.engine.tree import TokenTree
 from methods.pearl.branches import Preparation, Prospect
 from methods.pearl.draft import local_draft_rank
-from methods.pearl.messages import Branch, Prepared, Window
+from methods.pearl.messages import Branch, Prepared
 from methods.pearl.target import Pearl
 
 VOCABULARY, TOKENS, PROMPT = 2, 3, [0, 1]
@@ -178,17 +179,17 @@ def ends_by_content(self: Preparation) -> list[Branch]:
     return [branch for branch in liked if branch.tokens_G]
 
 
-def takes_the_wrong_q(self: Prospect, *rest: Any) -> Window:
-    window = window_of(self, *rest)
-    assert window.q_GV is not None
-    return replace(window, q_GV=window.q_GV.flip(-1))
+def takes_the_wrong_q(self: Prospect, count: int) -> Draft:
+    draft = draft_of(self, count)
+    assert draft.q_GV is not None
+    return replace(draft, q_GV=draft.q_GV.flip(-1))
 
 
-note, grow, window_of = Pearl._note, Preparation.grow, Prospect.window
+note, grow, draft_of = Pearl._note, Preparation.grow, Prospect.draft
 WRONG = {
     "hit chosen by content": (Pearl, "_note", chooses_by_content),
     "window ended by content": (Preparation, "grow", ends_by_content),
-    "another q": (Prospect, "window", takes_the_wrong_q),
+    "another q": (Prospect, "draft", takes_the_wrong_q),
 }
 
 

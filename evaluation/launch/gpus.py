@@ -17,9 +17,9 @@ def split_gpus(count: int, ranks: int, size: int, draft_gpus: int = 1) -> list[l
     """Return the GPUs of each of a node's ranks, of which `size` make a replica, the target's first. Where there are
     fewer GPUs than ranks, each rank has one, and several have the same."""
     each = count // (ranks // size)
-    if draft_gpus > 1 and (size == 1 or each <= draft_gpus):
-        what = f"the {each} GPUs of a replica" if size > 1 else "methods of one rank, which have no draft's rank"
-        raise UserError(f"expected --draft-gpus to leave the target one of {what}, got {draft_gpus}; make it smaller")
+    if draft_gpus > 1 and size > 1 and each <= draft_gpus:
+        what = f"one of the {each} GPUs of a replica"
+        raise UserError(f"expected --draft-gpus to leave the target {what}, got {draft_gpus}; make it smaller")
     if each < size:
         return [[rank % count] for rank in range(ranks)]
     found = []

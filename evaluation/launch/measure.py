@@ -64,6 +64,8 @@ def check(config: RunConfig) -> None:
 
     load_questions(config.benchmark, config.questions, config.limit)
     check_dtype(config.dtype, choose_device(config.device))
+    if config.draft_gpus > 1 and (config.ranks == 1 or choose_device(config.device) == "cpu"):
+        raise UserError("expected --draft-gpus beside PEARL on GPUs, where a draft has a rank of its own; leave it out")
     check_writable(config.folder)
     patience()
     needed = [(config.weights_of(spec), spec.needs(config.options_of(spec))) for spec in config.specs]

@@ -20,9 +20,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from methods.drafters.base import BranchingDrafter, Place
+from methods.drafters.base import BranchingDrafter, Draft, Place
 from methods.engine.tree import TokenTree
-from methods.pearl.messages import Branch, Prepare, Window
+from methods.pearl.messages import Branch, Prepare
 
 TOGETHER = 8  # outcomes that a pass goes on with: on CPUs more rows take longer, see results/README.md
 REMEMBERED = 9  # rounds, and passes of the draft, by which the next ones are judged
@@ -47,12 +47,14 @@ class Prospect:
         """What the target is to know of it."""
         return Branch(self.accepted, self.token, list(self.tokens_G))
 
-    def window(self, round: int, count: int, reads_features: bool = False) -> Window:
-        """Its first `count` tokens, as an answer to that round: where the drafter reads features, the first lies as far
-        behind the last true one as the drafts before it, the outcome's token and itself are many."""
-        q_GV = torch.stack(self.q_GV[:count]) if self.q_GV else None
-        depths_G = [self.accepted + 2 + i if reads_features else 0 for i in range(count)]
-        return Window(round, self.tokens_G[:count], q_GV, self.begin, self.ends_G[count - 1], depths_G)
+    def draft(self, count: int) -> Draft:
+        """Its first `count` tokens."""
+        return Draft(self.tokens_G[:count], torch.stack(self.q_GV[:count]) if self.q_GV else None)
+
+    def depths(self, count: int, reads_features: bool) -> list[int]:
+        """Of these: where the drafter reads features, the first lies as far behind the last true one as the drafts
+        before it, the outcome's token and itself are many."""
+        return [self.accepted + 2 + i if reads_features else 0 for i in range(count)]
 
 
 def prospects(places: Sequence[Place]) -> list[Prospect]:

@@ -5,12 +5,31 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from methods.drafters.base import BranchingDrafter, ChainDrafter
+import torch
+from torch import Tensor
+
+from methods.drafters.base import BranchingDrafter, ChainDrafter, Draft
 from methods.engine.link import Close, Link, LocalLink
+from methods.engine.loader import DTYPES
+from methods.engine.sampling import Sampling
+from methods.models import Models
 from methods.pearl.branches import Preparation, Spare, prepare
-from methods.pearl.messages import Begin, Order, Prepared, Ready, Window
+from methods.pearl.messages import Begin, Order, Prepared, Ready, Row, RowWanted, Window
+from methods.target import Outcome
 
 PROMPT_SECONDS = 0.02  # per token of a prompt, beyond the link's own patience: reading it takes longer than a round
+
+
+def warm_up(drafter: ChainDrafter, models: Models) -> None:
+    """Draft behind a prompt of no meaning: what a GPU sets up in its first pass must not fall into a round, in which
+    the target has patience for seconds only."""
+    if models.draft_device.type == "cpu":
+        return
+    width = len(drafter.taps) * models.target_checkpoint.config.width
+    features_TF = torch.ones(4, width, dtype=DTYPES[models.dtype]) if width else None
+    drafter.begin([0, 0, 0, 0], Sampling(), features_TF)
+    drafter.settle(Outcome([0], [0], None if features_TF is None else features_TF[-1:]))
+    drafter.draft(2)
 
 
 def serve(link: Link, drafters: Mapping[str, ChainDrafter], passes: int | None = None) -> None:
@@ -54,11 +73,13 @@ class _Answer:
     def __init__(self, link: Link, drafter: ChainDrafter, begin: Begin, spare: Spare) -> None:
         self.link, self.drafter, self.begin, self.spare = link, drafter, begin, spare
         self.prepared: Preparation | None = None  # beside the pass of the last order
+        self.sent = self.decided = 0  # of all tokens that were sent, and how many of the first of them are judged
+        self.rows: dict[int, Tensor] = {}  # what each of the others was drawn from, by its number
 
     def serve(self) -> None:
         if not self.drafter.taps:  # else the prompt's features must come first
             self.drafter.begin(self.begin.prompt_T, self.begin.sampling, None)
-        order = self._received(self.link.receive("the first order", prompt_patience(self.link, self.begin.prompt_T)))
+        order = self._received(self._next("the first order", prompt_patience(self.link, self.begin.prompt_T)))
         if self.drafter.taps:
             self.drafter.begin(self.begin.prompt_T, self.begin.sampling, order.features_AF)
         while not order.stop:
@@ -66,11 +87,36 @@ class _Answer:
             self._learn(order)
             verified = len(self.drafter.drafted)
             early, following = self._draft(order) or self._prepare(order, verified), order.round + 1
-            order = self._received(early or self.link.receive(f"the order of round {following}"), following)
+            order = self._received(early or self._next(f"the order of round {following}"), following)
             if not early:
                 self.spare.end(time.perf_counter())
         if self.begin.free or order.prepare:  # this is the last that comes of it
             self.link.send(Window(order.round, [], None, 0.0, 0.0))
+
+    def _next(self, what: str, patience: float = 0.0) -> object:
+        """The next message, after the rows that are wanted first."""
+        while isinstance(message := self.link.receive(what, patience), RowWanted):
+            self._tell(message)
+        return message
+
+    def _poll(self) -> object | None:
+        """The next message, if it has come."""
+        while isinstance(message := self.link.poll(), RowWanted):
+            self._tell(message)
+        return message
+
+    def _tell(self, wanted: RowWanted) -> None:
+        if wanted.number not in self.rows:
+            raise self.link.unexpected(wanted, "a row that there is")
+        self.link.send(Row(wanted.number, self.rows[wanted.number]))
+
+    def _send(self, round: int, draft: Draft, begin: float, end: float, depths_G: list[int]) -> None:
+        """Tokens as a window. What they were drawn from stays here until they are judged."""
+        tokens_G, q_GV = draft.tokens_G, draft.q_GV
+        q_G = None if q_GV is None else [float(q_V[token]) for q_V, token in zip(q_GV, tokens_G, strict=True)]
+        self.link.send(Window(round, tokens_G, q_G, begin, end, depths_G, self.sent))
+        self.rows |= {} if q_GV is None else dict(enumerate(q_GV, self.sent))
+        self.sent += len(tokens_G)
 
     def _received(self, message: object, round: int | None = None) -> Order:
         """The message as the order of that round; None: of an answer's first one, whichever that is."""
@@ -81,12 +127,15 @@ class _Answer:
     def _learn(self, order: Order) -> None:
         """What was decided; the window that was prepared for it is sent at once."""
         if order.decided_A:
+            self.decided = self.decided + len(order.decided_A) if order.confirmed else self.sent
+            self.rows = {number: q_V for number, q_V in self.rows.items() if number >= self.decided}
             (self.drafter.confirm if order.confirmed else self.drafter.settle)(order.outcome)
         if order.taken:
             if self.prepared is None:
                 raise self.link.unexpected(order, "an order without branches")
             found = self.prepared.take(order.decided_A, order.taken)
-            self.link.send(found.window(order.round, order.taken, bool(self.drafter.taps)))
+            depths_G = found.depths(order.taken, bool(self.drafter.taps))
+            self._send(order.round, found.draft(order.taken), found.begin, found.ends_G[order.taken - 1], depths_G)
         self.prepared = None
 
     def _draft(self, order: Order) -> object | None:
@@ -97,8 +146,8 @@ class _Answer:
             begin = time.perf_counter()
             draft = self.drafter.draft(share)
             depths_G = self.drafter.depths(len(draft.tokens_G))
-            self.link.send(Window(order.round, draft.tokens_G, draft.q_GV, begin, time.perf_counter(), depths_G))
-            if free and (following := self.link.poll()):
+            self._send(order.round, draft, begin, time.perf_counter(), depths_G)
+            if free and (following := self._poll()):
                 return following
             if not draft.tokens_G:
                 break
@@ -115,7 +164,7 @@ class _Answer:
         looked = None
         while True:
             now = time.perf_counter()
-            if self.spare.by_the_clock and (following := self.link.poll()):
+            if self.spare.by_the_clock and (following := self._poll()):
                 self.spare.end(looked or now)  # it came behind the last look
                 return following
             if self.prepared is None or not self.spare.fits or not self.prepared.goes_on():

@@ -70,15 +70,34 @@ class Order:
 
 @dataclass(frozen=True)
 class Window:
-    """Draft to target, in answer to `round`: tokens_G, their q_GV (None: point masses), when they were drafted, in
-    seconds of the monotonic clock, and how far behind the last true feature, as `ChainDrafter.depths` tells."""
+    """Draft to target, in answer to `round`: tokens_G, the probability q_G that each was drawn with (None: they are
+    certain), when they were drafted, in seconds of the monotonic clock, and how far behind the last true feature, as
+    `ChainDrafter.depths` tells. `first`: the number of the first of them within the answer.
+
+    What they were drawn from, [V] of each, stays with the draft's rank, for it is long and seldom needed."""
 
     round: int
     tokens_G: list[int]
-    q_GV: Tensor | None
+    q_G: list[float] | None
     begin: float
     end: float
     depths_G: list[int] = field(default_factory=list)
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class RowWanted:
+    """Target to draft: all probabilities that the token of that number was drawn from, for it was rejected."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """Draft to target: they are q_V."""
+
+    number: int
+    q_V: Tensor
 
 
 @dataclass(frozen=True)
@@ -102,4 +121,4 @@ class Prepared:
     end: float
 
 
-KINDS = (Ready, Begin, Order, Window, Prepared)
+KINDS = (Ready, Begin, Order, Window, Prepared, RowWanted, Row)

@@ -16,6 +16,7 @@ Legend: T prompt tokens, D drafted tokens that are scored, V target vocabulary.
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -23,13 +24,13 @@ from torch import Tensor
 from methods.base import Branches, Method, Span, Step
 from methods.engine.decoder import Decoder, Scores
 from methods.engine.link import Link
-from methods.engine.sampling import Sampling, stacked
+from methods.engine.sampling import DistantRow, Sampling
 from methods.engine.tree import TokenTree
 from methods.errors import UserError
 from methods.models import Models
 from methods.options import AUTO, NOTHING
 from methods.pearl.draft import prompt_patience
-from methods.pearl.messages import Begin, Order, Prepare, Prepared, Ready, Window
+from methods.pearl.messages import Begin, Order, Prepare, Prepared, Ready, Row, RowWanted, Window
 from methods.pearl.schedule import BRANCHES, AutoSchedule, Parts
 from methods.pearl.window import LONGEST_WINDOW, AutoWindow
 from methods.target import Outcome, Target
@@ -95,7 +96,7 @@ class Pearl(Method):
 
     def _drop_tail(self) -> None:
         self.tail: list[int] = []
-        self._tail_q: list[Tensor | None] = []
+        self._tail_q: list[tuple[int, float] | None] = []  # the number and the probability of each that was drawn
         self._tail_depths: list[int] = []
 
     def start(self, prompt_T: Sequence[int], sampling: Sampling) -> int:
@@ -125,6 +126,7 @@ class Pearl(Method):
         self._order(self.window if drafting else 0)
         begin = time.perf_counter()
         scores = self.target.score(TokenTree.chain([self.target.pending, *chain[:known]]))
+        scores.wait()
         scored = time.perf_counter()
         hidden = self._collect_ahead(spans)
         if drafting:
@@ -152,7 +154,7 @@ class Pearl(Method):
         while self.branches and (message := self.link.poll()):
             self._note(message, spans)
         tokens, depths = self.tail[:judged], self._tail_depths[:judged]
-        tree = TokenTree.chain([self.target.pending, *tokens], stacked(tokens, self._tail_q[:judged]))
+        tree = TokenTree.chain([self.target.pending, *tokens], self._rows(judged, spans))
         outcome = self._news = self.target.decide(tree, scores)
         if outcome.leaf_kept:
             del self.tail[:judged], self._tail_q[:judged], self._tail_depths[:judged]
@@ -171,6 +173,20 @@ class Pearl(Method):
             self.schedule.verified(seconds, outcome.accepted, rejected, hit)
         step = Step(outcome.tokens, judged, outcome.accepted, nodes, spans, outcome.margins, depths)
         return replace(step, branches=Branches(prepared, hit, hidden)) if self.branches else step
+
+    def _rows(self, judged: int, spans: list[Span]) -> list[DistantRow | None]:
+        """What the first tokens of the tail were drawn from, which the draft's rank has."""
+        drawn = zip(self.tail, self._tail_q[:judged], strict=False)
+        return [q and DistantRow(token, q[1], partial(self._fetch, q[0], spans)) for token, q in drawn]
+
+    def _fetch(self, number: int, spans: list[Span]) -> Tensor:
+        """Ask for such a row. What comes before it is older than the question."""
+        self.link.send(RowWanted(number))
+        while not isinstance(message := self._next_message(f"the row of a draft in round {self._round}", spans), Row):
+            self._take(message, spans)
+        if message.number != number:
+            raise self.link.unexpected(message, f"the row of draft {number}")
+        return message.q_V
 
     def finish(self) -> None:
         self._order(0, stop=True)
@@ -219,11 +235,13 @@ class Pearl(Method):
 
     def _next_window(self, spans: list[Span]) -> Any:
         """Wait for the next message that tells of no branches; of those that do, note what they say."""
-        while True:
-            message = self.link.receive(f"the window of round {self._round}", self._patience)
-            if not isinstance(message, Prepared):
-                return message
+        return self._next_message(f"the window of round {self._round}", spans)
+
+    def _next_message(self, what: str, spans: list[Span]) -> Any:
+        """The same, named in words."""
+        while isinstance(message := self.link.receive(what, self._patience), Prepared):
             self._note(message, spans)
+        return message
 
     def _note(self, message: object, spans: list[Span]) -> None:
         """What has been prepared, unless it is for an outcome that is known by now."""
@@ -249,7 +267,7 @@ class Pearl(Method):
 
     def _add(self, window: Window) -> None:
         self.tail += window.tokens_G
-        self._tail_q += [None] * len(window.tokens_G) if window.q_GV is None else list(window.q_GV)
+        self._tail_q += [None] * len(window.tokens_G) if window.q_G is None else [*enumerate(window.q_G, window.first)]
         self._tail_depths += window.depths_G
 
 

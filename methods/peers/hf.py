@@ -5,6 +5,7 @@ They are reference rows: their arithmetic differs from the engine's, so in low p
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
 from methods.base import Generation, Limits, Step
-from methods.engine.loader import DTYPES, Checkpoint
+from methods.engine.config import ModelConfig
+from methods.engine.loader import DTYPES, Checkpoint, plan_layers
 from methods.engine.sampling import Sampling
 from methods.engine.trained_draft import is_trained_draft
 from methods.errors import UserError
@@ -104,12 +106,29 @@ def _quiet() -> None:
 def _load(checkpoint: Checkpoint, models: Models) -> PreTrainedModel:
     """The checkpoint as Transformers itself loads it."""
     _quiet()
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=DTYPES[models.dtype])
-    return _placed(model, models)
+    return _from_folder(checkpoint, checkpoint.config, models)
 
 
-def _placed(model: Any, models: Models) -> PreTrainedModel:
-    return model.to(models.devices[0]).eval()
+def _from_folder(checkpoint: Checkpoint, shape: ModelConfig, models: Models, **arguments: Any) -> PreTrainedModel:
+    """Loaded to where it stays: of a large model there is no room on the host."""
+    if models.devices[0].type == "cuda":
+        arguments["device_map"] = device_map(checkpoint.source, shape, models)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=DTYPES[models.dtype], **arguments)
+    return model.eval()
+
+
+def device_map(source: str, config: ModelConfig, models: Models) -> dict[str, str]:
+    """The GPU of each part of a model, in Transformers' words: where room is left beside the target of our own rows.
+    Raises UserError where there is none."""
+    _ = models.target  # which comes first
+    name = f"a second copy of {source}, which rows named hf- need,"
+    places = plan_layers(name, config, DTYPES[models.dtype], models.devices, models.rows_of(config))
+    first, *_, last = map(str, [places[0], *places])
+    if first == last:
+        return {"": first}
+    ends = {"model.embed_tokens": first, "model.rotary_emb": first, "model.norm": last}
+    layers = {f"model.layers.{number}": str(place) for number, place in enumerate(places)}
+    return {**ends, **layers, "lm_head": first if config.tied else last}
 
 
 def _load_draft(models: Models) -> PreTrainedModel:
@@ -122,8 +141,8 @@ def _load_draft(models: Models) -> PreTrainedModel:
     _quiet()
     config = AutoConfig.from_pretrained(checkpoint.folder)
     config.num_hidden_layers = models.draft_layers
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, config=config, dtype=DTYPES[models.dtype])
-    return _placed(model, models)
+    short = replace(checkpoint.config, layers=models.draft_layers)
+    return _from_folder(checkpoint, short, models, config=config)
 
 
 def build_generate(models: Models) -> HuggingFace:
