@@ -35,7 +35,7 @@ def check(models: Models) -> None:
 
 def draft_decoder(models: Models) -> Decoder:
     """The draft with a cache of its own."""
-    return models.once("draft decoder", lambda: Decoder(draft_model(models), models.max_length))
+    return models.once("draft decoder", lambda: Decoder(draft_model(models), models.max_length, exact=False))
 
 
 def draft_model(models: Models) -> Transformer:

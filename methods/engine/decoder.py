@@ -43,11 +43,14 @@ class Scores:
 class Decoder:
     """Positions 0 .. length - 1 are committed. All rows of a pass go through the same row-invariant operations."""
 
-    def __init__(self, model: Transformer, max_length: int | None = None, host: "Decoder | None" = None) -> None:
+    def __init__(
+        self, model: Transformer, max_length: int | None = None, host: "Decoder | None" = None, exact: bool = True
+    ) -> None:
         """`max_length`: most tokens that can be committed, at most (and by default) the model's context length.
-        `host`: a decoder of a model with the same layers, or more, whose cache and length limit this one shares."""
+        `host`: a decoder of a model with the same layers, or more, whose cache and length limit this one shares. Not
+        `exact`: of a draft, whose rows need not have the same bits in every pass."""
         longest = model.config.max_length if host is None else host.max_length
-        self.model = model
+        self.model, self.exact = model, exact
         self.max_length: int = longest if max_length is None else min(max_length, longest)
         self.length = 0
         self.row_invariant: bool | None = None  # unknown until probed
@@ -87,7 +90,7 @@ class Decoder:
         if self._most_rows and new > self._most_rows:
             return self._score_in_parts(tree, taps, known, self._most_rows)
         tree = self._padded(tree, new)
-        view = self._cache.view(self.length, tree, known)
+        view = self._cache.view(self.length, tree, known, self.exact)
         positions_N = self.length + tree.depth_N[known:]
         hidden, features = self.model(tree.tokens_N[known:], positions_N, view, taps)
         return Scores(self.model.logits(hidden)[:new], None if features is None else features[:new])
@@ -125,12 +128,16 @@ class Decoder:
     @property
     def _most_rows(self) -> int | None:
         """Of a pass."""
-        counts = self.model.stack.row_counts
-        return counts[-1] if counts else None
+        return self._row_counts[-1] if self._row_counts else None
+
+    @property
+    def _row_counts(self) -> tuple[int, ...] | None:
+        """The numbers of rows that a pass may have."""
+        return self.model.stack.row_counts if self.exact else None
 
     def _padded(self, tree: TokenTree, new: int) -> TokenTree:
         """The tree continued after its last node, until its `new` last nodes are a row count that keeps the bits."""
-        counts = self.model.stack.row_counts or (max(self._min_rows, new),)
+        counts = self._row_counts or (max(self._min_rows, new),)
         more = next(count for count in counts if count >= new) - new
         if not more:
             return tree

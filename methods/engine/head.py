@@ -36,7 +36,7 @@ class Head:
         if count > self.room:
             raise ValueError(f"expected at most {self.room} rows, got {count}: the head's cache is full")
         chain = TokenTree.chain([0] * count)
-        view = self._cache.view(self.length, chain) if self.length else self._cache.prompt()
+        view = self._cache.view(self.length, chain, exact=False) if self.length else self._cache.prompt()
         positions_N = self.length + chain.depth_N
         self.length += count
         return self._run(x_ND, positions_N, view, beside_NE)
@@ -52,7 +52,7 @@ class Head:
         start = self.length - fed
         if start + len(tree.tokens_N) > self.rows:
             raise ValueError(f"expected at most {self.rows - start} nodes, got {len(tree.tokens_N)}: the cache is full")
-        view = self._cache.view(start, tree, known)
+        view = self._cache.view(start, tree, known, exact=False)
         return self._run(x_KD, start + tree.depth_N[known:], view, beside_KE)
 
     def _run(self, x_ND: Tensor, positions_N: Tensor, view: object, beside_NE: Tensor | None) -> Tensor:

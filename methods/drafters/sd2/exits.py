@@ -121,7 +121,7 @@ class StagedDecoder:
         shape = tree.behind(root - start) if nodes else TokenTree.chain([0] * waiting)
         known = stage.length - start + stage.nodes
         prompt = start == 0 and not nodes
-        view = self._cache.prompt() if prompt else self._cache.view(start, shape, known)
+        view = self._cache.prompt() if prompt else self._cache.view(start, shape, known, exact=False)
         x_ND = torch.cat((stage.waiting_WD, stage.waiting_MD))
         rotation = self.model.rotation(start + shape.depth_N[known:])
         x_ND = self.model.run(x_ND, rotation, view, stage.first, stage.stop)

@@ -55,9 +55,10 @@ class KeyValueCache(Protocol):
         """What the rows of a pass over a whole prompt see."""
         ...
 
-    def view(self, start: int, tree: TokenTree, known: int = 0) -> Any:
+    def view(self, start: int, tree: TokenTree, known: int = 0, exact: bool = True) -> Any:
         """What the rows of a pass over the nodes of `tree` behind its first `known` see, which have their rows already.
-        The root follows the first `start` rows."""
+        The root follows the first `start` rows. Not `exact`: of a draft, whose rows need not have the same bits in
+        every pass; a backend that pays for these may be faster then."""
         ...
 
     def pack(self, start: int, path_A: Tensor) -> None:

@@ -292,7 +292,7 @@ class PackedCache:
         """What the rows of a prompt see: a pass like any other."""
         return PackedView(self, 0, 0, None)
 
-    def view(self, start: int, tree: TokenTree, known: int = 0) -> "PackedView":
+    def view(self, start: int, tree: TokenTree, known: int = 0, exact: bool = True) -> "PackedView":
         """What the rows of a pass over the nodes of `tree` behind its first `known` see, which have their rows already.
         The root follows the first `start` rows."""
         return PackedView(self, start, known, None if tree.is_chain else tree.parents_N.long().contiguous())

@@ -69,14 +69,15 @@ class Cache:
 
         return attend
 
-    def view(self, start: int, tree: TokenTree, known: int = 0) -> "View":
+    def view(self, start: int, tree: TokenTree, known: int = 0, exact: bool = True) -> "View":
         """Attention for a pass over the nodes of `tree` behind its first `known`, which have their rows already. The
         root follows the first `start` rows."""
+        dtype = torch.float64 if exact or not self.layers[0].is_cuda else self.layers[0].dtype
         visible_NP = tree.visible_NN[known:].to(next(iter(self.data)))  # once, and from there to the other devices
         return View(
             self,
             {device: torch.arange(start + known, start + len(tree.tokens_N), device=device) for device in self.data},
-            {device: attention_mask(visible_NP.to(device), start, self.groups) for device in self.data},
+            {device: attention_mask(visible_NP.to(device), start, self.groups, dtype) for device in self.data},
         )
 
 
@@ -93,7 +94,9 @@ class View:
         device = q_NHd.device
         self.cache.write(layer, self.rows_N[device], k_NKd, v_NKd)
         keys_KRd, values_KRd = self.cache.layers[layer]
-        return cached_attention(q_NHd, keys_KRd, values_KRd, self.mask_ML[device])
+        mask_ML = self.mask_ML[device]
+        attention = cached_attention if mask_ML.dtype == torch.float64 else fast_attention
+        return attention(q_NHd, keys_KRd, values_KRd, mask_ML)
 
 
 def causal_attention(q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor) -> Tensor:
@@ -106,11 +109,11 @@ def causal_attention(q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor) -> Tensor:
     return out.squeeze(0).transpose(0, 1).flatten(1)
 
 
-def attention_mask(visible_NP: Tensor, length: int, groups: int) -> Tensor:
-    """Additive fp64 mask [N * G, L]: all committed rows, and of the P provisional ones what `visible_NP` allows."""
+def attention_mask(visible_NP: Tensor, length: int, groups: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Additive mask [N * G, L]: all committed rows, and of the P provisional ones what `visible_NP` allows."""
     nodes, provisional = visible_NP.shape
     rows = -(-(length + provisional) // BLOCK) * BLOCK
-    mask = torch.full((nodes, rows), -torch.inf, dtype=torch.float64, device=visible_NP.device)
+    mask = torch.full((nodes, rows), -torch.inf, dtype=dtype, device=visible_NP.device)
     mask[:, :length] = 0
     mask[:, length : length + provisional].masked_fill_(visible_NP, 0)
     return mask.repeat_interleave(groups, 0)
@@ -130,6 +133,17 @@ def cached_attention(q_NHd: Tensor, keys_KRd: Tensor, values_KRd: Tensor, mask_M
     out_KMd = torch.bmm(torch.softmax(scores_KML, -1), values_KRd[:, :rows].double())
     out = out_KMd.view(kv_heads, nodes, -1, width).transpose(0, 1).to(q_NHd.dtype)
     return out.reshape(nodes, heads * width)
+
+
+def fast_attention(q_NHd: Tensor, keys_KRd: Tensor, values_KRd: Tensor, mask_ML: Tensor) -> Tensor:
+    """The same, [N, H * d], for rows whose bits may depend on their neighbours. The query heads of a group are rows of
+    their key's head: so the kernel takes a mask, and no key is repeated."""
+    nodes, heads, width = q_NHd.shape
+    kv_heads, rows = keys_KRd.shape[0], mask_ML.shape[1]
+    q_KMd = q_NHd.view(nodes, kv_heads, -1, width).transpose(0, 1).reshape(1, kv_heads, -1, width)
+    keys, values = keys_KRd[None, :, :rows], values_KRd[None, :, :rows]
+    out_KMd = F.scaled_dot_product_attention(q_KMd, keys, values, attn_mask=mask_ML)
+    return out_KMd.view(kv_heads, nodes, -1, width).transpose(0, 1).reshape(nodes, heads * width)
 
 
 MIN_ROWS = 2  # oneDNN runs one row through other kernels, whose sums are ordered differently
@@ -216,13 +230,14 @@ class TorchStack:
     """The layers one after the other, each on its device."""
 
     operators = "torch"
-    min_rows = MIN_ROWS
 
     def __init__(
         self, config: ModelConfig, layers: Sequence[LayerParts], dtype: torch.dtype, devices: Sequence[torch.device]
     ) -> None:
         self.config, self.layers, self.dtype, self.devices = config, layers, dtype, list(devices)
-        self.row_counts: tuple[int, ...] | None = CUDA_ROWS[-1:] if self.devices[0].type == "cuda" else None
+        on_cuda = self.devices[0].type == "cuda"
+        self.min_rows = 1 if on_cuda else MIN_ROWS
+        self.row_counts: tuple[int, ...] | None = CUDA_ROWS[-1:] if on_cuda else None
 
     def measure_rows(self, *others: LinearLayer) -> None:
         if self.row_counts is not None:
