@@ -94,7 +94,7 @@ def draft_rank(gpus: PretendedGpus, models: Models, drafts: dict[str, str], fail
             for spec in specs:
                 gpus.rows.clear()
                 warm_up(built[spec.name], with_weights(models, spec, drafts))
-                assert spec.name in ("pearl-pld", "pearl-toy-head") or gpus.rows, "its device has worked by now"
+                assert gpus.rows or spec.weights in ("", "toy"), "its device has worked by now"
             serve(link, built)
     except BaseException as error:
         failed.append(error)

@@ -26,9 +26,10 @@ def warm_up(drafter: ChainDrafter, models: Models) -> None:
     if models.draft_device.type == "cpu":
         return
     width = len(drafter.taps) * models.target_checkpoint.config.width
-    features_TF = torch.ones(4, width, dtype=DTYPES[models.dtype]) if width else None
-    drafter.begin([0, 0, 0, 0], Sampling(), features_TF)
-    drafter.settle(Outcome([0], [0], None if features_TF is None else features_TF[-1:]))
+    *prompt, token = (number % models.vocabulary for number in range(5))  # in which nothing repeats that can be copied
+    features_TF = torch.ones(len(prompt), width, dtype=DTYPES[models.dtype]) if width else None
+    drafter.begin(prompt, Sampling(), features_TF)
+    drafter.settle(Outcome([token], [0], None if features_TF is None else features_TF[-1:]))
     drafter.draft(2)
 
 
