@@ -11,7 +11,20 @@ from methods.engine.backends import cpu as native
 from tests.tiny import save_model
 from tests.weights import WEIGHTS
 
-SLOW = ("pearl", "ranks", "lossless", "loader", "methods", "runner", "sorted", "native", "eagle", "launch", "setup")
+SLOW = (
+    "pearl",
+    "ranks",
+    "lossless",
+    "pretended_gpus",
+    "loader",
+    "methods",
+    "runner",
+    "sorted",
+    "native",
+    "eagle",
+    "launch",
+    "setup",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

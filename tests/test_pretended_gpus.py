@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 OURS = [name for name, spec in METHODS.items() if spec.loop != "peer"]
 PEARLS = [name for name in OURS if METHODS[name].loop == "pearl"]
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
-LIMITS = Limits(frozenset(), 9)
+LIMITS = Limits(frozenset(), 7)
 LONGEST = 160  # tokens of a sequence
 GREEDY, SAMPLED = Sampling(), Sampling(0.8, seed=5)
 GPU = [torch.device("cuda", i) for i in range(4)]

@@ -137,9 +137,9 @@ class Decoder:
 
     def _padded(self, tree: TokenTree, new: int) -> TokenTree:
         """The tree continued after its last node, until its `new` last nodes are a row count that keeps the bits."""
-        counts = self._row_counts or (max(self._min_rows, new),)
-        more = next(count for count in counts if count >= new) - new
-        if not more:
+        counts = self._row_counts
+        more = next(count for count in counts if count >= new) - new if counts else self._min_rows - new
+        if more <= 0:
             return tree
         nodes = len(tree.tokens_N)
         tokens = torch.cat((tree.tokens_N, tree.tokens_N[:1].expand(more)))

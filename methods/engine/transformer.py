@@ -128,7 +128,9 @@ class Transformer(Layers):
     def normed(self, hidden_ND: Tensor) -> Tensor:
         """The states after the final norm, [N, D], on its device: a draft of the target's first layers ends before the
         target does."""
-        return self.stack.norm(hidden_ND.to(self.norm_D.device), self.norm_D, self.config.norm_eps)
+        if hidden_ND.is_cuda:
+            hidden_ND = hidden_ND.to(self.norm_D.device)
+        return self.stack.norm(hidden_ND, self.norm_D, self.config.norm_eps)
 
     def measure_rows(self) -> None:
         """Find out at which numbers of rows a row has the same bits."""

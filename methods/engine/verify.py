@@ -57,9 +57,10 @@ def verify(tree: TokenTree, logits_SV: Tensor, sampling: Sampling, generator: to
 def most_likely(logits_SV: Tensor) -> list[int]:
     """The best token of each row, of equals the first; argmax takes NaN for the largest of all."""
     best_S = _argmax(logits_SV)[:, None]
-    found_S2 = torch.cat((best_S, logits_SV.gather(-1, best_S).isfinite()), 1).tolist()  # one wait for a device
-    check_finite(all(finite for _, finite in found_S2))
-    return [best for best, _ in found_S2]
+    # Side by side in fp64, in which both are exact: so a device is waited for once.
+    found_S2 = torch.cat((best_S.double(), logits_SV.gather(-1, best_S).double()), 1).tolist()
+    check_finite(all(math.isfinite(logit) for _, logit in found_S2))
+    return [int(best) for best, _ in found_S2]
 
 
 PARTS = 64  # of a row
