@@ -132,9 +132,13 @@ class Models:
     @cached_property
     def draft_device(self) -> torch.device:
         """Where a draft goes that one device holds: with the most room left when it is loaded."""
-        if not self.drafts_only:
-            _ = self.target  # which comes first
+        self.target_first()
         return roomiest(self.devices)
+
+    def target_first(self) -> None:
+        """On GPUs, what comes behind the target goes by the room that it leaves."""
+        if self.devices[0].type == "cuda" and not self.drafts_only:
+            _ = self.target
 
     @property
     def used_devices(self) -> list[torch.device]:

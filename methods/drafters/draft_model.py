@@ -60,8 +60,7 @@ def _load(models: Models) -> Transformer:
     if is_trained_draft(checkpoint):
         config = models.target_checkpoint.config
         return load_draft(checkpoint, config, models.embedding_VD, models.dtype, models.draft_device)
-    if not models.drafts_only:
-        _ = models.target  # which takes its room first
+    models.target_first()
     return checkpoint.transformer(models.dtype, models.devices, models.rows_of(checkpoint.config))
 
 

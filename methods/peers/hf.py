@@ -120,7 +120,7 @@ def _from_folder(checkpoint: Checkpoint, shape: ModelConfig, models: Models, **a
 def device_map(source: str, config: ModelConfig, models: Models) -> dict[str, str]:
     """The GPU of each part of a model, in Transformers' words: where room is left beside the target of our own rows.
     Raises UserError where there is none."""
-    _ = models.target  # which comes first
+    models.target_first()
     name = f"a second copy of {source}, which rows named hf- need,"
     places = plan_layers(name, config, DTYPES[models.dtype], models.devices, models.rows_of(config))
     first, *_, last = map(str, [places[0], *places])
