@@ -17,12 +17,14 @@ from methods import BASELINE, METHODS, MethodSpec, get_method
 from methods.base import Generation, Limits, Span, generate
 from methods.build import build_chain_drafter, build_method
 from methods.drafters.base import ChainDrafter
+from methods.drafters.language_model import ModelDrafter
 from methods.engine.gloo import GlooLink
 from methods.engine.link import Close, Link, LinkError
 from methods.engine.sampling import Sampling
 from methods.errors import UserError
 from methods.models import Models
-from methods.pearl.draft import serve
+from methods.pearl.branches import Spare
+from methods.pearl.draft import _Answer, serve
 from methods.pearl.messages import KINDS, Begin, Order, Ready, Row, RowWanted, Window
 from methods.pearl.schedule import BRANCHES
 from methods.pearl.target import Pearl
@@ -362,6 +364,40 @@ def test_no_probabilities_travel_when_greedy(pair: Pair, monkeypatch: pytest.Mon
     assert seen and all(window.q_G is None for window in seen)
     pair.answer("pearl", PROMPTS[7], Limits(frozenset(), 20), Sampling(1.0, seed=1), gamma=3)
     assert any(window.q_G is not None for window in seen)
+
+
+@pytest.mark.parametrize("options", [{"gamma": 3}, {"gamma": 3, "branches": 2}, {"gamma": "free"}])
+def test_rows_are_kept_until_their_drafts_are_judged(
+    pair: Pair, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[tuple[int, int]] = []
+    send = _Answer._send
+
+    def watching(self: _Answer, *window: Any) -> None:
+        send(self, *window)
+        kept.append((len(self.rows), len(self.drafter.drafted)))
+
+    monkeypatch.setattr(_Answer, "_send", watching)
+    pair.answer("pearl", PROMPTS[7], Limits(frozenset(), 60), Sampling(1.0, seed=1), **options)
+    assert len(kept) > 10
+    assert all(rows == drafted for rows, drafted in kept)
+
+
+def test_only_the_row_that_was_asked_for_is_taken(tmp_path: Path) -> None:
+    here, there = two_ends(tmp_path)
+    asked = _Answer(there, object.__new__(ModelDrafter), Begin("pearl", False, [5], GREEDY), Spare())
+    asked.rows = {3: torch.ones(2), 4: torch.zeros(2)}
+    with pytest.raises(LinkError, match="lost step"):
+        asked._tell(RowWanted(5))
+    method = object.__new__(Pearl)
+    method.link, method._round, method._patience = here, 3, 1.0
+    asked._tell(RowWanted(3))
+    assert torch.equal(method._fetch(3, []), torch.ones(2))
+    asked._tell(RowWanted(3))
+    with pytest.raises(LinkError, match="the row of draft 4"):
+        method._fetch(4, [])
+    for end in (here, there):
+        end.send(Close())
 
 
 def test_a_silent_peer_is_named_and_a_wrong_round_refused(tmp_path: Path) -> None:
