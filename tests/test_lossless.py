@@ -238,17 +238,15 @@ def test_what_is_not_lossless_fails_and_says_where(
     assert "expected the nodes [0" in printed
 
 
-@pytest.mark.parametrize("method, kind", [("pearl@branches=3", "model"), ("pearl-eagle3@branches=3", "eagle3")])
 def test_a_variant_over_two_ranks_is_proved_by_one_command(
-    method: str,
-    kind: str,
     tiny: Path,
     weights: dict[str, Path],
     questions: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given = arguments(tiny, weights[kind], questions, method, "--dtype", "bfloat16", "--shift", "0.3", "--json")
+    method = "pearl-eagle3@branches=3"
+    given = arguments(tiny, weights["eagle3"], questions, method, "--dtype", "bfloat16", "--shift", "0.3", "--json")
     assert call(monkeypatch, given) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["method"], document["lossless"]) == (method, True)
