@@ -6,7 +6,9 @@ import json
 import os
 import reprlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 ALIKE = 0.65  # of two names, by difflib's ratio: 'slp' and 'sps' (0.67) are, 'eagle' and 'pearl' (0.6) are not
@@ -64,6 +66,16 @@ def one_line(error: BaseException) -> str:
     if not text or isinstance(error, (KeyError, IndexError, AttributeError, TypeError)):
         text = f"{type(error).__name__} {text}".strip()
     return text.rstrip(".;:") if len(text) <= 2 * SHOWN else f"{text[: 2 * SHOWN]}..."
+
+
+@contextmanager
+def writing(path: Path, option: str = "--output") -> Iterator[None]:
+    """Within, a file or folder is made that the user has named by an option. Raises UserError where the system
+    refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another {option}") from None
 
 
 def tell_error(sentence: str) -> None:

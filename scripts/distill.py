@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from methods.errors import CommandParser, UserError, command_line
+from methods.errors import CommandParser, UserError, command_line, writing
 
 if TYPE_CHECKING:
     from evaluation.launch.prompts import Prompter
@@ -217,7 +217,8 @@ def run(options: argparse.Namespace, todo: Sequence[tuple[Task, Conversation]]) 
     checkpoint = find_target(options.target)
     template = options.template or find_pair(options.target).template
     prompter = Prompter(checkpoint.tokenizer, template, benchmark="")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with writing(options.out, "--out"):
+        options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.out.is_file() and options.out.stat().st_size:
         check_form(prompter, options.out)
     if options.keep_answers:

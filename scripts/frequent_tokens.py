@@ -11,20 +11,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.launch.arguments import count
-from methods.errors import CommandParser, command_line
+from methods.errors import CommandParser, command_line, writing
 
 
 def main() -> int:
     args = _parser().parse_args()
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from methods.engine.weights import TOKENS
     from methods.training.data import ranked_tokens, read_answers
 
     ranked = ranked_tokens(read_answers(args.answers, args.length))[: args.tokens]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    save_file({TOKENS: torch.tensor(ranked, dtype=torch.int32)}, args.out)
+    with writing(args.out, "--out"):
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_bytes(save({TOKENS: torch.tensor(ranked, dtype=torch.int32)}))
     print(f"{len(ranked)} tokens in {args.out}")
     return 0
 

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from methods.errors import CommandParser, UserError, command_line
+from methods.errors import CommandParser, UserError, command_line, writing
 from methods.training.recipe import CHOICES, HELP, RECIPES, HeadRecipe, Recipe, SortedRecipe, read_recipe
 
 
@@ -73,7 +73,8 @@ def _export(recipe: Recipe, out: Path, folder: Path, target: str | None, pair: s
 
 def _train(recipe: Recipe, out: Path) -> None:
     trainer: Any
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out, "--out"):
+        out.mkdir(parents=True, exist_ok=True)
     if isinstance(recipe, SortedRecipe):
         from methods.training.sorted_trainer import SortedTrainer
         from methods.training.target_model import load_target

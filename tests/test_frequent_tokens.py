@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evaluation.launch.config import parse
-from methods.drafters.draft_model import check, ranked_tokens
+from methods.drafters.draft_model import check, draft_model, ranked_tokens
 from methods.drafters.language_model import build
 from methods.engine.low_bits import frequent_tokens
 from methods.engine.weights import TOKENS
@@ -60,6 +60,8 @@ def test_a_file_of_frequent_tokens_that_is_none_is_refused(
         check(pair)
     with pytest.raises(UserError, match="expected the most frequent tokens in the file 'nowhere', found none"):
         check(Models(str(tiny), "int4-3", "float32", CPU, frequent="nowhere"))
+    whole = Models(str(tiny), "int4", "float32", CPU, frequent="nowhere")  # whose head knows all tokens
+    assert draft_model(whole).tokens_R is None
 
 
 def test_the_script_counts_answers_before_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +71,9 @@ def test_the_script_counts_answers_before_prompts(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(sys, "argv", ["frequent_tokens.py", str(answers), "--out", str(out), "--tokens", "5"])
     assert script.main() == 0
     assert load_file(out)[TOKENS].tolist() == [9, 5, 2, 7, 1]  # 9 three times, 5 twice; 7 in prompts alone
+    monkeypatch.setattr(sys, "argv", ["frequent_tokens.py", str(answers), "--out", str(answers / "tokens")])
+    with pytest.raises(UserError, match=r"cannot write .*answers.jsonl/tokens.* choose another --out"):
+        script.main()
 
 
 def test_the_embedded_pair_has_such_a_file_and_another_target_does_not() -> None:

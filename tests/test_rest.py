@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
@@ -28,10 +28,10 @@ from methods.pairs import get_pair
 from methods.paths import ROOT
 from methods.target import Outcome
 from scripts import make_datastore
+from tests.host_time import HOST_LIMIT, usual
 
 CPU = [torch.device("cpu")]
 END = 99
-PASS_SECONDS = 0.01  # of the embedded pair, about
 SCRIPT = ROOT / "scripts/make_datastore.py"
 
 
@@ -118,6 +118,20 @@ def test_of_many_occurrences_those_that_are_counted_are_spread_over_all(tmp_path
     store = Datastore(tmp_path, 50)
     trie = store.trie(store.occurrences([1]), 1, LENGTH, 20)
     assert trie.tokens_K.tolist() == list(range(10, 20)) and trie.counts_K.tolist() == [2] * 10
+
+
+def test_a_damaged_file_drafts_nothing_that_is_no_token(tmp_path: Path) -> None:
+    """Its sizes are right, so that only reading it all would tell."""
+    write(tmp_path, [[1, 2, 3], [1, 2, 4]], 50)
+    tokens, suffixes = (tmp_path / name for name in ("tokens.bin", "suffixes.bin"))
+    numbers = np.fromfile(tokens, ">u2")
+    numbers[numbers == 3] = 50
+    numbers.tofile(tokens)
+    store = Datastore(tmp_path, 50)
+    assert store.trie(range(2), 2, LENGTH, 9).tokens_K.tolist() == [4]
+    del store
+    np.full(6, -9, "<i4").tofile(suffixes)
+    assert set(Datastore(tmp_path, 50).trie(range(2), 0, LENGTH, 9).tokens_K.tolist()) <= {1, 2, 4}
 
 
 DOCUMENTS = [[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 6], [2, 7], [8, 1, 2]]
@@ -272,6 +286,8 @@ def test_the_script_makes_one_of_texts_and_answers(
         (["--benchmark", "humaneval"], "training split"),
         (["lines.jsonl"], "line 1: expected output_ids, numbers, or a text as text"),
         (["none.jsonl"], "got none"),
+        (["empty.jsonl"], "got none that has a token"),
+        (["one.jsonl", "--out", "one.jsonl"], "cannot write one.jsonl: File exists; choose another --out"),
     ],
 )
 def test_mistakes_get_one_sentence(
@@ -284,9 +300,11 @@ def test_mistakes_get_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("lines.jsonl").write_text('{"output_ids": ["a"]}\n')
+    for name, tokens in (("empty", []), ("one", [1])):
+        Path(f"{name}.jsonl").write_text(json.dumps({"output_ids": tokens}))
     Path("none.jsonl").write_text("")
     with pytest.raises(UserError) as told:
-        made("--target", tiny, *words, "--out", tmp_path / "store")
+        made("--target", tiny, "--out", tmp_path / "store", *words)
     assert sentence in str(told.value) and "\n" not in str(told.value)
 
 
@@ -307,12 +325,14 @@ def test_a_round_costs_little_with_ten_million_tokens(tmp_path: Path) -> None:
     write(tmp_path, documents.tolist(), 49152)
     rest = RestDrafter(Datastore(tmp_path, 49152), 64, 1, 100)
     text = phrases[drawn.integers(0, 20000, 440)].flatten().tolist()
-    seconds, nodes = [1.0] * 60, [0] * 60
-    for _ in range(4):  # the fastest of each round: what else runs takes caches and memory from it
+    nodes: list[int] = []
+
+    def rounds() -> Iterator[float]:
         rest.begin(text[:4096], Sampling(), None)
-        for turn, place in enumerate(range(4096, 4096 + 60 * 3, 3)):
-            begin = time.process_time()
+        for place in range(4096, 4096 + 60 * 3, 3):
+            begin = time.thread_time()
             rest.settle(Outcome(text[place : place + 3], [0]))
-            nodes[turn] = rest.propose(15).drafted
-            seconds[turn] = min(seconds[turn], time.process_time() - begin)
-    assert median(nodes) == 15 and median(seconds) < 0.03 * PASS_SECONDS
+            nodes.append(rest.propose(15).drafted)
+            yield time.thread_time() - begin
+
+    assert usual(rounds) < HOST_LIMIT and median(nodes) == 15

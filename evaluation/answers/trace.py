@@ -9,7 +9,7 @@ from typing import Any
 from evaluation.answers.files import read_file, uncompressed
 from evaluation.answers.kinds import QuestionId
 from methods.base import Generation
-from methods.errors import UserError
+from methods.errors import UserError, writing
 
 RANKS = ("target", "draft")
 DRAFTING = ("draft", "prepare")  # what the draft's rank does
@@ -54,13 +54,11 @@ class TraceWriter:
 
     def write(self) -> None:
         """Write the file. Raises UserError where that is not possible."""
-        try:
+        about = {"launch": self.launch} if self.launch else {}
+        trace = {"traceEvents": self.events, "displayTimeUnit": "ms", "otherData": about}
+        with writing(self.path, "--trace"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            about = {"launch": self.launch} if self.launch else {}
-            trace = {"traceEvents": self.events, "displayTimeUnit": "ms", "otherData": about}
             self.path.write_text(json.dumps(trace))
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}; choose another --trace") from None
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """The figures of a method against its baseline, overall and by category."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evaluation.answers.header import RunHeader
 from evaluation.answers.kinds import QuestionId
+from evaluation.answers.record import Choice
 from evaluation.answers.run import Run
 from evaluation.judge.categories import OVERALL, SPEC_BENCH_ORDER
 from evaluation.judge.compare import PairedRuns, pair, paired_choices
@@ -13,6 +14,8 @@ from evaluation.judge.wording import counted, sampling_words
 
 if TYPE_CHECKING:
     import pandas as pd
+
+WORKS = ("draft", "verify", "wait", "hidden")  # whose times lines may have
 
 
 @dataclass(frozen=True)
@@ -118,19 +121,11 @@ def _summary(comparison: PairedRuns, group: str, pairs: "pd.DataFrame", count: C
         geometric_mean=result.geometric_mean,
         decode_speedup=stats.decode_speedup(pairs),
         spec_bench_speedup=stats.spec_bench_speedup(*comparison.lines(group), count),
-        mat=stats.mean_accept_length(choices),
-        passes=sum(len(choice.accept_lengths) for choice in choices) or None,
-        draft_seconds_per_pass=stats.seconds_per_pass(choices, "draft_time"),
-        verify_seconds_per_pass=stats.seconds_per_pass(choices, "verify_time"),
-        wait_seconds_per_pass=stats.seconds_per_pass(choices, "wait_time"),
-        hit_rate=stats.hit_rate(choices),
-        prepared_per_pass=stats.prepared_per_pass(choices),
-        hidden_seconds_per_pass=stats.seconds_per_pass(choices, "hidden_time"),
+        **_passes(choices),
         run_length=drafts.run_length,
         acceptance_rate=drafts.acceptance_rate,
         drafted=judged,
         drafted_per_token=None if judged is None else float(judged / pairs["tokens"].sum()),
-        nodes_per_pass=stats.nodes_per_pass(choices),
         conditional_acceptance=drafts.conditional_acceptance,
         joint_acceptance=drafts.joint_acceptance,
         repetition=stats.repetition_share(choices),
@@ -139,6 +134,20 @@ def _summary(comparison: PairedRuns, group: str, pairs: "pd.DataFrame", count: C
         lossy=method.header is not None and method.header.lossy,
         notes=comparison.notes,
     )
+
+
+def _passes(choices: Sequence[Choice]) -> dict[str, Any]:
+    """What the passes were like, by the names of a summary."""
+    from evaluation.judge import stats
+
+    return {
+        "mat": stats.mean_accept_length(choices),
+        "passes": sum(len(choice.accept_lengths) for choice in choices) or None,
+        **{f"{work}_seconds_per_pass": stats.seconds_per_pass(choices, f"{work}_time") for work in WORKS},
+        "hit_rate": stats.hit_rate(choices),
+        "prepared_per_pass": stats.prepared_per_pass(choices),
+        "nodes_per_pass": stats.nodes_per_pass(choices),
+    }
 
 
 def _title_words(header: RunHeader | None) -> str:

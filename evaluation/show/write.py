@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from methods.errors import UserError
+from methods.errors import UserError, writing
 
 if TYPE_CHECKING:
     from evaluation.judge.gates import GateResult
@@ -22,13 +22,11 @@ def write_report(report: "Report", output: Path) -> list[Path]:
     from evaluation.show.document import picture, to_html, to_markdown
 
     paths = [output / MARKDOWN, output / HTML]
-    try:
+    with writing(output):
         paths[0].write_text(to_markdown(report), encoding="utf-8")
         pictures = {f"{FIGURES}/{drawing.name}.png": picture(drawing, output / FIGURES) for drawing in report.drawings}
         page = to_html(f"Results: {report.name}", to_markdown(report, alone=True), pictures)
         paths[1].write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}; choose another --output") from None
     return paths
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from methods.drafters.suffix_array import Ints, suffix_array
-from methods.errors import UserError, one_line
+from methods.errors import UserError, one_line, writing
 
 FORMAT = "suffix array 1"
 TABLE, TOKENS, SUFFIXES = "datastore.json", "tokens.bin", "suffixes.bin"
@@ -43,7 +43,7 @@ class Datastore:
 
     def __init__(self, folder: Path, vocabulary: int) -> None:
         dtype = _token_type(vocabulary)
-        self._width, self.separator = dtype.itemsize, int(np.iinfo(dtype).max)
+        self._width, self._vocabulary = dtype.itemsize, vocabulary
         self._text = _mapped(folder / TOKENS)
         self._tokens_N = np.frombuffer(self._text, dtype)
         self._suffixes = np.frombuffer(_mapped(folder / SUFFIXES), _place_type(len(self._tokens_N)))
@@ -75,12 +75,13 @@ class Datastore:
         return (low, found) if found else (0, found)
 
     def trie(self, rows: range, behind: int, length: int, most: int) -> Trie:
-        """What follows the first `behind` tokens of these suffixes, up to `length` tokens and their document's end. Of
-        more than `most` occurrences as many are taken, at equal distances, so that none is preferred by its tokens."""
+        """What follows the first `behind` tokens of these suffixes, up to `length` tokens and their document's end, or
+        a number that is no token, as a damaged file may hold. Of more than `most` occurrences as many are taken, at
+        equal distances, so that none is preferred by its tokens."""
         chosen_M = rows.start + np.arange(min(len(rows), most)) * len(rows) // min(len(rows), most)
         places_ML = self._suffixes[chosen_M].astype(np.int64)[:, None] + behind + np.arange(length)
-        tokens_ML = self._tokens_N[places_ML.clip(max=len(self._tokens_N) - 1)].astype(np.int64)
-        inside_ML = np.logical_and.accumulate(tokens_ML != self.separator, axis=1)
+        tokens_ML = self._tokens_N[places_ML.clip(0, len(self._tokens_N) - 1)].astype(np.int64)
+        inside_ML = np.logical_and.accumulate(tokens_ML < self._vocabulary, axis=1)
         same_ML = np.zeros_like(inside_ML)  # as the occurrence before, which is next to it in order
         same_ML[1:] = np.logical_and.accumulate((tokens_ML[1:] == tokens_ML[:-1]) & inside_ML[1:], axis=1)
         return _counted(tokens_ML, inside_ML, same_ML)
@@ -102,17 +103,15 @@ def _counted(tokens_ML: Ints, inside_ML: Ints, same_ML: Ints) -> Trie:
 
 
 def write(folder: Path, documents: Iterable[Sequence[int]], vocabulary: int, tokenizer: str = "") -> Mapping[str, Any]:
-    """Build a datastore. Returns its table. `tokenizer`: what `fingerprint` says of the tokens."""
+    """Build a datastore. Returns its table. `tokenizer`: what `fingerprint` says of the tokens. Raises UserError for
+    documents that have none, and where the folder cannot be written."""
     dtype = _token_type(vocabulary)
     separator = [np.iinfo(dtype).max]
     parts = [part for document in documents for part in (_checked(document, vocabulary), separator)]
-    if not parts:
-        raise UserError("expected documents for the datastore, got none")
+    if not any(map(len, parts[::2])):
+        raise UserError("expected documents for the datastore, got none that has a token")
     tokens_N = np.concatenate(parts)
-    folder.mkdir(parents=True, exist_ok=True)
     suffixes = suffix_array(tokens_N, separator[0])
-    tokens_N.astype(dtype).tofile(folder / TOKENS)
-    suffixes.astype(_place_type(len(tokens_N))).tofile(folder / SUFFIXES)
     table = {
         "format": FORMAT,
         "vocabulary": vocabulary,
@@ -120,7 +119,12 @@ def write(folder: Path, documents: Iterable[Sequence[int]], vocabulary: int, tok
         "documents": len(parts) // 2,
         "tokens": len(suffixes),
     }
-    (folder / TABLE).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    with writing(folder, "--out"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / TABLE).unlink(missing_ok=True)  # last, so that half a datastore is none
+        tokens_N.astype(dtype).tofile(folder / TOKENS)
+        suffixes.astype(_place_type(len(tokens_N))).tofile(folder / SUFFIXES)
+        (folder / TABLE).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     return table
 
 

@@ -74,8 +74,9 @@ def _check_layers(models: Models, count: int) -> None:
 
 def _low_bits(models: Models, bits: int) -> Transformer:
     checkpoint, count = models.target_checkpoint, models.draft_head
-    ranked, also = ranked_tokens(models), checkpoint.eos_token_ids
-    tokens_R = None if count is None else frequent_tokens(models.vocabulary, count, also, ranked)
+    tokens_R = None
+    if count is not None:
+        tokens_R = frequent_tokens(models.vocabulary, count, checkpoint.eos_token_ids, ranked_tokens(models))
     weights = LowBitWeights(checkpoint.weights, models.embedding_VD, bits, tokens_R)
     return Transformer(checkpoint.config, weights, DTYPES[models.dtype], _target_devices(models, checkpoint.config))
 

@@ -179,4 +179,9 @@ class LookaheadDrafter(Drafter):
 
 def build(models: Models, columns: int, ngram: int, guesses: int, pool: str) -> LookaheadDrafter:
     """Lookahead decoding, which needs no weights."""
-    return LookaheadDrafter(columns, ngram, guesses, pool != NOTHING)
+    return LookaheadDrafter(bounded(columns, models), bounded(ngram, models), guesses, pool != NOTHING)
+
+
+def bounded(size: int, models: Models) -> int:
+    """The columns or rows of a window, at most as many as the context has: more find no room, but take memory."""
+    return min(size, models.rows_of(models.target_checkpoint.config))

@@ -20,7 +20,7 @@ from torch import Tensor
 from methods.drafters import language_model
 from methods.drafters.base import Drafter
 from methods.drafters.language_model import ModelDrafter
-from methods.drafters.lookahead import Lookahead, Ngram, NgramPool, rows_of
+from methods.drafters.lookahead import Lookahead, Ngram, NgramPool, bounded, rows_of
 from methods.engine.decoder import Decoder
 from methods.engine.sampling import Sampling
 from methods.engine.tree import TokenTree
@@ -138,4 +138,5 @@ def _judged(tree: TokenTree, node: int) -> list[int]:
 
 def build(models: Models, gamma: int, columns: int, ngram: int, guesses: int, phrases: int) -> OuroborosDrafter:
     """Over the pair's draft model."""
-    return OuroborosDrafter(language_model.build(models), gamma, columns, ngram, guesses, phrases)
+    window = bounded(columns, models), bounded(ngram, models)
+    return OuroborosDrafter(language_model.build(models), gamma, *window, guesses, phrases)

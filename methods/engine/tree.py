@@ -40,11 +40,11 @@ class TokenTree:
     @classmethod
     def chain(cls, tokens: list[int], q_GV: Tensor | Sequence[DistantRow | None] | None = None) -> "TokenTree":
         """The chain of `tokens`, the pending token first; q_GV are the rows of the G = N - 1 drafted ones."""
+        q_NV: Tensor | list[DistantRow | None] | None = None
         if isinstance(q_GV, Tensor):
-            q_GV = torch.cat([q_GV.new_zeros(1, q_GV.shape[1]), q_GV])
-        elif q_GV is not None:
-            q_GV = [None, *q_GV] if any(q_GV) else None
-        q_NV = q_GV
+            q_NV = torch.cat([q_GV.new_zeros(1, q_GV.shape[1]), q_GV])
+        elif q_GV is not None and any(q_GV):
+            q_NV = [None, *q_GV]
         return cls(torch.tensor(tokens), torch.arange(-1, len(tokens) - 1), q_NV, is_chain=True)
 
     @classmethod

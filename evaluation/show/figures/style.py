@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 
 from methods import METHODS
-from methods.errors import UserError
+from methods.errors import writing
 
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PURPLE, YELLOW, BLACK = "#56B4E9", "#CC79A7", "#F0E442", "#222222"
@@ -87,15 +87,13 @@ class Drawing:
     def save(self, folder: Path) -> list[Path]:
         """Write NAME.png, NAME.svg and NAME.csv. Raises UserError where that is not possible."""
         paths = [folder / f"{self.name}.{ending}" for ending in ("png", "svg", "csv")]
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with mpl.rc_context(STYLE):
                 self.figure.savefig(paths[0], metadata={"Software": None})
                 self.figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
                 paths[1].write_text(_compact(paths[1].read_text(encoding="utf-8")), encoding="utf-8")
             self.data.map(_as_text).rename(columns=_as_text).to_csv(paths[2], index=False)
-        except OSError as error:
-            raise UserError(f"cannot write {folder}: {error.strerror}; choose another --output") from None
         return paths
 
 
