@@ -59,10 +59,15 @@ class Checkpoint:
     @cached_property
     def tokenizer(self) -> Any:
         """The checkpoint's Transformers tokenizer."""
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedConfig
 
+        # Where the files name the tokenizer's class, the model's own configuration class adds nothing, and to import it
+        # takes more than a second, since Transformers then imports what compiles and shards models.
+        path = self.folder / "tokenizer_config.json"
+        named = _exists(path) and "tokenizer_class" in read_table(path)
         try:
-            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+            config = PreTrainedConfig.from_pretrained(self.folder) if named else None
+            return AutoTokenizer.from_pretrained(self.folder, config=config, trust_remote_code=False)
         except Exception as error:  # wrong files make the readers of Transformers and tokenizers raise anything
             if is_out_of_memory(error):
                 raise
