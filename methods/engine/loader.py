@@ -66,7 +66,7 @@ class Checkpoint:
         path = self.folder / "tokenizer_config.json"
         named = _exists(path) and "tokenizer_class" in read_table(path)
         try:
-            config = PreTrainedConfig.from_pretrained(self.folder) if named else None
+            config = PreTrainedConfig.from_dict(self.raw_config) if named else None
             return AutoTokenizer.from_pretrained(self.folder, config=config, trust_remote_code=False)
         except Exception as error:  # wrong files make the readers of Transformers and tokenizers raise anything
             if is_out_of_memory(error):
