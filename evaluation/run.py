@@ -35,8 +35,7 @@ def run(config: RunConfig) -> int:
     """Measure, write, judge. The exit status: 0 if every question finished and every lossless method was identical."""
     session = open_session(config)
     console = spoken(session.ranks.rank)
-    if session.ranks.rank == 0:
-        _ = session.models  # what does not fit, such as the template, is told before the plan
+    _ = session.models  # what does not fit, such as the template, is told before the plan
     console.print(describe(config, len(session.benchmark.questions)), soft_wrap=True)
     failed = answer(session, console)
     if session.ranks.rank != 0:
