@@ -85,11 +85,16 @@ def _growing(branches: int, depth: int, nodes: int) -> dict[str, Option]:
 
 
 def _window_of(columns: int, ngram: int, guesses: int) -> dict[str, Option]:
-    """The W, N and G of lookahead decoding."""
+    """The W, N and G of lookahead decoding, with the published ones."""
+    sizes = {
+        "columns": (columns, "columns of the Jacobi window (W)", 1),
+        "ngram": (ngram, "tokens of an n-gram, and rows of the window and one (N)", 2),
+        "guesses": (guesses, "n-grams kept and verified for each first token (G)", 1),
+    }
+    auto = "auto: as takes little time on such a device"
     return {
-        "columns": Option(columns, "columns of the Jacobi window (W)"),
-        "ngram": Option(ngram, "tokens of an n-gram, and rows of the window and one (N)", least=2),
-        "guesses": Option(guesses, "n-grams kept and verified for each first token (G)"),
+        name: Option(AUTO, f"{help}: a number ({published}: the paper's); {auto}", least, words=(AUTO,))
+        for name, (published, help, least) in sizes.items()
     }
 
 

@@ -72,7 +72,8 @@ class Speculative(Method):
             self.drafter.fit()
 
     def settled(self) -> dict[str, int | str]:
-        return self.sought.chosen._asdict() if self.sought and self.sought.chosen else {}
+        size = self.sought.chosen._asdict() if self.sought and self.sought.chosen else {}
+        return self.drafter.settled() | size
 
 
 def _drafting(begin: Moment, end: Moment, tokens: int = 0, depth: int = 0) -> Span:

@@ -14,7 +14,7 @@ from evaluation.proof.tiny_pair import enumerate_method
 from methods import get_method
 from methods.base import Generation, Limits, generate
 from methods.build import build_method
-from methods.drafters.lookahead import Lookahead, LookaheadDrafter, NgramPool
+from methods.drafters.lookahead import Lookahead, LookaheadDrafter, NgramPool, Window, WindowSize, fitting
 from methods.engine.sampling import Sampling
 from methods.engine.tree import TokenTree
 from methods.models import Models
@@ -104,7 +104,7 @@ def test_a_whole_guess_yields_n_tokens() -> None:
     prompt = [1, 77, 84, 90, 45, 66, 61, 85, 13, 127, 50, 57]
     plain, ours = (
         answered(models, name, prompt, 100, Sampling())
-        for name in ("autoregressive", "lookahead@columns=15@guesses=15")
+        for name in ("autoregressive", "lookahead@columns=15@ngram=5@guesses=15")
     )
     assert ours.token_ids == plain.token_ids
     assert ours.accept_lengths.count(5) > 3 and max(ours.accept_lengths) == 5
@@ -196,7 +196,7 @@ def test_keeping_a_node_of_the_window_is_caught(target: Models, monkeypatch: pyt
 
 def host_seconds(logits_NV: torch.Tensor) -> Iterator[float]:
     """Of rounds behind a context of 4096 tokens."""
-    drafter = LookaheadDrafter(7, 5, 7, from_text=True)
+    drafter = LookaheadDrafter(Window(WindowSize(7, 5, 7)), from_text=True)
     drafter.begin([(7 * i * i) % 900 for i in range(4096)], Sampling(), None)
     drafter.settle(Outcome([900], [0]))
     for number in range(60):
@@ -212,6 +212,37 @@ def host_seconds(logits_NV: torch.Tensor) -> Iterator[float]:
 def test_a_round_takes_the_host_little_time() -> None:
     logits_NV = torch.randn(64, 49152, generator=torch.Generator().manual_seed(0))
     assert usual(lambda: host_seconds(logits_NV)) < HOST_LIMIT
+
+
+@pytest.mark.parametrize(
+    "rows, given, expected",
+    [
+        (64, {}, (7, 5, 8)),  # W and N of the paper for a model of 7B
+        (32, {}, (3, 5, 4)),
+        (16, {}, (3, 3, 4)),
+        (8, {}, (1, 3, 2)),
+        (1, {}, (1, 3, 1)),
+        (8, {"ngram": 2}, (3, 2, 4)),
+        (8, {"columns": 2, "guesses": 9}, (2, 3, 9)),
+    ],
+)
+def test_a_window_fits_into_the_rows_that_cost_little(
+    rows: int, given: dict[str, int], expected: tuple[int, int, int]
+) -> None:
+    size = fitting(rows, **given)
+    assert tuple(size) == expected
+    if rows >= 8 and "guesses" not in given:  # below that not even the smallest does
+        assert 1 + (size.columns + size.guesses) * (size.ngram - 1) <= rows
+
+
+def test_what_was_chosen_is_told_and_what_was_given_stays(target: Models) -> None:
+    def settled(name: str) -> dict[str, int | str]:
+        method = build_method(get_method(name), target, {})
+        assert isinstance(method, Speculative)
+        return method.settled()
+
+    assert settled("lookahead") == settled("sam-lookahead") == {"columns": 1, "ngram": 3, "guesses": 2}
+    assert settled("lookahead@columns=4") == {"ngram": 3, "guesses": 1}
 
 
 def test_a_window_that_no_context_has_room_for_costs_nothing(target: Models) -> None:

@@ -15,7 +15,7 @@ from methods.base import Generation, Limits, generate
 from methods.build import build_drafter, build_method
 from methods.drafters import language_model
 from methods.drafters.language_model import SelfDrafter
-from methods.drafters.lookahead import Ngram
+from methods.drafters.lookahead import Ngram, Window, WindowSize
 from methods.drafters.ouroboros import OuroborosDrafter, followed, walked
 from methods.engine.sampling import Sampling
 from methods.engine.tree import TokenTree
@@ -104,7 +104,7 @@ def test_the_pool_learns_what_the_target_says(tiny: Path) -> None:
     models = Models(str(tiny), str(tiny), "float32", [torch.device("cpu")])
     numbers, seeded, learned = random.Random(0), torch.Generator().manual_seed(0), 0
     for _ in range(200):
-        drafter = OuroborosDrafter(language_model.build(models), 5, 2, 3, 10**6, 2)
+        drafter = OuroborosDrafter(language_model.build(models), 5, Window(WindowSize(2, 3, 10**6)), 2)
         drafter.begin(PROMPT, Sampling(), None)
         drafter.settle(Outcome([1], [0]))
         drafted = numbers.choices(range(3), k=5)

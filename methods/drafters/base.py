@@ -65,6 +65,10 @@ class Drafter(ABC):
         """Of a tree that could be so deep."""
         return depth if self.levels is None else min(self.levels, depth)
 
+    def settled(self) -> dict[str, int | str]:
+        """Which of its options it has chosen by itself, and what."""
+        return {}
+
     def fit(self) -> None:
         """The warm-up is over: a tree whose shape is to be found out takes what was best so far, and keeps it."""
         return

@@ -46,5 +46,8 @@ class Either(Drafter):
     def limit(self, most: int | None, levels: int | None) -> None:
         self.other.limit(most, levels)
 
+    def settled(self) -> dict[str, int | str]:
+        return self.other.settled()
+
     def fit(self) -> None:
         self.other.fit()

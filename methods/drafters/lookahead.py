@@ -18,7 +18,9 @@ of all; here it has the text. Its window is drawn without a seed.
 Legend: T prompt tokens, N nodes of a tree, F feature width, V vocabulary.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -31,6 +33,8 @@ from methods.models import Models
 from methods.options import NOTHING
 from methods.target import Outcome
 
+CHEAP_ROWS = {"cpu": 8, "cuda": 64}  # of a pass that takes little longer than one of a single row
+LONG = 32  # rows of a pass from which on n-grams are as long as in the paper
 Ngram = tuple[int, ...]  # the tokens behind its first one
 
 
@@ -146,13 +150,53 @@ def rows_of(logits_NV: Tensor, nodes: Sequence[int]) -> Tensor:
     return logits_NV[first : last + 1] if last - first + 1 == len(nodes) else logits_NV[list(nodes)]
 
 
+class WindowSize(NamedTuple):
+    """W, N and G."""
+
+    columns: int
+    ngram: int
+    guesses: int
+
+
+def fitting(rows: int, columns: int = 0, ngram: int = 0, guesses: int = 0) -> WindowSize:
+    """The size by which a pass has so many rows, half of them the window's, half the guesses', or the next larger one.
+    Sizes that are given stay as they are."""
+    ngram = ngram or (5 if rows >= LONG else 3)
+    places = (rows - 1) // (ngram - 1)  # columns and guesses take as many rows each
+    columns = columns or max(places // 2, 1)
+    return WindowSize(columns, ngram, guesses or max(places - columns, 1))
+
+
+@dataclass(frozen=True)
+class Window:
+    """How large window and pool are, and what of it was `chosen` by itself."""
+
+    size: WindowSize
+    chosen: Mapping[str, int | str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, models: Models, **asked: int | str) -> Self:
+        """`asked`: columns, ngram and guesses; what is "auto" is as fits into a pass that takes little longer than one
+        of a single row. That is not measured, so that the same seed drafts the same: on a GPU it is what the paper has,
+        on a CPU an eighth. No window is larger than the context: more would find no room, but take memory."""
+        given = {name: size for name, size in asked.items() if isinstance(size, int)}
+        columns, ngram, guesses = fitting(CHEAP_ROWS[models.devices[0].type], **given)
+        context = models.rows_of(models.target_checkpoint.config)
+        size = WindowSize(min(columns, context), min(ngram, context), guesses)
+        return cls(size, {name: value for name, value in size._asdict().items() if name not in given})
+
+
 class LookaheadDrafter(Drafter):
     """Window and pool begin anew with every prompt, so that no answer depends on the ones before."""
 
-    def __init__(self, columns: int, length: int, guesses: int, from_text: bool) -> None:
+    def __init__(self, window: Window, from_text: bool) -> None:
         """`from_text`: the pool has the n-grams of the prompt and of the answer too."""
-        self.columns, self.length, self.held, self.from_text = columns, length, guesses, from_text
+        self.window, self.from_text = window, from_text
+        self.columns, self.length, self.held = window.size
         self.pending = -1
+
+    def settled(self) -> dict[str, int | str]:
+        return dict(self.window.chosen)
 
     def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
         pool = NgramPool(self.held)
@@ -177,11 +221,6 @@ class LookaheadDrafter(Drafter):
         self.pending = outcome.tokens[-1]
 
 
-def build(models: Models, columns: int, ngram: int, guesses: int, pool: str) -> LookaheadDrafter:
+def build(models: Models, columns: int | str, ngram: int | str, guesses: int | str, pool: str) -> LookaheadDrafter:
     """Lookahead decoding, which needs no weights."""
-    return LookaheadDrafter(bounded(columns, models), bounded(ngram, models), guesses, pool != NOTHING)
-
-
-def bounded(size: int, models: Models) -> int:
-    """The columns or rows of a window, at most as many as the context has: more find no room, but take memory."""
-    return min(size, models.rows_of(models.target_checkpoint.config))
+    return LookaheadDrafter(Window.of(models, columns=columns, ngram=ngram, guesses=guesses), pool != NOTHING)

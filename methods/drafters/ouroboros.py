@@ -20,7 +20,7 @@ from torch import Tensor
 from methods.drafters import language_model
 from methods.drafters.base import Drafter
 from methods.drafters.language_model import ModelDrafter
-from methods.drafters.lookahead import Lookahead, Ngram, NgramPool, bounded, rows_of
+from methods.drafters.lookahead import Lookahead, Ngram, NgramPool, Window, rows_of
 from methods.engine.decoder import Decoder
 from methods.engine.sampling import Sampling
 from methods.engine.tree import TokenTree
@@ -32,14 +32,17 @@ from methods.target import Outcome
 class OuroborosDrafter(Drafter):
     """Window and pool begin anew with every prompt, so that no answer depends on the ones before."""
 
-    def __init__(self, model: ModelDrafter, gamma: int, columns: int, length: int, guesses: int, phrases: int) -> None:
+    def __init__(self, model: ModelDrafter, gamma: int, window: Window, phrases: int) -> None:
         """`model` keeps what its decoder has read and drafted; the tokens are not chosen by it. `phrases`: most that
-        are hung behind a window of `gamma`."""
+        are hung behind `gamma` drafts."""
         if not isinstance(model.decoder, Decoder):
             raise ValueError(f"expected a draft that scores trees, got {type(model.decoder).__name__}")
         self.model, self.decoder = model, model.decoder
-        self.gamma, self.phrases = gamma, phrases
-        self.columns, self.length, self.held = columns, length, guesses
+        self.gamma, self.phrases, self.window = gamma, phrases, window
+        self.columns, self.length, self.held = window.size
+
+    def settled(self) -> dict[str, int | str]:
+        return dict(self.window.chosen)
 
     def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
         self.model.begin(prompt_T, sampling, None)
@@ -136,7 +139,9 @@ def _judged(tree: TokenTree, node: int) -> list[int]:
     return [child for child in tree.children[node] if child <= tree.drafted]
 
 
-def build(models: Models, gamma: int, columns: int, ngram: int, guesses: int, phrases: int) -> OuroborosDrafter:
+def build(
+    models: Models, gamma: int, columns: int | str, ngram: int | str, guesses: int | str, phrases: int
+) -> OuroborosDrafter:
     """Over the pair's draft model."""
-    window = bounded(columns, models), bounded(ngram, models)
-    return OuroborosDrafter(language_model.build(models), gamma, *window, guesses, phrases)
+    window = Window.of(models, columns=columns, ngram=ngram, guesses=guesses)
+    return OuroborosDrafter(language_model.build(models), gamma, window, phrases)

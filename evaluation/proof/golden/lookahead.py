@@ -14,7 +14,7 @@ from evaluation.proof.golden.agreement import Agreement, same
 from evaluation.proof.golden.folder import Golden
 from evaluation.proof.golden.replay import Compared, Items, greedy
 from evaluation.proof.golden.rooted import gone_through, passes, started
-from methods.drafters.lookahead import LookaheadDrafter
+from methods.drafters.lookahead import LookaheadDrafter, Window, WindowSize
 from methods.engine.tree import TokenTree
 from methods.target import Outcome, Target
 
@@ -59,7 +59,9 @@ def check(golden: Golden) -> Iterator[Agreement]:
 
 def _replay(golden: Golden, trace: dict[str, Any], line: str, found: WithWindows) -> None:
     length = trace["LEVEL"]
-    drafter = Published(trace["WINDOW_SIZE"], length, trace["GUESS_SET_SIZE"], bool(trace["POOL_FROM_PROMPT"]))
+    drafter = Published(
+        Window(WindowSize(trace["WINDOW_SIZE"], length, trace["GUESS_SET_SIZE"])), bool(trace["POOL_FROM_PROMPT"])
+    )
     target = started(golden, drafter, trace["prompt"])
     drafter.lookahead.rows = [trace["initial_window"]]
     through = passes(target, drafter, trace, partial(loses_the_last, length))
