@@ -1,5 +1,6 @@
 """Every method of the table against the target alone: exact equality, with awkward EOS, limits and prompt lengths."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,6 +179,21 @@ def test_a_draft_of_another_vocabulary_is_refused(tiny: Path, tmp_path: Path) ->
     save_tokenizer(save_model(tmp_path / "other"), first=33)
     with pytest.raises(UserError, match="another vocabulary"):
         _ = draft_model(models(tiny, tmp_path / "other"))
+
+
+def test_tokenizers_of_the_same_files_are_not_loaded(tiny: Path, tiny_draft: Path, tmp_path: Path) -> None:
+    def loaded(draft: Path) -> bool:
+        pair = models(tiny, draft)
+        _ = draft_model(pair)
+        return "tokenizer" in vars(pair.target_checkpoint)
+
+    other = shutil.copytree(tiny_draft, tmp_path / "other")
+    assert not loaded(other)
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # the same tokens in files of other bytes
+        path = other / name
+        path.write_text(path.read_text() + "\n")
+        assert loaded(other)
+        shutil.copy(tiny_draft / name, other)
 
 
 @pytest.mark.parametrize("source, message", [("first-3", "1 to 2"), ("first-0", "1 to 2")])

@@ -2,6 +2,7 @@
 8 or 4 bits, or what scripts/train.py exports. Loaded once for all methods that have the same."""
 
 import copy
+import filecmp
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,6 +125,8 @@ def first_layers(model: Transformer, count: int) -> Transformer:
 def check_same_tokenizer(target: Checkpoint, draft: Checkpoint) -> None:
     """A draft must know every token of the target by the same id. It may know more (CodeLlama's infilling tokens),
     and the models' sizes may differ (Qwen2.5's padding)."""
+    if _same_files(target.folder, draft.folder):
+        return
     ours, theirs = target.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
     differing = [token for token, number in ours.items() if theirs.get(token) != number]
     if not differing:
@@ -133,3 +136,9 @@ def check_same_tokenizer(target: Checkpoint, draft: Checkpoint) -> None:
         f"the draft {draft.source} has another vocabulary than the target {target.source}: {len(differing)} tokens "
         f"differ, for example {example!r}; choose a draft of the same tokenizer"
     )
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    """Whether two checkpoints have the same tokenizer files. Then none need be loaded, which takes a second."""
+    pairs = [(one / name, other / name) for name in ("tokenizer.json", "tokenizer_config.json")]
+    return all(a.is_file() and b.is_file() and filecmp.cmp(a, b, shallow=False) for a, b in pairs)
