@@ -37,7 +37,7 @@ PEARLS = [name for name, spec in METHODS.items() if spec.loop == "pearl"]
 # Of drafters that are two as one, one stands for all where windows are tried in many ways.
 ALONE = [name for name in PEARLS if (drafter := METHODS[name].drafter) and drafter.parts is None]
 SHORT = [*ALONE, "pearl-sam-eagle3"]
-WINDOWS = (1, 2, 3, 5, 8, "auto", "free")
+WINDOWS = (1, 2, 3, 6, "auto", "free")
 CELLS = [(name, window) for name in PEARLS for window in (WINDOWS if name in SHORT else (3, "auto"))]
 ABLATIONS = ("pre-verify", "post-verify", "both")
 PROMPTS = {1: [5], 2: [5, 9], 7: [3, 1, 4, 1, 5, 9, 2], 80: [(7 * i) % 90 + 1 for i in range(80)]}
@@ -152,7 +152,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize("name, window", CELLS)
 def test_greedy_output_is_the_targets_own(pair: Pair, name: str, window: int | str) -> None:
-    for prompt in PROMPTS.values():
+    for prompt in (PROMPTS[1], PROMPTS[7], PROMPTS[80]):
         got = pair.answer(name, prompt, Limits(frozenset(), 40), gamma=window)
         assert got.token_ids == pair.plain(prompt, 40)
         assert sum(got.accept_lengths) == 40
