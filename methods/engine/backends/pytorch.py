@@ -18,7 +18,7 @@ G = H / K, d head width, M = N * G, A accepted.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -265,6 +265,9 @@ class TorchStack:
 
     def new_cache(self, layers: int, rows: int) -> Cache:
         return Cache(self.config, rows, self.dtype, self.devices[:layers])
+
+    def recorder(self, model: Any, cache: Any) -> None:
+        """There is none."""
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         return rms_norm(x_ND, weight_D, eps)

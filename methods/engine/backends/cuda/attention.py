@@ -64,6 +64,11 @@ class TreeView:
         self.cache, self.states = cache, states
         self._of = {device: _Working(cache.config, state_S, rows, longest) for device, state_S in states.items()}
 
+    def positions(self, device: torch.device) -> Tensor:
+        """Of the rows, int32 [N], computed on that device."""
+        of = self._of[device]
+        return of.state_S[0] + of.depths_N
+
     def attend(self, layer: int, q_NHd: Tensor) -> Tensor:
         """[N, H d], behind the pass's keys and values having been written."""
         return self._of[q_NHd.device].attend(q_NHd, *self.cache.layers[layer])

@@ -108,11 +108,10 @@ def linear_kernel(
     o = tl.program_id(0) * BO + tl.arange(0, BO)
     r = tl.program_id(1) * BR + tl.arange(0, BR)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
-    below = o + outputs  # the rows of the second half
-    last: tl.constexpr = 2 if GATED else 1
-    weights = outputs * last
+    HALVES: tl.constexpr = 2 if GATED else 1
+    height = outputs * HALVES
     inside = o < outputs
-    below = tl.where(inside, below, weights)
+    below = tl.where(inside, o + outputs, height)  # the same outputs of the second half
     sums = tl.zeros((BO, BR), dtype=tl.float32)
     second = tl.zeros((BO, BR), dtype=tl.float32)
     for k0 in range(0, inputs, BK):
@@ -120,20 +119,20 @@ def linear_kernel(
             HALF: tl.constexpr = BK // 2
             x_low = _inputs(x_ptr, r, k0 + tl.arange(0, HALF), rows, inputs)
             x_high = _inputs(x_ptr, r, k0 + HALF + tl.arange(0, HALF), rows, inputs)
-            low, high = _int4(w_ptr, scale_ptr, minimum_ptr, o, k0, weights, packed, dtype, BK)
+            low, high = _int4(w_ptr, scale_ptr, minimum_ptr, o, k0, height, packed, dtype, BK)
             sums = _dot(high, x_high, _dot(low, x_low, sums, WIDEN), WIDEN)
             if GATED:
-                low, high = _int4(w_ptr, scale_ptr, minimum_ptr, below, k0, weights, packed, dtype, BK)
+                low, high = _int4(w_ptr, scale_ptr, minimum_ptr, below, k0, height, packed, dtype, BK)
                 second = _dot(high, x_high, _dot(low, x_low, second, WIDEN), WIDEN)
         else:
             k = k0 + tl.arange(0, BK)
             x = _inputs(x_ptr, r, k, rows, inputs)
-            sums = _dot(_weights(w_ptr, o, k, weights, inputs, dtype, WIDEN), x, sums, WIDEN)
+            sums = _dot(_weights(w_ptr, o, k, height, inputs, dtype, WIDEN), x, sums, WIDEN)
             if GATED:
-                second = _dot(_weights(w_ptr, below, k, weights, inputs, dtype, WIDEN), x, second, WIDEN)
-    y = _finished(sums, scale_ptr, bias_ptr, o, weights, BITS, BIASED)
+                second = _dot(_weights(w_ptr, below, k, height, inputs, dtype, WIDEN), x, second, WIDEN)
+    y = _finished(sums, scale_ptr, bias_ptr, o, height, BITS, BIASED)
     if GATED:
-        y = y / (1 + tl.exp(-y)) * _finished(second, scale_ptr, bias_ptr, below, weights, BITS, BIASED)
+        y = y / (1 + tl.exp(-y)) * _finished(second, scale_ptr, bias_ptr, below, height, BITS, BIASED)
     at = r[None, :].to(tl.int64) * outputs + o[:, None]
     wanted = inside[:, None] & (r[None, :] < rows)
     if ADDED:

@@ -4,13 +4,14 @@ Legend: N rows of a pass, H query heads, K key/value heads, d head width, D widt
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from methods.engine.backends.base import LayerParts, LinearLayer
 from methods.engine.backends.cuda.attention import PositionCache, PromptView, TreeView
+from methods.engine.backends.cuda.graphs import Graphs, records
 from methods.engine.backends.cuda.kernels import norm_kernel, rotate_kernel
 from methods.engine.backends.cuda.launch import launch, power_of_two
 from methods.engine.backends.cuda.linear import MOST_ROWS, CudaLinear
@@ -44,6 +45,11 @@ class CudaStack:
 
     def new_cache(self, layers: int, rows: int) -> PositionCache:
         return PositionCache(self.config, rows, self.dtype, self.devices[:layers])
+
+    def recorder(self, model: Any, cache: PositionCache) -> Graphs | None:
+        """On one GPU. Where layers lie on several, these take so long that the host is ahead of them."""
+        alone = len(cache.data) == 1 and model.norm_D.device in cache.data
+        return Graphs(model, cache) if alone and records(model.norm_D.device) else None
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         return rms_norm(x_ND, weight_D, eps)
