@@ -47,6 +47,7 @@ class Target:
 
     def __init__(self, decoder: Decoder, taps: Sequence[int] = (), typical: bool = False) -> None:
         self.decoder, self.taps, self.typical = decoder, tuple(taps), typical
+        decoder.record(self.taps)
         self.sampling = Sampling()
         self.generator = self.sampling.generator("verify")
         self.pending, self.decided = -1, 0

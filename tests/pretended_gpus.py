@@ -95,6 +95,7 @@ class PretendedGpus(TorchFunctionMode):
         self.count, self.parts = count, parts
         self.log, self.rows = Counter[str](), Counter[int]()
         self.memory = dict.fromkeys(range(count), PLENTY)  # bytes that are free on each
+        self.capability = (7, 5)  # of GPUs that are too old for Triton's kernels
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
@@ -207,6 +208,7 @@ def pretended(gpus: PretendedGpus) -> Iterator[PretendedGpus]:
         mock.patch.object(torch.cuda, "synchronize", gpus.wait),
         mock.patch.object(torch.cuda, "mem_get_info", gpus.free),
         mock.patch.object(torch.cuda, "device_count", lambda: gpus.count),
+        mock.patch.object(torch.cuda, "get_device_capability", lambda device=None: gpus.capability),
         gpus,
     ):
         yield gpus

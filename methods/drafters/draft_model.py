@@ -36,7 +36,13 @@ def check(models: Models) -> None:
 
 def draft_decoder(models: Models) -> Decoder:
     """The draft with a cache of its own."""
-    return models.once("draft decoder", lambda: Decoder(draft_model(models), models.max_length, exact=False))
+    return models.once("draft decoder", lambda: recorded(Decoder(draft_model(models), models.max_length, exact=False)))
+
+
+def recorded(decoder: Decoder) -> Decoder:
+    """The same, its passes recorded where they can be."""
+    decoder.record()
+    return decoder
 
 
 def draft_model(models: Models) -> Transformer:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from methods.drafters.base import Draft
 from methods.drafters.choosing import ChoosingDrafter
-from methods.drafters.draft_model import draft_decoder, draft_model
+from methods.drafters.draft_model import draft_decoder, draft_model, recorded
 from methods.engine.decoder import Decoder
 from methods.engine.sampling import Sampling
 from methods.engine.transformer import Transformer
@@ -122,6 +122,6 @@ class SelfDrafter(ModelDrafter):
 def build(models: Models) -> ModelDrafter:
     """The pair's draft model; one of the target's own layers works in the target's cache where that is on this rank."""
     if models.draft_is_target and not models.drafts_only:
-        decoder = Decoder(draft_model(models), host=models.target, exact=False)
+        decoder = recorded(Decoder(draft_model(models), host=models.target, exact=False))
         return SelfDrafter(decoder, models.target, models.vocabulary)
     return ModelDrafter(draft_decoder(models), models.vocabulary)

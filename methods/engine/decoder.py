@@ -54,8 +54,9 @@ class Decoder:
         self.max_length: int = longest if max_length is None else min(max_length, longest)
         self.length = 0
         self.row_invariant: bool | None = None  # unknown until probed
-        rows = self.max_length + max(model.stack.min_rows, self._most_rows or 0)  # a pass may be padded
+        rows = self.max_length + max(model.stack.min_rows, *(model.stack.row_counts or (0,)))  # a pass may be padded
         self._cache: KeyValueCache = new_cache(model, rows) if host is None else host._cache
+        self._recorder = model.stack.recorder(model, self._cache)
 
     @property
     def room(self) -> int:
@@ -89,11 +90,30 @@ class Decoder:
             raise ValueError(f"expected nodes behind the {known} known ones, got {nodes} in all")
         if self._most_rows and new > self._most_rows:
             return self._score_in_parts(tree, taps, known, self._most_rows)
+        replayed = None if known else self._replayed(tree, taps)
+        if replayed is not None:
+            return replayed
         tree = self._padded(tree, new)
         view = self._cache.view(self.length, tree, known, self.exact)
         positions_N = self.length + tree.depth_N[known:]
         hidden, features = self.model(tree.tokens_N[known:], positions_N, view, taps)
         return Scores(self.model.logits(hidden)[:new], None if features is None else features[:new])
+
+    def _replayed(self, tree: TokenTree, taps: Sequence[int]) -> Scores | None:
+        """The same by a recorded pass. None: where none can be, or none has so many rows."""
+        counts, nodes = self.model.stack.row_counts or (), len(tree.tokens_N)
+        rows = next((count for count in counts if count >= nodes), None)
+        if self._recorder is None or rows is None:
+            return None
+        found = self._recorder(tree, self.length, rows, taps)
+        return None if found is None else Scores(*found)
+
+    @torch.inference_mode()
+    def record(self, taps: Sequence[int] = ()) -> None:
+        """Record the passes of every number of rows where they can be, lest it be done while an answer takes its time.
+        What they write is provisional."""
+        for rows in self.model.stack.row_counts or ():
+            self._replayed(TokenTree.chain([0] * rows), taps)
 
     def _score_in_parts(self, tree: TokenTree, taps: Sequence[int], known: int, most: int) -> Scores:
         """The same in passes of at most so many rows. A node's ancestors come before it, so they have their rows."""

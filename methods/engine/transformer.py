@@ -38,24 +38,23 @@ class Layers:
         self.config, self.dtype, self.devices = config, dtype, list(devices)
         self.layers = [Layer(config, i, weights, dtype, device) for i, device in enumerate(self.devices)]
         self.frequencies_d = rope_frequencies(config.rope, config.head_dim)
-        self._rotations = rope_rotation(torch.arange(0), self.frequencies_d, self.devices[0])
+        self.rotations = rope_rotation(torch.arange(0), self.frequencies_d, self.devices[0])
         self.stack = choose(config, self.layers, dtype, self.devices)
 
     def rotation(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
         """What `run` must know of its rows' positions: rows of a table that grows with the longest sequence."""
-        self._grow(positions_N)
+        self.grow(int(positions_N.max()) + 1)
         return self._rotation(positions_N.to(self.devices[0]))
 
-    def _grow(self, positions_N: Tensor) -> None:
-        """`positions_N`: on the host."""
-        longest = int(positions_N.max()) + 1
-        if longest > len(self._rotations[0]):
-            positions = torch.arange(1 << max(8, (longest - 1).bit_length()))
-            self._rotations = rope_rotation(positions, self.frequencies_d, self.devices[0])
+    def grow(self, positions: int) -> None:
+        """Make the table of rotations hold at least the first so many positions."""
+        if positions > len(self.rotations[0]):
+            table = torch.arange(1 << max(8, (positions - 1).bit_length()))
+            self.rotations = rope_rotation(table, self.frequencies_d, self.devices[0])
 
     def _rotation(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
         """`positions_N`: on the table's device."""
-        cosines, sines = self._rotations
+        cosines, sines = self.rotations
         return cosines[positions_N], sines[positions_N]
 
     def run(
@@ -103,9 +102,16 @@ class Transformer(Layers):
         """The residual stream behind the last layer, [N, D], and the features that `taps` ask for, side by side in
         their order, [N, len(taps) * D]; None without taps. A tap i >= 0 is the stream after layer i, FINAL the state
         after the final norm, which the head reads. `view` as `run` has it."""
-        self._grow(positions_N)
+        self.grow(int(positions_N.max()) + 1)
         if self.devices[0].type != "cpu":
             tokens_N, positions_N = torch.stack((tokens_N, positions_N)).to(self.devices[0])  # one copy for both
+        return self.hidden(tokens_N, positions_N, view, taps)
+
+    def hidden(
+        self, tokens_N: Tensor, positions_N: Tensor, view: Any, taps: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same of tokens and positions that lie on the first layer's device, positions for which the table of
+        rotations is large enough: a GPU is then told all without being asked, so that a graph can hold it."""
         x_ND, done = self.embed(tokens_N), 0
         rotation = self._rotation(positions_N)
         states: dict[int, Tensor] = {}

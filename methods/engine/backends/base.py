@@ -4,6 +4,7 @@ has the same bits however many rows are computed together, and wherever in the c
 Legend: N rows of a pass, A kept rows of a tree, I inputs, O outputs, D width, E width of what lies beside.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -66,6 +67,17 @@ class KeyValueCache(Protocol):
         ...
 
 
+class RecordedPasses(Protocol):
+    """Passes of a model over its cache that are recorded, and replayed by one command."""
+
+    def __call__(
+        self, tree: TokenTree, start: int, rows: int, taps: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """Logits and features of the nodes of a tree behind `start` committed rows, by a pass that was recorded with so
+        many rows, or is now. None where passes cannot be recorded."""
+        ...
+
+
 class Stack(Protocol):
     """The layers of a model on a backend. `operators`: their name, for the run header; `min_rows`: fewest rows of a
     pass whose bits are those of any other. `row_counts`: the numbers of rows, ascending, at which a row has the same
@@ -85,6 +97,10 @@ class Stack(Protocol):
 
     def new_cache(self, layers: int, rows: int) -> KeyValueCache:
         """An empty cache for the first `layers` layers."""
+        ...
+
+    def recorder(self, model: Any, cache: Any) -> RecordedPasses | None:
+        """What records passes of `model`, which is made of these layers, over its cache. None: nothing is recorded."""
         ...
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:

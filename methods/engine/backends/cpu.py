@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -240,6 +241,9 @@ class LayerStack:
 
     def fewer_rows(self) -> bool:
         return False
+
+    def recorder(self, model: Any, cache: Any) -> None:
+        """There is none."""
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         return rms_norm(x_ND, weight_D, eps)

@@ -5,8 +5,9 @@ its neighbours. oneDNN's prepacked form does neither from 2 rows on; on processo
 weights are widened to fp32, and y is rounded. Its operators are private to PyTorch, so this is the only file that names
 them; where they are missing, `F.linear` is used and the row-invariance probe of `Decoder` tells the consequence.
 
-On CUDA kernels are chosen by the number of rows too, and what order they sum in is not documented. So it is measured: a
-pass has one of those numbers of rows at which every matrix gives a row the same bits, at worst one number alone.
+On CUDA this stands in where Triton's kernels do not run. Kernels are chosen by the number of rows too, and what order
+they sum in is not documented. So it is measured: a pass has one of those numbers of rows at which every matrix gives a
+row the same bits, at worst one number alone.
 
 What a pass knows of the cache's state lies in tensors, made before its first layer; numbers of the host only give
 shapes. So a pass that was recorded once, as a CUDA graph is, can be replayed at another length.
@@ -17,6 +18,7 @@ G = H / K, d head width, M = N * G, A accepted.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -150,8 +152,8 @@ MIN_ROWS = 2  # oneDNN runs one row through other kernels, whose sums are ordere
 CUDA_ROWS = (1, 2, 4, 8, 16, 32, 64)  # of passes on CUDA; the last stands for all that do not give its bits
 MM = torch.ops.aten.mm.overloads()  # with "dtype" it gives its sums in another one
 NO_KERNEL = (
-    "note: on a GPU weights in 8 or 4 bits are kept in the run's dtype, for there is no kernel for them yet: such a "
-    "draft agrees with its target as on a CPU, and saves neither memory nor time"
+    "note: Triton's kernels, which read weights in 8 or 4 bits as they are, do not run on this GPU (they need triton "
+    "and compute capability 8.0), so these are kept in the run's dtype: such a draft saves neither memory nor time"
 )
 PACK_ROWS = 4  # the row count that oneDNN's packed layout is tuned for; any count may be run
 
@@ -193,6 +195,10 @@ class TorchLinear:
         return self.weight.element_size()
 
     @property
+    def takes(self) -> tuple[int, torch.dtype, torch.device]:
+        return self.weight.shape[1], self.weight.dtype, self.weight.device
+
+    @property
     def weight_bytes(self) -> int:
         return self._weight_bytes
 
@@ -207,19 +213,27 @@ class TorchLinear:
         return F.linear(x_NI, self.weight, self.bias_O).to(self.dtype)
 
 
-def equal_row_counts(linears: Iterable[TorchLinear], counts: Sequence[int]) -> tuple[int, ...]:
+class MeasuredLinear(Protocol):
+    """A linear layer that says what it `takes`: so many inputs, of this dtype, on this device."""
+
+    @property
+    def takes(self) -> tuple[int, torch.dtype, torch.device]: ...
+
+    def __call__(self, x_NI: Tensor) -> Tensor: ...
+
+
+def equal_row_counts(linears: Iterable[MeasuredLinear], counts: Sequence[int]) -> tuple[int, ...]:
     """Those of `counts`, ascending, at which each of the layers gives its rows the bits that they have among as many as
     the last one says."""
     most = counts[-1]
     inputs: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
     equal = list(counts[:-1])
     for linear in linears:
-        weight = linear.weight
-        place = weight.shape[1], weight.dtype, weight.device
-        if place not in inputs:
+        width, dtype, device = linear.takes
+        if linear.takes not in inputs:
             random = torch.Generator().manual_seed(0)
-            inputs[place] = torch.randn(most, weight.shape[1], generator=random).to(weight.device, weight.dtype)
-        x_NI = inputs[place]
+            inputs[linear.takes] = torch.randn(most, width, generator=random).to(device, dtype)
+        x_NI = inputs[linear.takes]
         y_NO = linear(x_NI)
         # The last rows: they lie elsewhere among the many than among the few.
         equal = [count for count in equal if torch.equal(linear(x_NI[-count:]), y_NO[-count:])]
@@ -251,6 +265,9 @@ class TorchStack:
 
     def new_cache(self, layers: int, rows: int) -> Cache:
         return Cache(self.config, rows, self.dtype, self.devices[:layers])
+
+    def recorder(self, model: Any, cache: Any) -> None:
+        """There is none."""
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         return rms_norm(x_ND, weight_D, eps)
