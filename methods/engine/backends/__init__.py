@@ -22,9 +22,14 @@ def linear(
 
 
 def choose(
-    config: ModelConfig, layers: Sequence[LayerParts], dtype: torch.dtype, devices: Sequence[torch.device]
+    config: ModelConfig,
+    layers: Sequence[LayerParts],
+    dtype: torch.dtype,
+    devices: Sequence[torch.device],
+    whole: bool = True,
 ) -> Stack:
-    """The layers, one per device of `devices`, on the fastest operators that can run them."""
-    if cpu.runs_layers(config, dtype, devices):
+    """The layers, one per device of `devices`, on the fastest operators that can run them. Not `whole`: parts of layers
+    that are split among ranks, which wait for each other within a layer."""
+    if whole and cpu.runs_layers(config, dtype, devices):
         return cpu.LayerStack(config, layers, dtype)
     return pytorch.TorchStack(config, layers, dtype, devices)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from methods.engine import traffic
 from methods.engine.backends.base import LayerParts, LinearLayer
+from methods.engine.backends.joined import Joined
 from methods.engine.config import ModelConfig
 from methods.engine.int4 import Int4
 from methods.engine.int8 import Int8
@@ -242,7 +243,8 @@ class TorchStack:
     def measure_rows(self, *others: LinearLayer) -> None:
         if self.row_counts is not None:
             parts = [part for layer in self.layers for part in (layer.qkv, layer.out, layer.gate_up, layer.down)]
-            linears = (part for part in (*parts, *others) if isinstance(part, TorchLinear))
+            own = (part.partial if isinstance(part, Joined) else part for part in (*parts, *others))
+            linears = (part for part in own if isinstance(part, TorchLinear))
             self.row_counts = equal_row_counts(linears, CUDA_ROWS)
 
     def fewer_rows(self) -> bool:
