@@ -248,10 +248,11 @@ def open_team(ranks: Ranks, device: str) -> "Team | None":
     from methods.engine.team import KINDS, Team
 
     links = [_link(ranks, place, f"part {place + 1} of the target", KINDS) for place in range(1, ranks.targets)]
-    group = _group(ranks, range(ranks.targets), "nccl" if device == "cuda" else "gloo")
+    on_cuda = device == "cuda"
+    group = _group(ranks, range(ranks.targets), "nccl" if on_cuda else "gloo")
     if ranks.drafts:
         return None
-    return Team(Part(ranks.place, ranks.targets), group, [link for link in links if link is not None])
+    return Team(Part(ranks.place, ranks.targets), group, [link for link in links if link is not None], on_cuda)
 
 
 def _link(ranks: Ranks, place: int, name: str, kinds: Sequence[type]) -> "Link | None":
