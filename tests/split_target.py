@@ -46,6 +46,8 @@ def together(models: Models) -> dict[str, Any]:
     nodes = [ROWS[0]] + [t for token in ROWS[1:] for t in (token + 1, token)]
     parents = [-1] + [max(0, 2 * i) for i in range(len(ROWS) - 1) for _ in range(2)]
     tree = target.score(TokenTree(torch.tensor(nodes), torch.tensor(parents)), taps)
+    target.score(TokenTree(torch.tensor(nodes[:9]), torch.tensor(parents[:9])))
+    grown = target.score(TokenTree(torch.tensor(nodes), torch.tensor(parents)), known=9).logits_NV
     kept = list(range(0, len(nodes), 2))
     target.commit(kept)
     assert tree.features_NF is not None
@@ -56,6 +58,7 @@ def together(models: Models) -> dict[str, Any]:
         "features": torch.cat([row.features_NF for row in rows if row.features_NF is not None]),
         "chains": chains,
         "tree": tree.logits_NV[kept],
+        "grown": grown[1::2],  # the kept ones from the fifth on
         "tree features": tree.features_NF[kept],
         "behind the tree": target.score(TokenTree.chain([7])).logits_NV,
         "long prompt": target.prefill((PROMPTS[9] * 3)[:100]).logits_NV,

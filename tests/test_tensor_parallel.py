@@ -27,6 +27,7 @@ from methods.engine.backends.pytorch import CUDA_ROWS
 from methods.engine.decoder import Decoder
 from methods.engine.loader import find_checkpoint, plan_layers
 from methods.engine.split import Part, SplitWeights, part_of
+from methods.engine.team import Team
 from methods.engine.transformer import Transformer
 from methods.errors import UserError
 from methods.models import Models
@@ -57,6 +58,16 @@ def test_a_row_has_the_same_bits_alone_in_a_chain_and_in_a_tree(found: dict[str,
         assert torch.equal(logits_NV, scores["alone"][:rows]), rows
     assert torch.equal(scores["tree"], scores["alone"])
     assert torch.equal(scores["tree features"], scores["features"])
+    assert torch.equal(scores["grown"], scores["alone"][5:])
+
+
+def test_partial_sums_are_added_in_order_of_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [torch.tensor([[number]]) for number in (1e8, -1e8, 1.0)]
+    group: Any = None
+    for index in range(3):
+        team = Team(Part(index, 3), group, [], collective=True)
+        monkeypatch.setattr(team, "_gathered", lambda own_ND: parts)
+        assert team.total(parts[index]).item() == 1.0  # behind it, or before both, the 1 would be lost
 
 
 def test_two_ranks_compute_what_one_does(found: dict[str, Any], tiny: Path) -> None:
