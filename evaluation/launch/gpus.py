@@ -2,8 +2,7 @@
 
 Of a replica of two ranks the draft's gets one GPU, or as many as it needs, and the target's all others, as in the
 papers: a target of 70 billion parameters on three, its draft on the fourth. Where the target is split among ranks, each
-of these has one. MIG cuts a GPU into slices, of which CUDA
-shows a process no more than one: each rank then sees its own.
+of these has one. MIG cuts a GPU into slices, of which CUDA shows a process one at most: each rank then sees its own.
 """
 
 import os

@@ -2,8 +2,7 @@
 
 A replica is as many ranks as the most demanding method of the launch needs: the target's, of which there are several
 where it is split by --tensor-parallel, and behind it the draft's, if that has one. The first leads. Replicas share the
-questions.
-`processes.py` starts the processes, or an outer launcher does, on one node or several: `accelerate launch
+questions. `processes.py` starts the processes, or an outer launcher does, on one node or several: `accelerate launch
 --num_processes N` on GPUs, `torchrun --nproc_per_node N` on CPUs (of which accelerate launches one only).
 """
 
