@@ -184,7 +184,7 @@ def command(folder: Path, target: Path, draft: Path, methods: str, *more: object
 def start(*words: object) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, *map(str, words)], capture_output=True, text=True, env=env, cwd="/", timeout=120
+        [sys.executable, *map(str, words)], capture_output=True, text=True, env=env, cwd="/", timeout=150
     )
 
 
