@@ -202,6 +202,8 @@ def test_an_outer_launcher_may_start_a_split_target_and_a_draft_beside(
     assert alone is not None and pearl is not None
     assert (alone.tensor_parallel, alone.ranks, pearl.ranks, pearl.row_invariant) == (2, 1, 2, True)
     assert alone.devices is not None and pearl.devices is not None and set(alone.devices) <= set(pearl.devices)
+    whole = Models(str(tiny), None, "float32", CPU, CONTEXT).target.model
+    assert pearl.target is not None and pearl.target["weight_bytes"] == whole.weight_bytes
     as_one = in_process(main, *command(folder, tiny, tiny_draft, "pld", "--tensor-parallel", 1))
     assert as_one.returncode == 2 and "tensor_parallel=2, now unset" in as_one.stderr
 

@@ -38,7 +38,11 @@ def _header(session: Session, spec: MethodSpec, found: dict[str, Any]) -> RunHea
         ranks=spec.ranks,
         tensor_parallel=c.tensor_parallel if c.tensor_parallel > 1 else None,
         lossless=spec.is_lossless(c.options_of(spec)),
-        target={"source": checkpoint.source, "revision": checkpoint.revision, "weight_bytes": model.weight_bytes},
+        target={
+            "source": checkpoint.source,
+            "revision": checkpoint.revision,
+            "weight_bytes": model.bytes_of(checkpoint.config),  # of a split one too all
+        },
         draft=_draft(session.models_of(spec)) if spec.weights else None,
         behind=_draft(session.models.of_kind(other.weights)) if other and other.weights else None,
         devices=devices_of(session, spec),

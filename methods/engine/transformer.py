@@ -7,6 +7,7 @@ then the pieces.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -148,12 +149,16 @@ class Transformer(Layers):
 
     def bytes_up_to(self, layers: int) -> int:
         """The same for a pass that leaves the model after so many layers, by the head."""
-        c = self.config
+        return self.bytes_of(replace(self.config, layers=layers))
+
+    def bytes_of(self, config: ModelConfig) -> int:
+        """The same of a model of that configuration whose weights have as many bits."""
+        c = config
         qkv = c.width * c.head_dim * (c.heads + 2 * c.kv_heads)
         layer = qkv + c.width * c.head_dim * c.heads + 3 * c.width * c.mlp_width
         head_rows = c.vocab_size if self.tokens_R is None else len(self.tokens_R)
         layer_bytes = self.layers[0].down.weight_size * layer  # a head may be in more bits than the layers
-        return round(layers * layer_bytes + self.head.weight_size * head_rows * c.width)
+        return round(c.layers * layer_bytes + self.head.weight_size * head_rows * c.width)
 
 
 class Layer:
