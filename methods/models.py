@@ -15,6 +15,8 @@ from methods.engine.decoder import Decoder
 from methods.engine.int8 import EMBEDDING
 from methods.engine.link import Link
 from methods.engine.loader import DTYPES, Checkpoint, find_checkpoint, roomiest
+from methods.engine.team import Team
+from methods.engine.tensor_parallel import Follower, LeadingDecoder
 from methods.errors import UserError
 
 BITS = {"int8": 8, "int4": 4}  # drafts: the target itself in so many bits
@@ -26,10 +28,11 @@ Loaded = TypeVar("Loaded")
 class Models:
     """`target_source` and `draft_source` as `find_checkpoint` takes them; a draft may also be made of the target:
     "first-K", its own first K layers, or "int4" or "int8", itself in so many bits; "int4-K" has a head over the K most
-    frequent tokens only. `max_length`: most tokens per sequence (None: the model's context). `link`: to the other rank
-    of the pair, if there is one; `drafts_only`: this is the draft rank, which never loads the target. `drafts`: the
-    pair's weights by their kind, for methods that need several. `frequent`: the pair's file of the target's tokens, the
-    most frequent first, by which "int4-K" chooses its K."""
+    frequent tokens only. `max_length`: most tokens per sequence (None: the model's context). `link`: to the draft's
+    rank of the pair or from there, if it has one; `team`: of the ranks among which the target is split; `drafts_only`:
+    this is the draft rank, which never loads the target. `drafts`: the pair's weights by their kind, for methods that
+    need several. `frequent`: the pair's file of the target's tokens, the most frequent first, by which "int4-K" chooses
+    its K."""
 
     target_source: str
     draft_source: str | None
@@ -37,6 +40,7 @@ class Models:
     devices: list[torch.device]
     max_length: int | None = None
     link: Link | None = None
+    team: Team | None = None
     drafts_only: bool = False
     drafts: Mapping[str, str] = field(default_factory=dict)
     frequent: str | None = None
@@ -116,11 +120,27 @@ class Models:
     @cached_property
     def target(self) -> Decoder:
         """The target, its row-invariance probed."""
-        checkpoint = self.target_checkpoint
-        model = checkpoint.transformer(self.dtype, self.devices, self.rows_of(checkpoint.config))
-        decoder = Decoder(model, self.max_length)
+        checkpoint, team = self.target_checkpoint, self.team
+        model = checkpoint.transformer(self.dtype, self.devices, self.rows_of(checkpoint.config), team)
+        decoder = LeadingDecoder(model, team, self.max_length) if team else Decoder(model, self.max_length)
         decoder.probe(self.target_checkpoint.source)
         return decoder
+
+    @cached_property
+    def follower(self) -> Follower:
+        """This rank's part of the target, where another rank leads."""
+        checkpoint = self.target_checkpoint
+        if self.team is None:
+            raise ValueError("expected a team, got none")
+        rows = self.rows_of(checkpoint.config)
+        follower = checkpoint.follower(self.dtype, self.devices, rows, self.team)
+        follower.load(rows)
+        return follower
+
+    @property
+    def has_whole_target(self) -> bool:
+        """Whether the target's layers are all on this rank, so that a draft may share them."""
+        return not self.drafts_only and self.team is None
 
     @property
     def embedding_VD(self) -> Tensor:

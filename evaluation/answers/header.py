@@ -90,8 +90,9 @@ class RunHeader:
     the run is; `behind`, the weights of who drafts on where its drafter ends, if it has any; `settled`, what the method
     has chosen by itself; `floor_seconds_per_token`, what reading the target's weights once takes; `operators`, whose:
     bits and speed depend on it; `row_counts`: the numbers of rows at which a GPU was found to give a row the same bits,
-    one of which each pass has; `launch`, an id that all headers of a launch and its trace share. `others`: keys of
-    another release, which are kept as they are."""
+    one of which each pass has; `tensor_parallel`: ranks among which the target is split, if it is (`ranks` counts these
+    as one); `launch`, an id that all headers of a launch and its trace share. `others`: keys of another release, which
+    are kept as they are."""
 
     method: Annotated[Line, Role.OWN]
     pair: Annotated[Line, TASK]
@@ -106,6 +107,7 @@ class RunHeader:
     taps: Annotated[list[int] | None, Role.OWN | Role.FOUND | Role.TOLD | Role.NULLABLE] = None
     settled: Annotated[dict[Line, Choice | list[Choice]] | None, Role.OWN | Role.FOUND | Role.TOLD] = None
     ranks: Annotated[Positive | None, Role.OWN] = None
+    tensor_parallel: Annotated[Positive | None, Role.OUTPUT] = None
     lossless: Annotated[bool | None, Role.OWN] = None
     methods: Annotated[list[Line] | None, Role.LAUNCH] = None
     launch: Annotated[Line | None, Role.LAUNCH | Role.FOUND | Role.TOLD] = None

@@ -22,7 +22,19 @@ from methods.paths import ROOT, name_fault, path_fault
 
 DEVICES = ("auto", "cpu", "cuda")
 PASSED_ON = (
-    *("temperature", "top_k", "top_p", "seed", "repeats", "threads", "device", "draft_gpus", "replicas", "trace"),
+    *(
+        "temperature",
+        "top_k",
+        "top_p",
+        "seed",
+        "repeats",
+        "threads",
+        "device",
+        "draft_gpus",
+        "tensor_parallel",
+        "replicas",
+        "trace",
+    ),
     "json",
 )
 COLDEST = 1e-6  # a temperature by which logits can be divided
@@ -52,6 +64,7 @@ class RunConfig:
     threads: int | None
     device: str
     draft_gpus: int
+    tensor_parallel: int
     options: dict[str, str]  # of methods, as typed
     replicas: int
     trace: Path | None
@@ -93,7 +106,7 @@ class RunConfig:
     @property
     def ranks(self) -> int:
         """Count the processes of a replica."""
-        return max(spec.ranks for spec in self.specs)
+        return self.tensor_parallel - 1 + max(spec.ranks for spec in self.specs)
 
 
 def all_options() -> dict[str, str]:
@@ -179,6 +192,13 @@ def add_conditions(parser: argparse.ArgumentParser) -> None:
         type=arguments.count,
         default=1,
         help="GPUs of PEARL's draft rank (default 1); its target rank has the others",
+    )
+    add(
+        "--tensor-parallel",
+        metavar="N",
+        type=arguments.processes,
+        default=1,
+        help="split the target among N ranks of one node, a GPU each (default 1)",
     )
     for name, text in all_options().items():
         add(f"--{name.replace('_', '-')}", metavar="VALUE", help=text)

@@ -15,7 +15,8 @@ def run_headers(session: Session) -> dict[str, RunHeader]:
     if share.devices[0].type == "cuda":
         _ = session.methods  # where they lie is known when they are loaded
     bandwidth = read_bandwidth(share.threads, share.devices[0])
-    floor = model.weight_bytes / bandwidth  # what reading the weights once costs now: no pass can be faster
+    # What reading the weights once costs now: no pass can be faster. The parts of a split target are read at once.
+    floor = model.weight_bytes / bandwidth
     found = environment() | {"read_bandwidth": bandwidth, "floor_seconds_per_token": floor}
     return {spec.name: _header(session, spec, found) for spec in session.config.specs}
 
@@ -35,8 +36,13 @@ def _header(session: Session, spec: MethodSpec, found: dict[str, Any]) -> RunHea
         **what_it_is(spec, c.options_of(spec)),
         taps=[],
         ranks=spec.ranks,
+        tensor_parallel=c.tensor_parallel if c.tensor_parallel > 1 else None,
         lossless=spec.is_lossless(c.options_of(spec)),
-        target={"source": checkpoint.source, "revision": checkpoint.revision, "weight_bytes": model.weight_bytes},
+        target={
+            "source": checkpoint.source,
+            "revision": checkpoint.revision,
+            "weight_bytes": model.bytes_of(checkpoint.config),  # of a split one too all
+        },
         draft=_draft(session.models_of(spec)) if spec.weights else None,
         behind=_draft(session.models.of_kind(other.weights)) if other and other.weights else None,
         devices=devices_of(session, spec),
@@ -64,11 +70,12 @@ def devices_of(session: Session, spec: MethodSpec) -> list[str]:
     What the draft's rank loads is not known here: it has its whole share."""
     share = session.share
     if share.devices[0].type == "cpu":
-        return share.all_names if spec.all_devices or spec.ranks > 1 else share.names
+        return share.all_names if spec.all_devices or spec.ranks > 1 else share.target_names
     names = dict(zip(share.devices, share.names, strict=True))
     models = session.models_of(spec) if spec.ranks == 1 else session.models
     found = [names[device] for device in models.used_devices]
-    drafts = share.names_of[-1] if spec.ranks > 1 else []
+    found += [name for name in share.target_names if name not in share.names]  # of the ranks that follow
+    drafts = share.draft_names if spec.ranks > 1 else []
     return [f"{name} for both ranks" if name in drafts else name for name in found] + [
         name for name in drafts if name not in found
     ]

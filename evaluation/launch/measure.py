@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from evaluation.launch.benchmarks import Question
     from evaluation.launch.parts import Store
     from evaluation.launch.worker import Session
+    from methods.engine.config import ModelConfig
 
 
 def start(config: RunConfig, job: Callable[[RunConfig], int]) -> int:
@@ -40,16 +41,16 @@ def start(config: RunConfig, job: Callable[[RunConfig], int]) -> int:
 
 def meaningful(config: RunConfig) -> RunConfig:
     """Leave out what is the baseline a second time here: on GPUs a target is no faster on those of both ranks, for its
-    layers run one after the other."""
+    layers run one after the other; and one that is split has its devices already."""
     from evaluation.launch.ranks import choose_device
 
     idle = [spec.name for spec in config.specs if spec.all_devices]
-    if not idle or choose_device(config.device) == "cpu":
+    if not idle or (config.tensor_parallel == 1 and choose_device(config.device) == "cpu"):
         return config
-    spoken(int(os.environ.get("RANK", 0))).print(
-        f"{', '.join(idle)} is left out: on GPUs it is the baseline, whose layers run one after the other",
-        soft_wrap=True,
-    )
+    why = "on GPUs it is the baseline, whose layers run one after the other"
+    if config.tensor_parallel > 1:
+        why = "with --tensor-parallel the baseline runs on several ranks already"
+    spoken(int(os.environ.get("RANK", 0))).print(f"{', '.join(idle)} is left out: {why}", soft_wrap=True)
     ours = config.output == default_output(config)
     config = replace(config, methods=tuple(name for name in config.methods if name not in idle))
     return replace(config, output=default_output(config)) if ours else config
@@ -73,9 +74,23 @@ def check(config: RunConfig) -> None:
     for source in dict.fromkeys([config.pair.target, *(draft for draft, _ in drafts if draft)]):
         if is_hub_id(source):
             look_for_model(source)
-    _ = Models(config.pair.target, None, config.dtype, []).target_checkpoint.config
+    model = Models(config.pair.target, None, config.dtype, []).target_checkpoint.config
+    check_split(config, model)
     for (draft, _), checked in drafts.items():
         check_weights(checked, Models(config.pair.target, draft, config.dtype, [], frequent=config.pair.frequent))
+
+
+def check_split(config: RunConfig, model: "ModelConfig") -> None:
+    """Refuse a number of ranks that cannot have equal parts of the target, or find no GPU each."""
+    from evaluation.launch.ranks import Ranks, choose_device, gpus_of
+    from methods.engine.split import Part, part_of
+
+    if config.tensor_parallel == 1:
+        return
+    part_of(model, Part(0, config.tensor_parallel), config.pair.target)
+    if choose_device(config.device) == "cuda":
+        count = config.ranks * config.replicas
+        gpus_of(Ranks(0, count, 0, count, config.ranks, config.tensor_parallel), config.draft_gpus)
 
 
 def check_dtype(dtype: str, device: str) -> None:
@@ -101,16 +116,16 @@ def spoken(rank: int) -> Console:
 def open_session(config: RunConfig) -> "Session":
     """Find the questions, ranks and devices of this process. Models are loaded when they are first needed."""
     from evaluation.launch.benchmarks import load_questions
-    from evaluation.launch.ranks import choose_device, join_ranks, open_link, take_share
+    from evaluation.launch.ranks import choose_device, join_ranks, open_link, open_team, take_share
     from evaluation.launch.worker import Session
 
     benchmark = load_questions(config.benchmark, config.questions, config.limit)
     device = choose_device(config.device)
-    ranks = join_ranks(config.ranks)
+    ranks = join_ranks(config.ranks, config.tensor_parallel)
     if config.replicas not in (1, ranks.replicas):
         raise UserError(f"expected {config.replicas} replicas, got the processes of {ranks.replicas} from the launcher")
     share = take_share(ranks, device, config.threads, config.draft_gpus)
-    return Session(config, benchmark, ranks, share, open_link(ranks))
+    return Session(config, benchmark, ranks, share, open_link(ranks), open_team(ranks, device))
 
 
 def answer(session: "Session", console: Console) -> Counter[str]:
@@ -132,12 +147,17 @@ def answer(session: "Session", console: Console) -> Counter[str]:
         session.trace.collect(
             partial(gather, ranks), ranks.rank == 0
         )  # where it cannot be written, the user learns so before the run
+    if ranks.follows:
+        session.follow()  # through the passes that the headers need
     headers = run_headers(session) if ranks.leads else {}
+    session.rest()
     with Store(config.folder, headers, ranks) as store:
         open_questions = [q for q in session.benchmark.questions if store.missing(q.question_id)]
         share = open_questions[ranks.replica :: ranks.replicas]
         if share and ranks.leads:
             measure(session, store, share, console)
+        elif share and ranks.follows:
+            session.follow()
         elif share:
             session.serve()
         session.close()
@@ -165,6 +185,7 @@ def describe(config: RunConfig, questions: int) -> str:
         f"target {c.pair.target}" + "".join(f", draft {d} for {', '.join(by)}" for d, by in drafters.items()),
         f"{c.benchmark}: {questions} questions, at most {c.max_new_tokens} new tokens, prompt form {c.template}",
         f"{c.dtype}, {sampling_words(c.sampling)}, seed {c.seed}" + "".join(f", {option}" for option in options),
+        *([f"the target is split among {c.tensor_parallel} ranks"] if c.tensor_parallel > 1 else []),
         f"answers in {c.folder}",
     ]
     return "\n".join(lines)
@@ -217,6 +238,6 @@ def answer_question(
                 traceback.print_exc()
                 store.files[name].fail(question.question_id, f"{type(error).__name__}: {error}")
                 del choices[name]
-                if get_method(name).ranks > 1:  # the other rank is in the middle of that answer
+                if get_method(name).ranks > 1 or session.team:  # other ranks are in the middle of that answer
                     raise RunError(f"{name} failed on question {question.question_id}; start again to go on") from None
     return choices

@@ -1,13 +1,13 @@
 """This module says who this process is: its rank, its replica, and the devices that it owns.
 
-A replica is as many ranks as the most demanding method of the launch needs: one, or two, of which the first is the
-target's and the second the draft's. Replicas share the questions. `processes.py` starts the processes, or an outer
-launcher does, on one node or several: `accelerate launch --num_processes N` on GPUs, `torchrun --nproc_per_node N` on
-CPUs (of which accelerate launches one only).
+A replica is as many ranks as the most demanding method of the launch needs: the target's, of which there are several
+where it is split by --tensor-parallel, and behind it the draft's, if that has one. The first leads. Replicas share the
+questions. `processes.py` starts the processes, or an outer launcher does, on one node or several: `accelerate launch
+--num_processes N` on GPUs, `torchrun --nproc_per_node N` on CPUs (of which accelerate launches one only).
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,8 +18,10 @@ from methods.errors import PeerError, UserError
 
 if TYPE_CHECKING:
     import torch
+    import torch.distributed as dist
 
     from methods.engine.link import Link
+    from methods.engine.team import Team
 
 PATIENCE = 6.0  # seconds that a rank waits for the other within a round
 _PATIENT = timedelta(days=7)  # where replicas wait for each other, or the draft for the next question
@@ -27,13 +29,15 @@ _PATIENT = timedelta(days=7)  # where replicas wait for each other, or the draft
 
 @dataclass(frozen=True)
 class Ranks:
-    """`rank` of `world` processes, `local_rank` of `local_world` on this node, `size` ranks to a replica."""
+    """`rank` of `world` processes, `local_rank` of `local_world` on this node, `size` ranks to a replica, of which the
+    first `targets` are the target's."""
 
     rank: int
     world: int
     local_rank: int
     local_world: int
     size: int
+    targets: int = 1
 
     @property
     def replica(self) -> int:
@@ -46,17 +50,38 @@ class Ranks:
     @property
     def leads(self) -> bool:
         """Say whether this rank decodes and writes for its replica."""
-        return self.rank % self.size == 0
+        return self.place == 0
+
+    @property
+    def follows(self) -> bool:
+        """Say whether this rank has a part of the target and another one leads."""
+        return 0 < self.place < self.targets
+
+    @property
+    def drafts(self) -> bool:
+        """Say whether this rank drafts alone."""
+        return self.place >= self.targets
+
+    @property
+    def place(self) -> int:
+        """Of this rank in its replica."""
+        return self.rank % self.size
+
+    @property
+    def first(self) -> int:
+        """The rank that leads its replica."""
+        return self.rank - self.place
 
 
-def join_ranks(size: int) -> Ranks:
-    """Join the process group that the launcher set up, if any. `size`: ranks that one replica needs."""
+def join_ranks(size: int, targets: int = 1) -> Ranks:
+    """Join the process group that the launcher set up, if any. `size`: ranks that one replica needs, `targets` of them
+    for the target."""
     env = {name: int(os.environ.get(name, default)) for name, default in _LAUNCHED.items()}
-    ranks = Ranks(env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"], env["LOCAL_WORLD_SIZE"], size)
+    ranks = Ranks(env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"], env["LOCAL_WORLD_SIZE"], size, targets)
     if ranks.world % size:
         raise UserError(
-            f"expected processes in multiples of {size}, which the chosen methods need, got {ranks.world}: "
-            f"launch {size} or a multiple of it"
+            f"expected processes in multiples of {size}, which the chosen methods need"
+            f"{' with --tensor-parallel' if targets > 1 else ''}, got {ranks.world}: launch {size} or a multiple of it"
         )
     if "LOCAL_WORLD_SIZE" in os.environ and (ranks.local_world % size or (ranks.rank - ranks.local_rank) % size):
         raise UserError(
@@ -111,7 +136,8 @@ def choose_device(wanted: str) -> str:
 @dataclass(frozen=True)
 class Share:
     """A share is what a rank owns: devices, their names for the run header, CPU threads. `names_of`: of every rank of
-    its replica; `all_cores`, `all_threads`: those of all ranks of its replica."""
+    its replica, of which the first `targets` are the target's; `all_cores`, `all_threads`: those of all ranks of its
+    replica."""
 
     devices: list["torch.device"]
     names: list[str]
@@ -119,17 +145,30 @@ class Share:
     names_of: list[list[str]]
     all_cores: list[int]
     all_threads: int
+    targets: int = 1
 
     @property
     def all_names(self) -> list[str]:
         """Those of all ranks of its replica."""
-        return list(dict.fromkeys(name for names in self.names_of for name in names))
+        return self._names(slice(None))
+
+    @property
+    def target_names(self) -> list[str]:
+        """Those of the target's ranks."""
+        return self._names(slice(self.targets))
+
+    @property
+    def draft_names(self) -> list[str]:
+        """Those of the draft's rank, if there is one."""
+        return self._names(slice(self.targets, None))
+
+    def _names(self, ranks: slice) -> list[str]:
+        return list(dict.fromkeys(name for names in self.names_of[ranks] for name in names))
 
     @property
     def shared(self) -> list[str]:
-        """The GPUs that both ranks of its replica compute on, in turn."""
-        first, *others = self.names_of
-        return [name for name in first if any(name in names for names in others) and not name.startswith("cpu")]
+        """The GPUs on which the target and the draft of its replica compute in turn."""
+        return [name for name in self.target_names if name in self.draft_names and not name.startswith("cpu")]
 
 
 def take_share(ranks: Ranks, device: str, threads: int | None, draft_gpus: int = 1) -> Share:
@@ -158,7 +197,7 @@ def take_share(ranks: Ranks, device: str, threads: int | None, draft_gpus: int =
         devices = [torch.device("cuda", int(number) if number.isdecimal() else 0) for number in numbers]
         torch.cuda.set_device(devices[0])
     names_of = [each[local_rank] for local_rank in together]
-    return Share(devices, each[ranks.local_rank], threads, names_of, all_cores, all_threads)
+    return Share(devices, each[ranks.local_rank], threads, names_of, all_cores, all_threads, ranks.targets)
 
 
 def gpus_of(ranks: Ranks, draft_gpus: int) -> list[list[str]]:
@@ -166,8 +205,10 @@ def gpus_of(ranks: Ranks, draft_gpus: int) -> list[list[str]]:
     import torch
 
     if found := slices():
+        if ranks.targets > 1:
+            raise UserError("expected whole GPUs for --tensor-parallel, got slices of them (MIG), which share no sums")
         return [[found[rank % len(found)]] for rank in range(ranks.local_world)]
-    split = split_gpus(torch.cuda.device_count(), ranks.local_world, ranks.size, draft_gpus)
+    split = split_gpus(torch.cuda.device_count(), ranks.local_world, ranks.size, draft_gpus, ranks.targets)
     return [[f"cuda:{number}" for number in numbers] for numbers in split]
 
 
@@ -188,22 +229,53 @@ def all_devices(share: Share) -> Iterator[None]:
 
 
 def open_link(ranks: Ranks) -> "Link | None":
-    """Open the link between the two ranks of this replica; None where a replica is one rank. All ranks must call it."""
-    if ranks.size == 1:
+    """Open the link between the leading and the drafting rank of this replica; None for a rank that is neither. All
+    ranks must call it."""
+    if ranks.size == ranks.targets:
         return None
-    import torch.distributed as dist
-
-    from methods.engine.gloo import GlooLink
     from methods.pearl.messages import KINDS
 
+    return _link(ranks, ranks.targets, "draft", KINDS)
+
+
+def open_team(ranks: Ranks, device: str) -> "Team | None":
+    """Bring the target's ranks of this replica together; None where there is one, or for one that drafts. All ranks
+    must call it. `device`: "cpu" or "cuda", on which they add up their sums."""
+    if ranks.targets == 1:
+        return None
+    from methods.engine.split import Part
+    from methods.engine.team import KINDS, Team
+
+    links = [_link(ranks, place, f"part {place + 1} of the target", KINDS) for place in range(1, ranks.targets)]
+    on_cuda = device == "cuda"
+    group = _group(ranks, range(ranks.targets), "nccl" if on_cuda else "gloo")
+    if ranks.drafts:
+        return None
+    return Team(Part(ranks.place, ranks.targets), group, [link for link in links if link is not None], on_cuda)
+
+
+def _link(ranks: Ranks, place: int, name: str, kinds: Sequence[type]) -> "Link | None":
+    """Link the leading rank of each replica with another one, whose place and name are these; returns this rank's end
+    if it has one. All ranks must call it."""
+    group = _group(ranks, (0, place), "gloo")
+    if ranks.place not in (0, place):
+        return None
+    from methods.engine.gloo import GlooLink
+
+    names = f"rank {ranks.first} (target)", f"rank {ranks.first + place} ({name})"
+    return GlooLink(group, names if ranks.leads else names[::-1], patience(), kinds)
+
+
+def _group(ranks: Ranks, places: Sequence[int], backend: str) -> "dist.ProcessGroup":
+    """Make a group of the ranks in these places for each replica; returns that of this one. All ranks must call it."""
+    import torch.distributed as dist
+
     with _together(ranks, "to be linked"):
-        for first in range(0, ranks.world, ranks.size):
-            group = dist.new_group([first, first + 1], timeout=_PATIENT, backend="gloo")
-            if first == ranks.replica * ranks.size:
-                own = group
-    first = ranks.replica * ranks.size
-    names = f"rank {first} (target)", f"rank {first + 1} (draft)"
-    return GlooLink(own, names if ranks.leads else names[::-1], patience(), KINDS)
+        groups = [
+            dist.new_group([first + place for place in places], timeout=_PATIENT, backend=backend)
+            for first in range(0, ranks.world, ranks.size)
+        ]
+    return groups[ranks.replica]
 
 
 def patience() -> float:

@@ -17,6 +17,7 @@ from methods.base import Generation, Limits, Method, Reference, generate
 from methods.build import build_chain_drafter, build_method
 from methods.engine.link import Link
 from methods.engine.sampling import Sampling, seed_of
+from methods.engine.team import Rest, Team
 from methods.models import Models
 from methods.pearl.draft import serve, warm_up
 from methods.pearl.target import Pearl
@@ -32,14 +33,15 @@ MARGIN = 256  # rows beyond the longest conversation: answers read back as text 
 
 @dataclass
 class Session:
-    """Every rank has a session. The target's rank decodes; the draft's rank serves it over the `link` between the
-    two."""
+    """Every rank has a session. The target's rank decodes; the draft's rank serves it over the `link` between the two.
+    Of a target that is split the first rank decodes, and the others of its `team` follow."""
 
     config: RunConfig
     benchmark: Benchmark
     ranks: Ranks
     share: Share
     link: Link | None = None
+    team: Team | None = None
     trace: TraceWriter | None = None
 
     @cached_property
@@ -47,7 +49,7 @@ class Session:
         c = self.config
         models = Models(c.pair.target, None, c.dtype, self.share.devices, drafts=c.pair.drafts)
         models.frequent = c.pair.frequent
-        models.link, models.drafts_only = self.link, not self.ranks.leads
+        models.link, models.team, models.drafts_only = self.link, self.team, self.ranks.drafts
         models.max_length = self._longest(models.target_checkpoint.tokenizer) + MARGIN
         return models
 
@@ -87,6 +89,16 @@ class Session:
             warm_up(drafters[spec.name], self.models_of(spec))
         serve(self.link, drafters)
 
+    def follow(self) -> None:
+        """A rank that has a part of the target: compute what the leading rank orders, until that rests or has no more
+        questions."""
+        self.models.follower.follow()
+
+    def rest(self) -> None:
+        """The leading rank: let the others of its team do something else."""
+        if self.team is not None and self.ranks.leads:
+            self.team.tell(Rest())
+
     def meet(self) -> None:
         """The target's rank: load the methods, and wait until the draft's rank has loaded its drafters too."""
         for method in self.methods.values():
@@ -94,9 +106,10 @@ class Session:
                 method.meet(method.link.receive("its drafter", None))
 
     def close(self) -> None:
-        """Part from the other rank of the pair. Both must call it, also where they had nothing to answer."""
-        if self.link is not None:
-            self.link.close()
+        """Part from the other ranks of the replica. All must call it, also where they had nothing to answer."""
+        for other in (self.link, self.team):
+            if other is not None:
+                other.close()
 
     def _place(self, name: str) -> AbstractContextManager[None]:
         """The devices on which a method runs: this rank's, or those of the whole replica."""

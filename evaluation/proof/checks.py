@@ -131,7 +131,7 @@ def sampling(config: RunConfig, sizes: Sizes, folder: Path) -> Check:
 def choose_prompts(config: RunConfig, count: int) -> list[tuple[Question, Groups]]:
     """Of the shortest questions those whose answers are the least certain behind their first token, which no draft has
     a part in; with all their answers in groups. UserError where there is nothing to test."""
-    session = open_session(replace(config, methods=(BASELINE,), limit=None))
+    session = open_session(replace(config, methods=(BASELINE,), limit=None, tensor_parallel=1))
     drawn = Sampling(config.temperature, config.top_k, config.top_p)
     encoded = [(q, session.prompter.encode(q.turns[:1], [])) for q in session.benchmark.questions]
     encoded = sorted(encoded, key=lambda pair: len(pair[1]))[: CANDIDATES * count]

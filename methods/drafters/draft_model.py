@@ -89,9 +89,11 @@ def _low_bits(models: Models, bits: int) -> Transformer:
 
 
 def _target_devices(models: Models, config: ModelConfig) -> list[torch.device]:
-    """Of the layers of a draft that is made of the target's: the target's own, or on the draft's rank as they fit."""
-    if not models.drafts_only:
+    """Of the layers of a draft that is made of the target's: the target's own, or where that is on another rank, or on
+    several, as they fit."""
+    if models.has_whole_target:
         return models.target.model.devices
+    models.target_first()
     dtype = DTYPES[models.dtype]
     return plan_layers(f"the draft {models.draft_source}", config, dtype, models.devices, models.rows_of(config))
 
@@ -114,7 +116,7 @@ def ranked_tokens(models: Models) -> list[int]:
 
 def _first_layers(models: Models, count: int) -> Transformer:
     checkpoint = models.target_checkpoint
-    if not models.drafts_only:
+    if models.has_whole_target:
         return first_layers(models.target.model, count)
     short = replace(checkpoint.config, layers=count)
     return Transformer(short, checkpoint.weights, DTYPES[models.dtype], _target_devices(models, short))

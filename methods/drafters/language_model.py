@@ -120,8 +120,9 @@ class SelfDrafter(ModelDrafter):
 
 
 def build(models: Models) -> ModelDrafter:
-    """The pair's draft model; one of the target's own layers works in the target's cache where that is on this rank."""
-    if models.draft_is_target and not models.drafts_only:
+    """The pair's draft model; one of the target's own layers works in the target's cache where all that is on this
+    rank."""
+    if models.draft_is_target and models.has_whole_target:
         decoder = recorded(Decoder(draft_model(models), host=models.target, exact=False))
         return SelfDrafter(decoder, models.target, models.vocabulary)
     return ModelDrafter(draft_decoder(models), models.vocabulary)

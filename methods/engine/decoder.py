@@ -11,7 +11,7 @@ from torch import Tensor
 
 from methods.engine.backends.base import KeyValueCache
 from methods.engine.schema import enough_memory
-from methods.engine.transformer import Transformer
+from methods.engine.transformer import Layers, Transformer
 from methods.engine.tree import TokenTree
 from methods.errors import UserError
 
@@ -20,10 +20,15 @@ PROBED = 9  # positions that are computed alone, in a chain and in a tree
 PROBE_LENGTHS = (15, 60, 1020)  # tokens before these: behind the last two, they end in another block of the cache
 
 
-def new_cache(model: Transformer, rows: int) -> KeyValueCache:
+def new_cache(model: Layers, rows: int) -> KeyValueCache:
     """An empty cache for the layers of `model`."""
     with enough_memory(f"for the keys and values of {rows} tokens"):
         return model.new_cache(rows)
+
+
+def cache_rows(model: Layers, max_length: int) -> int:
+    """Rows of a cache of so many tokens: a pass may be padded."""
+    return max_length + max(model.stack.min_rows, *(model.stack.row_counts or (0,)))
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Decoder:
         self.max_length: int = longest if max_length is None else min(max_length, longest)
         self.length = 0
         self.row_invariant: bool | None = None  # unknown until probed
-        rows = self.max_length + max(model.stack.min_rows, *(model.stack.row_counts or (0,)))  # a pass may be padded
+        rows = cache_rows(model, self.max_length)
         self._cache: KeyValueCache = new_cache(model, rows) if host is None else host._cache
         self._recorder = model.stack.recorder(model, self._cache)
 
@@ -71,7 +76,7 @@ class Decoder:
         if not 0 < count <= self.max_length:
             raise ValueError(f"expected a prompt of 1 to {self.max_length} tokens, got {count}")
         padded = list(tokens_T) + [tokens_T[-1]] * (self._min_rows - count)
-        hidden, features = self.model(torch.tensor(padded), torch.arange(len(padded)), self._cache.prompt(), taps)
+        hidden, features = self._read_prompt(padded, taps)
         self.length = count
         last = hidden[count - 1 : count].expand(self._min_rows, -1).contiguous()
         return Scores(self.model.logits(last)[:1], None if features is None else features[:count])
@@ -94,10 +99,17 @@ class Decoder:
         if replayed is not None:
             return replayed
         tree = self._padded(tree, new)
-        view = self._cache.view(self.length, tree, known, self.exact)
-        positions_N = self.length + tree.depth_N[known:]
-        hidden, features = self.model(tree.tokens_N[known:], positions_N, view, taps)
+        hidden, features = self._read(tree, known, taps)
         return Scores(self.model.logits(hidden)[:new], None if features is None else features[:new])
+
+    def _read_prompt(self, tokens_T: list[int], taps: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """What the model gives of a whole prompt, as `Transformer` has it."""
+        return self.model(torch.tensor(tokens_T), torch.arange(len(tokens_T)), self._cache.prompt(), taps)
+
+    def _read(self, tree: TokenTree, known: int, taps: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """The same of the nodes of a tree behind its first `known`."""
+        view = self._cache.view(self.length, tree, known, self.exact)
+        return self.model(tree.tokens_N[known:], self.length + tree.depth_N[known:], view, taps)
 
     def _replayed(self, tree: TokenTree, taps: Sequence[int]) -> Scores | None:
         """The same by a recorded pass. None: where none can be, or none has so many rows."""
@@ -171,8 +183,12 @@ class Decoder:
         """Keep the rows of a path of the last tree, root first; they follow the committed ones. length += A."""
         path = list(path_A)
         if path != list(range(len(path))):
-            self._cache.pack(self.length, torch.tensor(path))
+            self._pack(path)
         self.length += len(path)
+
+    def _pack(self, path_A: list[int]) -> None:
+        """Let the rows of a path follow the committed ones."""
+        self._cache.pack(self.length, torch.tensor(path_A))
 
     def truncate(self, length: int) -> None:
         """Forget the committed tokens from `length` on."""
@@ -185,11 +201,15 @@ class Decoder:
 
         Raises UserError where the logits are no numbers; `source`: what its user calls the model."""
         self.probe_numbers(source)
-        self.model.measure_rows()
+        self._measure_rows()
         self.row_invariant = probe_row_invariance(self)
         if not self.row_invariant and self.model.stack.fewer_rows():  # attention, too, may depend on how many there are
             self.row_invariant = probe_row_invariance(self)
         return self.row_invariant
+
+    def _measure_rows(self) -> None:
+        """Find out at which numbers of rows a row has the same bits."""
+        self.model.measure_rows()
 
     def probe_numbers(self, source: str) -> None:
         """Raises UserError where the logits of a short prompt are not finite; leaves the decoder empty."""

@@ -4,7 +4,7 @@ Whatever the source, the result is a folder in Hugging Face format, so that Tran
 Nothing is executed from a checkpoint: no remote code, and pickles only through PyTorch's weights-only reader.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +12,15 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from methods.engine.config import ModelConfig
 from methods.engine.gguf import converted, packaged_gguf
 from methods.engine.placement import RESERVE, Need, place
 from methods.engine.schema import Schema, checked, enough_memory, is_out_of_memory, read_table
+from methods.engine.split import SplitWeights, part_of
+from methods.engine.team import Team
+from methods.engine.tensor_parallel import Follower
 from methods.engine.transformer import Transformer
 from methods.engine.weights import SAFETENSORS, Weights, check_weights
 from methods.errors import UserError, one_line, shown
@@ -85,22 +89,44 @@ class Checkpoint:
         ids = named.eos_token_id
         return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
-    def transformer(self, dtype: str, devices: Sequence[torch.device], rows: int = 0) -> Transformer:
+    def transformer(
+        self, dtype: str, devices: Sequence[torch.device], rows: int = 0, team: Team | None = None
+    ) -> Transformer:
         """The engine's model, its layers spread over `devices` where one cannot hold them with a cache of so many
-        rows."""
+        rows. `team`: of the ranks among which it is split; this one leads."""
         if dtype == "float16" and devices[0].type == "cpu":
             raise UserError("float16 runs on CUDA only; on CPU choose --dtype bfloat16 or float32")
-        check_weights(self.config, self.weights, self.source)
-        plan = plan_layers(self.source, self.config, DTYPES[dtype], devices, rows)
+        config, weights = self._part(team)
+        plan = plan_layers(self.source, config, DTYPES[dtype], devices, rows, team.part.count if team else 1)
         with enough_memory(f"for the weights of {self.source}"):
-            return Transformer(self.config, self.weights, DTYPES[dtype], plan)
+            return Transformer(config, weights, DTYPES[dtype], plan, team.total if team else None)
+
+    def follower(self, dtype: str, devices: Sequence[torch.device], rows: int, team: Team) -> Follower:
+        """The part of the engine's model that a rank has which does not lead."""
+        config, weights = self._part(team)
+        plan = plan_layers(self.source, config, DTYPES[dtype], devices, rows, team.part.count)
+        with enough_memory(f"for the weights of {self.source}"):
+            return Follower(config, weights, DTYPES[dtype], plan, team)
+
+    def _part(self, team: Team | None) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+        """What a rank of the team has of the model; all where there is no team."""
+        check_weights(self.config, self.weights, self.source)
+        if team is None:
+            return self.config, self.weights
+        config = part_of(self.config, team.part, self.source)
+        return config, SplitWeights(self.config, self.weights, team.part)
 
 
 def plan_layers(
-    source: str, config: ModelConfig, dtype: torch.dtype, devices: Sequence[torch.device], rows: int = 0
+    source: str,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    devices: Sequence[torch.device],
+    rows: int = 0,
+    ranks: int = 1,
 ) -> list[torch.device]:
     """A device for every layer, beside a cache of so many rows: of GPUs as their free memory allows. `source`: what its
-    user calls the model."""
+    user calls the model; `ranks`: of a model that is split, `config` being a part's."""
     if devices[0].type != "cuda":
         return [devices[0]] * config.layers
     free = free_memory(devices)
@@ -109,10 +135,12 @@ def plan_layers(
     if places is not None:
         return [devices[number] for number in places]
     wanted = f"{gigabytes(need.total)} for weights and a cache of {rows} tokens"
+    wanted += f" on each of {ranks} ranks" if ranks > 1 else ""
     there = " and ".join(f"{gigabytes(bytes_)} on {device}" for device, bytes_ in zip(devices, free, strict=True))
     raise UserError(
         f"{source} needs {wanted}, beside {gigabytes(RESERVE)} to compute with on each GPU, and free is {there}: give "
-        "it more GPUs, or shorter answers"
+        f"it more GPUs{' by a larger --tensor-parallel' if ranks > 1 else ''}, or shorter answers; one that outgrows "
+        "the GPUs of a node cannot run here, for no model is spread over nodes"
     )
 
 

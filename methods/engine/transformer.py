@@ -7,6 +7,7 @@ then the pieces.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from methods.engine.backends import choose, linear
 from methods.engine.backends.base import KeyValueCache, LinearLayer
+from methods.engine.backends.joined import Joined, Total
 from methods.engine.backends.pytorch import Attend, rms_norm
 from methods.engine.config import ModelConfig, Rope
 from methods.engine.int4 import MINIMUM, Int4
@@ -33,13 +35,15 @@ class Layers:
         weights: Mapping[str, Tensor],
         dtype: torch.dtype,
         devices: Sequence[torch.device],
+        total: Total | None = None,
     ) -> None:
-        """`weights` by Hugging Face names; `devices`: one per layer."""
+        """`weights` by Hugging Face names; `devices`: one per layer. `total`: of a part of a model that is split among
+        ranks, of which all this is; it adds up what they have."""
         self.config, self.dtype, self.devices = config, dtype, list(devices)
-        self.layers = [Layer(config, i, weights, dtype, device) for i, device in enumerate(self.devices)]
+        self.layers = [Layer(config, i, weights, dtype, device, total) for i, device in enumerate(self.devices)]
         self.frequencies_d = rope_frequencies(config.rope, config.head_dim)
         self.rotations = rope_rotation(torch.arange(0), self.frequencies_d, self.devices[0])
-        self.stack = choose(config, self.layers, dtype, self.devices)
+        self.stack = choose(config, self.layers, dtype, self.devices, whole=total is None)
 
     def rotation(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
         """What `run` must know of its rows' positions: rows of a table that grows with the longest sequence."""
@@ -84,10 +88,11 @@ class Transformer(Layers):
         weights: Mapping[str, Tensor],
         dtype: torch.dtype,
         devices: Sequence[torch.device],
+        total: Total | None = None,
     ) -> None:
         """The embedding lives on the first layer's device, the head on the last layer's. `lm_head.tokens`: the token of
-        each row of a head over part of the vocabulary."""
-        super().__init__(config, weights, dtype, devices)
+        each row of a head over part of the vocabulary. `total`: as layers have it; all but these is whole."""
+        super().__init__(config, weights, dtype, devices, total)
         first, last = self.devices[0], self.devices[-1]
         self.embedding_VD = weights["model.embed_tokens.weight"].to(first, dtype)
         self.norm_D = weights["model.norm.weight"].to(last, dtype)
@@ -144,17 +149,22 @@ class Transformer(Layers):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes that a pass must read: every weight once, the embedding only when it is also the head."""
+        """Bytes that a pass must read: every weight once, the embedding only when it is also the head; of a split model
+        this rank's."""
         return self.bytes_up_to(self.config.layers)
 
     def bytes_up_to(self, layers: int) -> int:
         """The same for a pass that leaves the model after so many layers, by the head."""
-        c = self.config
+        return self.bytes_of(replace(self.config, layers=layers))
+
+    def bytes_of(self, config: ModelConfig) -> int:
+        """The same of a model of that configuration whose weights have as many bits."""
+        c = config
         qkv = c.width * c.head_dim * (c.heads + 2 * c.kv_heads)
         layer = qkv + c.width * c.head_dim * c.heads + 3 * c.width * c.mlp_width
         head_rows = c.vocab_size if self.tokens_R is None else len(self.tokens_R)
         layer_bytes = self.layers[0].down.weight_size * layer  # a head may be in more bits than the layers
-        return round(layers * layer_bytes + self.head.weight_size * head_rows * c.width)
+        return round(c.layers * layer_bytes + self.head.weight_size * head_rows * c.width)
 
 
 class Layer:
@@ -164,7 +174,13 @@ class Layer:
     `beside_norm` comes before the stream's in the inputs of q, k and v (EAGLE-3, Li et al. 2025)."""
 
     def __init__(
-        self, config: ModelConfig, index: int, weights: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        index: int,
+        weights: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        device: torch.device,
+        total: Total | None = None,
     ) -> None:
         def get(name: str) -> Tensor:
             return weights[f"model.layers.{index}.{name}"].to(device, dtype)
@@ -178,16 +194,22 @@ class Layer:
             bias = torch.cat([weights[f"{stem}.bias"] for stem in stems]).to(device, dtype) if biased else None
             return linear(matrix(weights, [f"{stem}.weight" for stem in stems], dtype, device), bias)
 
+        def summed(part: str, name: str) -> LinearLayer:
+            if total is None:
+                return fused(part, name)
+            weight = matrix(weights, [f"model.layers.{index}.{part}.{name}.weight"], dtype, device)
+            return Joined(linear(weight, out_dtype=torch.float32), total, dtype)
+
         self.config, self.index, self.device = config, index, device
         self.attention_norm_D = optional("input_layernorm.weight")
         self.beside_norm_E = optional("beside_norm.weight")
         self.qkv = fused("self_attn", "q_proj", "k_proj", "v_proj")
         self.q_norm_d = get("self_attn.q_norm.weight") if config.qk_norm else None
         self.k_norm_d = get("self_attn.k_norm.weight") if config.qk_norm else None
-        self.out = fused("self_attn", "o_proj")
+        self.out = summed("self_attn", "o_proj")
         self.mlp_norm_D = get("post_attention_layernorm.weight")
         self.gate_up = fused("mlp", "gate_proj", "up_proj")
-        self.down = fused("mlp", "down_proj")
+        self.down = summed("mlp", "down_proj")
 
     def __call__(
         self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend, beside_NE: Tensor | None = None

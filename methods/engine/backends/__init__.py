@@ -26,13 +26,18 @@ def linear(
 
 
 def choose(
-    config: ModelConfig, layers: Sequence[LayerParts], dtype: torch.dtype, devices: Sequence[torch.device]
+    config: ModelConfig,
+    layers: Sequence[LayerParts],
+    dtype: torch.dtype,
+    devices: Sequence[torch.device],
+    whole: bool = True,
 ) -> Stack:
-    """The layers, one per device of `devices`, on the fastest operators that can run them."""
-    if all(cuda.usable(device) for device in devices):
+    """The layers, one per device of `devices`, on the fastest operators that can run them. Not `whole`: parts of layers
+    that are split among ranks, which wait for each other within a layer."""
+    if whole and all(cuda.usable(device) for device in devices):
         from methods.engine.backends.cuda.stack import CudaStack
 
         return CudaStack(config, layers, dtype, devices)
-    if cpu.runs_layers(config, dtype, devices):
+    if whole and cpu.runs_layers(config, dtype, devices):
         return cpu.LayerStack(config, layers, dtype)
     return pytorch.TorchStack(config, layers, dtype, devices)

@@ -18,7 +18,7 @@ G = H / K, d head width, M = N * G, A accepted.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from methods.engine import traffic
 from methods.engine.backends.base import LayerParts, LinearLayer
+from methods.engine.backends.joined import Joined
 from methods.engine.config import ModelConfig
 from methods.engine.int4 import Int4
 from methods.engine.int8 import Int8
@@ -256,8 +257,8 @@ class TorchStack:
     def measure_rows(self, *others: LinearLayer) -> None:
         if self.row_counts is not None:
             parts = [part for layer in self.layers for part in (layer.qkv, layer.out, layer.gate_up, layer.down)]
-            linears = (part for part in (*parts, *others) if isinstance(part, TorchLinear))
-            self.row_counts = equal_row_counts(linears, CUDA_ROWS)
+            own = (part.partial if isinstance(part, Joined) else part for part in (*parts, *others))
+            self.row_counts = equal_row_counts((cast(MeasuredLinear, part) for part in own), CUDA_ROWS)
 
     def fewer_rows(self) -> bool:
         before, self.row_counts = self.row_counts, self.row_counts and self.row_counts[-1:]
