@@ -44,7 +44,7 @@ pytestmark = [
 
 CPU = torch.device("cpu")
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else CPU
-ROWS = (1, 2, 4, 6)
+ROWS = (1, 2, 4)
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 TREE = TokenTree(torch.tensor([5, 6, 7, 8]), torch.tensor([-1, 0, 0, 2]))
 
@@ -87,7 +87,7 @@ def passes(config: ModelConfig, weights: dict[str, Tensor], device: torch.device
     return model.stack.operators, [tensor.cpu() for tensor in tensors]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])  # plain, with a bias, with norms of queries and keys
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])  # with a bias; with norms of queries and keys
 def test_a_model_says_what_it_says_by_pytorchs_operators(family: str, here: pytest.MonkeyPatch) -> None:
     config = config_of(family)
     torch.manual_seed(0)
@@ -136,15 +136,15 @@ def head(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answer(models: Models, name: str) -> Generation:
-    method = build_method(get_method(name), models, {"gamma": 3, "nodes": 5})
-    return generate(method, PROMPT, Sampling(), Limits(frozenset(), 6))
+    method = build_method(get_method(name), models, {"gamma": 2, "nodes": 4, "branches": 2, "depth": 2})
+    return generate(method, PROMPT, Sampling(), Limits(frozenset(), 4))
 
 
 def test_methods_give_the_baselines_answer(target: Path, head: Path, here: pytest.MonkeyPatch) -> None:
     """Over a draft in 4 bits, which reads them as such and works in the target's cache, and over trees of a head."""
-    expected = answer(Models(str(target), None, "float32", [CPU], 40), BASELINE)
+    expected = answer(Models(str(target), None, "float32", [CPU], 20), BASELINE)
     usable(here)
-    models = Models(str(target), None, "float32", [DEVICE], 40)
+    models = Models(str(target), None, "float32", [DEVICE], 20)
     assert models.target.row_invariant and models.target.model.stack.row_counts == ROWS
     assert answer(models, BASELINE).token_ids == expected.token_ids
     for name, draft in (("sps", "int4"), ("eagle2", str(head))):
@@ -165,7 +165,7 @@ def test_bits_that_differ_by_the_number_of_rows_are_found(target: Path, here: py
         Models(str(target), None, "float32", [DEVICE], 40).target_checkpoint.transformer("float32", [DEVICE])
     )
     decoder.model.measure_rows()
-    assert decoder.model.stack.row_counts == (1, 4, 6)
+    assert decoder.model.stack.row_counts == (1, 4)
 
 
 class Recording:
@@ -241,7 +241,7 @@ def test_a_recorded_pass_replays_for_other_tokens_trees_and_lengths(
     for scores, recorder in ((found, decoder._recorder), (expected, None)):
         decoder._recorder = recorder
         decoder.prefill(PROMPT)
-        for tree, length in zip(trees, (8, 11, 254), strict=True):
+        for tree, length in zip(trees, (8, 11, 255), strict=True):
             decoder.length = length
             scores.append(decoder.score(tree, taps))
     assert len(recordings) == 1
@@ -278,7 +278,7 @@ def test_where_passes_cannot_be_recorded_they_run_as_they_are(target: Path, here
     here.setattr(stack, "records", lambda device: True)
     decoder = Decoder(decoder.model, 40)
     decoder.prefill(PROMPT)
-    with pytest.warns(UserWarning, match="passes cannot be recorded .* capturing"):
+    with pytest.warns(UserWarning, match="passes cannot be recorded, .* capturing"):
         assert torch.equal(decoder.score(TREE).logits_NV, expected)
     assert torch.equal(decoder.score(TREE).logits_NV, expected)
 
