@@ -57,6 +57,9 @@ class Table:
     def room(self) -> int:
         return self.max_length - self.length
 
+    def record(self, taps: Sequence[int] = ()) -> None:
+        """Nothing is."""
+
     def prefill(self, tokens_T: Sequence[int], taps: Sequence[int] = ()) -> Scores:
         self.length = len(tokens_T)
         return Scores(self.logits_PVV[self.length - 1, tokens_T[-1]][None], None)
