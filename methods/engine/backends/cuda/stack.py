@@ -1,4 +1,4 @@
-"""The layers of a model on the CUDA kernels, and which machines these run on.
+"""The layers of a model on the CUDA kernels.
 
 Legend: N rows of a pass, H query heads, K key/value heads, d head width, D width, E width of what lies beside.
 """
