@@ -230,7 +230,8 @@ def reading(sizes: Sizes, device: torch.device, bandwidth: float, least: float) 
     Expected: at least so much of it for up to 16 rows in 16 bits."""
     config = next(iter(sizes.models.values()))
     found: dict[str, dict[str, dict[int, float]]] = {}
-    for bits, made in (("16", lambda w: w), ("8", Int8.of), ("4", Int4.of)):
+    # Each layer has weights of its own: the same ones would be read from the GPU's cache.
+    for bits, made in (("16", Tensor.clone), ("8", Int8.of), ("4", Int4.of)):
         found[bits] = {}
         for part, (outputs, inputs) in matrices(config).items():
             weight_OI = torch.randn(outputs, inputs, dtype=torch.bfloat16, device=device)
