@@ -91,11 +91,8 @@ def _window_of(columns: int, ngram: int, guesses: int) -> dict[str, Option]:
         "ngram": (ngram, "tokens of an n-gram, and rows of the window and one (N)", 2),
         "guesses": (guesses, "n-grams kept and verified for each first token (G)", 1),
     }
-    auto = "auto: as takes little time on such a device"
-    return {
-        name: Option(AUTO, f"{help}: a number ({published}: the paper's); {auto}", least, words=(AUTO,))
-        for name, (published, help, least) in sizes.items()
-    }
+    words = "{}: a number ({}: the paper's); auto: as takes little time on such a device"
+    return {n: Option(AUTO, words.format(about, paper), low, (AUTO,)) for n, (paper, about, low) in sizes.items()}
 
 
 _POOL = Option(

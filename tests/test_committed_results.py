@@ -156,6 +156,9 @@ def test_the_table_of_heads_is_what_the_answers_give() -> None:
             assert s is not None and result.comparison
             assert (told[0], told[2]) == (f"{s.speedup:.2f}x", f"{s.mat:.2f}")
             assert told[1] == f"{s.low:.2f} to {s.high:.2f}" + " (not significant)" * (not s.significant)
+    (group,) = read_groups([ROOT / "results/drafters-published-windows"])
+    published = {r.run.label: r.overall.speedup for r in group.measured if r.overall is not None}
+    assert ", ".join(f"`{name}` {published[name]:.2f}x" for name in ("lookahead", "ouroboros")) in text
 
 
 def predictions(group: Group) -> Iterator[tuple[str, list[str]]]:

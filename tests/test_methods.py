@@ -194,6 +194,10 @@ def test_tokenizers_of_the_same_files_are_not_loaded(tiny: Path, tiny_draft: Pat
         path.write_text(path.read_text() + "\n")
         assert loaded(other)
         shutil.copy(tiny_draft / name, other)
+    (other / "tokenizer.json").unlink()
+    (other / "tokenizer.json").mkdir()
+    with pytest.raises(UserError, match="cannot read the tokenizer"):
+        loaded(other)
 
 
 @pytest.mark.parametrize("source, message", [("first-3", "1 to 2"), ("first-0", "1 to 2")])

@@ -147,6 +147,10 @@ def check_same_tokenizer(target: Checkpoint, draft: Checkpoint) -> None:
 
 
 def _same_files(one: Path, other: Path) -> bool:
-    """Whether two checkpoints have the same tokenizer files. Then none need be loaded, which takes a second."""
-    pairs = [(one / name, other / name) for name in ("tokenizer.json", "tokenizer_config.json")]
-    return all(a.is_file() and b.is_file() and filecmp.cmp(a, b, shallow=False) for a, b in pairs)
+    """Whether two checkpoints have the same tokenizer files. Then none need be loaded, which takes a second. What
+    cannot be read is not the same: loading it says why."""
+    names = ("tokenizer.json", "tokenizer_config.json")
+    try:
+        return all(filecmp.cmp(one / name, other / name, shallow=False) for name in names)
+    except OSError:
+        return False

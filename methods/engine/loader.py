@@ -69,8 +69,9 @@ class Checkpoint:
         # takes more than a second, since Transformers then imports what compiles and shards models.
         path = self.folder / "tokenizer_config.json"
         named = _exists(path) and "tokenizer_class" in read_table(path)
+        raw_config = self.raw_config if named else None
         try:
-            config = PreTrainedConfig.from_dict(self.raw_config) if named else None
+            config = None if raw_config is None else PreTrainedConfig.from_dict(raw_config)
             return AutoTokenizer.from_pretrained(self.folder, config=config, trust_remote_code=False)
         except Exception as error:  # wrong files make the readers of Transformers and tokenizers raise anything
             if is_out_of_memory(error):
