@@ -142,6 +142,7 @@ DRAFTERS: dict[str, DrafterSpec] = {
             weights="model",
             tiny="methods.tiny:write_draft",
             check="methods.drafters.draft_model:check",
+            options={"copies": Option(0, "most tokens of the text that the draft checks in one pass", least=0)},
             branching=True,
         ),
         DrafterSpec(

@@ -43,19 +43,9 @@ class SamDrafter(ChainDrafter):
         if decided < self.least:
             return Draft([])
         most = int(self.share * decided) if self.longest is None else min(self.longest, int(self.share * decided))
-        copied: list[int] = []
-        for place in range(start, start + min(n, most - len(self.drafted))):
-            copied.append(self._token(place, copied))
+        copied = self.text.following(start, max(min(n, most - len(self.drafted)), 0), self.drafted)
         self.drafted += copied
         return Draft(copied)
-
-    def _token(self, place: int, copied: Sequence[int]) -> int:
-        """Of the text, of `drafted` behind it, or of what is copied behind that."""
-        for tokens in (self.text.tokens, self.drafted):
-            if place < len(tokens):
-                return tokens[place]
-            place -= len(tokens)
-        return copied[place]
 
     def settle(self, outcome: Outcome) -> None:
         super().settle(outcome)

@@ -5,7 +5,7 @@ A state stands for substrings that end at the same places. There are at most two
 constant time on average, however long the text is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 ROOT = 0  # the state of the empty string
 
@@ -46,6 +46,14 @@ class SuffixAutomaton:
             state, matched = self._moved(state, matched, token)
             end = self._end[state]
         return matched, end
+
+    def following(self, place: int, count: int, tokens: Sequence[int]) -> list[int]:
+        """`count` tokens from that place of the text on, with `tokens` behind it: at their end what was found goes on
+        from its own beginning, as a period does."""
+        whole = [*self.tokens[place : place + count], *tokens[max(place - len(self.tokens), 0) :]][:count]
+        while whole and len(whole) < count:
+            whole += whole[: count - len(whole)]
+        return whole
 
     def _moved(self, state: int, matched: int, token: int) -> tuple[int, int]:
         """From the longest suffix that has occurred to that with one token more."""
