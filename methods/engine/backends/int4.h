@@ -59,15 +59,15 @@ static inline __attribute__((always_inline)) void nibbles_block(const int rows, 
             for (int r = 0; r < 2 * rows; r++) {
                 const unit *four = (const unit *)(halves + r * inputs + g * NIBBLES) + i;
                 const vec value = (vec)((bits){0} + *four);
-                part[r / 2][r % 2][0] = multiply_add_quads(w0, value, part[r / 2][r % 2][0]);
-                part[r / 2][r % 2][1] = multiply_add_quads(w1, value, part[r / 2][r % 2][1]);
+                part[r / 2][r % 2][0] = multiply_add_nibbles(w0, value, part[r / 2][r % 2][0]);
+                part[r / 2][r % 2][1] = multiply_add_nibbles(w1, value, part[r / 2][r % 2][1]);
             }
         }
         for (int v = 0; v < 2; v++) {
             const vec step = widen_halves(w + v * 2 * LANES), base = widen_halves(w + 2 * TILE + v * 2 * LANES);
 #pragma GCC unroll 8
             for (int r = 0; r < rows; r++) { /* below 15 * 32 * 32513: exact in fp32 */
-                const whole products = ((whole)part[r][0][v] << 8) + (whole)part[r][1][v];
+                const whole products = (added_nibbles(part[r][0][v]) << 8) + added_nibbles(part[r][1][v]);
                 sum[r][v] = multiply_add(all(sums[r * groups + g]), base, sum[r][v]);
                 sum[r][v] = multiply_add(__builtin_convertvector(products, vec), step, sum[r][v]);
             }

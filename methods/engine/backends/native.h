@@ -80,22 +80,37 @@ static inline vec multiply_add_pairs(vec a, vec b, vec sum) {
 #endif
 }
 
-/* integers: sum + the products of four bytes a without sign and four bytes b with one; a is at most 128 where the
- * processor multiplies pairs of bytes into 16 bits */
+/* integers: sum + the products of four bytes a without sign and four bytes b with one, added up */
 static inline vec multiply_add_quads(vec a, vec b, vec sum) {
 #if defined(__AVX512VNNI__)
     return (vec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
-#elif defined(__AVX512BW__)
-    const __m512i pairs = _mm512_maddubs_epi16((__m512i)a, (__m512i)b);
-    return (vec)_mm512_add_epi32((__m512i)sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
-#elif defined(__AVX2__) && !defined(__AVX512F__)
-    const __m256i pairs = _mm256_maddubs_epi16((__m256i)a, (__m256i)b);
-    return (vec)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 #else
     whole products = (whole)sum;
     for (int byte = 0; byte < 4; byte++)
         products += (whole)((bits)a >> 8 * byte & 255) * ((whole)((bits)b << (24 - 8 * byte)) >> 24);
     return (vec)products;
+#endif
+}
+
+/* The same of bytes a of at most 15, for at most 8 of them in a row: `sum` is for added_nibbles(). Where the processor
+ * multiplies pairs of bytes into 16 bits, these hold 8 sums of two products, so they are widened only then. */
+static inline vec multiply_add_nibbles(vec a, vec b, vec sum) {
+#if defined(__AVX512BW__) && !defined(__AVX512VNNI__)
+    return (vec)_mm512_add_epi16((__m512i)sum, _mm512_maddubs_epi16((__m512i)a, (__m512i)b));
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+    return (vec)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)a, (__m256i)b));
+#else
+    return multiply_add_quads(a, b, sum);
+#endif
+}
+
+static inline whole added_nibbles(vec sum) {
+#if defined(__AVX512BW__) && !defined(__AVX512VNNI__)
+    return (whole)_mm512_madd_epi16((__m512i)sum, _mm512_set1_epi16(1));
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+    return (whole)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1));
+#else
+    return (whole)sum;
 #endif
 }
 
