@@ -71,6 +71,7 @@ def test_keys_of_another_release_are_kept_and_told() -> None:
 
 
 CHANGED: dict[str, Any] = {"sampling": {"temperature": 1.0, "top_k": 0, "top_p": 1.0}, "target": {"source": "other"}}
+CHANGED["read_once"] = True
 
 
 def other_value(name: str) -> Any:

@@ -91,8 +91,8 @@ class RunHeader:
     has chosen by itself; `floor_seconds_per_token`, what reading the target's weights once takes; `operators`, whose:
     bits and speed depend on it; `row_counts`: the numbers of rows at which a GPU was found to give a row the same bits,
     one of which each pass has; `tensor_parallel`: ranks among which the target is split, if it is (`ranks` counts these
-    as one); `launch`, an id that all headers of a launch and its trace share. `others`: keys of another release, which
-    are kept as they are."""
+    as one); `read_once`: prompts were read before the clock ran, once for all methods; `launch`, an id that all headers
+    of a launch and its trace share. `others`: keys of another release, which are kept as they are."""
 
     method: Annotated[Line, Role.OWN]
     pair: Annotated[Line, TASK]
@@ -126,6 +126,7 @@ class RunHeader:
     benchmark_sha256: Annotated[Line | None, OUTPUT] = None
     questions: Annotated[Count | None, Role(0)] = None
     repeats: Annotated[Positive | None, Role(0)] = None
+    read_once: Annotated[bool | None, WORK] = None
     warm_up: Annotated[Count | None, Role(0)] = None
     operators: Annotated[Line | None, Role(0)] = None
     row_invariant: Annotated[bool | None, Role(0)] = None

@@ -89,6 +89,8 @@ def _compare_headers(method: Run, base: Run) -> list[str]:
         notes += [f"not the same share of the machine: {share}" for share in shares]
     if method.header and method.header.lossy:
         notes.append(f"{method.label} is lossy: its output does not have the target's distribution")
+    if method.header and method.header.read_once:
+        notes.append("prompts were read before the clock ran, once for all methods, so times are of decoding")
     if not _interleaved(method, base):
         notes.append("not interleaved: the files are not of one launch, so drift of the machine is not in the interval")
     return notes

@@ -33,6 +33,7 @@ PASSED_ON = (
         "draft_gpus",
         "tensor_parallel",
         "replicas",
+        "read_once",
         "trace",
     ),
     "json",
@@ -61,6 +62,7 @@ class RunConfig:
     top_p: float
     seed: int
     repeats: int
+    read_once: bool
     threads: int | None
     device: str
     draft_gpus: int
@@ -143,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
         type=arguments.path,
         help="write what each rank did and when, in Chrome's trace format",
     )
+    add("--read-once", action="store_true", help="read a prompt once for all methods: for equality, not for speed")
     add("--alone", action="store_true", help="leave out the methods that are measured beside the chosen ones")
     add(
         "--output",

@@ -56,6 +56,7 @@ def _header(session: Session, spec: MethodSpec, found: dict[str, Any]) -> RunHea
         benchmark_sha256=session.benchmark.sha256,
         questions=len(session.benchmark.questions),
         repeats=c.repeats,
+        read_once=c.read_once or None,
         warm_up=len(WARM_UP),
         operators=model.stack.operators,
         row_invariant=session.models.target.row_invariant,

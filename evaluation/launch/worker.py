@@ -48,7 +48,7 @@ class Session:
     def models(self) -> Models:
         c = self.config
         models = Models(c.pair.target, None, c.dtype, self.share.devices, drafts=c.pair.drafts)
-        models.frequent = c.pair.frequent
+        models.frequent, models.keep_prompts = c.pair.frequent, c.read_once
         models.link, models.team, models.drafts_only = self.link, self.team, self.ranks.drafts
         models.max_length = self._longest(models.target_checkpoint.tokenizer) + MARGIN
         return models
@@ -101,6 +101,8 @@ class Session:
 
     def meet(self) -> None:
         """The target's rank: load the methods, and wait until the draft's rank has loaded its drafters too."""
+        if self.config.read_once:
+            self.models.target.keep_prompts(list(dict.fromkeys(tap for taps in self.taps().values() for tap in taps)))
         for method in self.methods.values():
             if isinstance(method, Pearl):
                 method.meet(method.link.receive("its drafter", None))
@@ -144,6 +146,8 @@ class Session:
         texts: list[str] = []
         for turn in range(len(question.turns)):
             prompt = self.prompter.encode(question.turns[: turn + 1], texts)
+            if self.config.read_once:
+                self.models.target.prefill(prompt)
             sampling = self._sampling(question.question_id, turn, repeat)
             with self._place(name):
                 turns.append(generate(self.methods[name], prompt, sampling, self.limits))

@@ -36,7 +36,14 @@ def check(models: Models) -> None:
 
 def draft_decoder(models: Models) -> Decoder:
     """The draft with a cache of its own."""
-    return models.once("draft decoder", lambda: recorded(Decoder(draft_model(models), models.max_length, exact=False)))
+
+    def load() -> Decoder:
+        decoder = recorded(Decoder(draft_model(models), models.max_length, exact=False))
+        if models.keep_prompts:
+            decoder.keep_prompts(())
+        return decoder
+
+    return models.once("draft decoder", load)
 
 
 def recorded(decoder: Decoder) -> Decoder:

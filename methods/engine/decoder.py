@@ -39,6 +39,13 @@ class Scores:
     logits_NV: Tensor
     features_NF: Tensor | None
 
+    def of(self, taps: Sequence[int], known: Sequence[int]) -> "Scores":
+        """The same with these of the `known` taps, whose features there are."""
+        if not taps or self.features_NF is None:
+            return Scores(self.logits_NV, None)
+        parts = self.features_NF.chunk(len(known), 1)
+        return Scores(self.logits_NV, torch.cat([parts[known.index(tap)] for tap in taps], 1))
+
     def wait(self) -> None:
         """Until they are computed: a GPU is only told to, and whoever reads a clock wants to know when it has."""
         if self.logits_NV.is_cuda:
@@ -62,6 +69,12 @@ class Decoder:
         rows = cache_rows(model, self.max_length)
         self._cache: KeyValueCache = new_cache(model, rows) if host is None else host._cache
         self._recorder = model.stack.recorder(model, self._cache)
+        self._keeps: tuple[int, ...] | None = None  # taps; None: no prompt is kept
+        self._prompt: tuple[list[int], Scores] | None = None  # that is still in the cache
+
+    def keep_prompts(self, taps: Sequence[int]) -> None:
+        """From now on keep what was read of the last prompt, with these taps: the same prompt is not read again."""
+        self._keeps, self._prompt = tuple(taps), None
 
     @property
     def room(self) -> int:
@@ -75,6 +88,15 @@ class Decoder:
         count = len(tokens_T)
         if not 0 < count <= self.max_length:
             raise ValueError(f"expected a prompt of 1 to {self.max_length} tokens, got {count}")
+        if self._keeps is None:
+            return self._prefilled(tokens_T, taps)
+        if self._prompt is None or self._prompt[0] != list(tokens_T):
+            self._prompt = list(tokens_T), self._prefilled(tokens_T, self._keeps)
+        self.length = count
+        return self._prompt[1].of(taps, self._keeps)
+
+    def _prefilled(self, tokens_T: Sequence[int], taps: Sequence[int]) -> Scores:
+        count = len(tokens_T)
         padded = list(tokens_T) + [tokens_T[-1]] * (self._min_rows - count)
         hidden, features = self._read_prompt(padded, taps)
         self.length = count
@@ -195,6 +217,8 @@ class Decoder:
         if not 0 <= length <= self.length:
             raise ValueError(f"expected a length of 0 to {self.length}, got {length}")
         self.length = length
+        if self._prompt is not None and length < len(self._prompt[0]):
+            self._prompt = None  # its rows may be written over
 
     def probe(self, source: str) -> bool:
         """Find out whether this decoder is row-invariant, and leave it empty. To be called once, before its use.
