@@ -32,7 +32,7 @@ class Models:
     rank of the pair or from there, if it has one; `team`: of the ranks among which the target is split; `drafts_only`:
     this is the draft rank, which never loads the target. `drafts`: the pair's weights by their kind, for methods that
     need several. `frequent`: the pair's file of the target's tokens, the most frequent first, by which "int4-K" chooses
-    its K. `keep_prompts`: a draft model does not read the same prompt again (Decoder.keep_prompts)."""
+    its K. `keep_prompts`: target and draft model do not read the same prompt again (Decoder.keep_prompts)."""
 
     target_source: str
     draft_source: str | None
@@ -125,6 +125,8 @@ class Models:
         model = checkpoint.transformer(self.dtype, self.devices, self.rows_of(checkpoint.config), team)
         decoder = LeadingDecoder(model, team, self.max_length) if team else Decoder(model, self.max_length)
         decoder.probe(self.target_checkpoint.source)
+        if self.keep_prompts:
+            decoder.keep_prompts()
         return decoder
 
     @cached_property

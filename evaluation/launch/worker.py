@@ -101,8 +101,6 @@ class Session:
 
     def meet(self) -> None:
         """The target's rank: load the methods, and wait until the draft's rank has loaded its drafters too."""
-        if self.config.read_once:
-            self.models.target.keep_prompts(list(dict.fromkeys(tap for taps in self.taps().values() for tap in taps)))
         for method in self.methods.values():
             if isinstance(method, Pearl):
                 method.meet(method.link.receive("its drafter", None))

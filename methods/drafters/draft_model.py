@@ -40,7 +40,7 @@ def draft_decoder(models: Models) -> Decoder:
     def load() -> Decoder:
         decoder = recorded(Decoder(draft_model(models), models.max_length, exact=False))
         if models.keep_prompts:
-            decoder.keep_prompts(())
+            decoder.keep_prompts()
         return decoder
 
     return models.once("draft decoder", load)

@@ -69,12 +69,13 @@ class Decoder:
         rows = cache_rows(model, self.max_length)
         self._cache: KeyValueCache = new_cache(model, rows) if host is None else host._cache
         self._recorder = model.stack.recorder(model, self._cache)
-        self._keeps: tuple[int, ...] | None = None  # taps; None: no prompt is kept
+        self._keeps: tuple[int, ...] | None = None  # all taps that were asked for; None: no prompt is kept
         self._prompt: tuple[list[int], Scores] | None = None  # that is still in the cache
 
-    def keep_prompts(self, taps: Sequence[int]) -> None:
-        """From now on keep what was read of the last prompt, with these taps: the same prompt is not read again."""
-        self._keeps, self._prompt = tuple(taps), None
+    def keep_prompts(self) -> None:
+        """From now on keep what was read of the last prompt: the same prompt is not read again, nor for other taps once
+        they have been asked for."""
+        self._keeps = ()
 
     @property
     def room(self) -> int:
@@ -90,6 +91,8 @@ class Decoder:
             raise ValueError(f"expected a prompt of 1 to {self.max_length} tokens, got {count}")
         if self._keeps is None:
             return self._prefilled(tokens_T, taps)
+        if new := [tap for tap in taps if tap not in self._keeps]:
+            self._keeps, self._prompt = (*self._keeps, *new), None
         if self._prompt is None or self._prompt[0] != list(tokens_T):
             self._prompt = list(tokens_T), self._prefilled(tokens_T, self._keeps)
         self.length = count
