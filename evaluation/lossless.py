@@ -21,7 +21,7 @@ from evaluation.show.losslessness import document, show
 from methods.errors import CommandParser, command_line
 
 # What `run.py` can be told beyond this command's options.
-FIXED = {"repeats": 1, "replicas": 1, "trace": None, "alone": True, "output": None}
+FIXED = {"repeats": 1, "replicas": 1, "trace": None, "alone": True, "output": None, "servers": {}, "interleave": False}
 
 
 def main() -> int:

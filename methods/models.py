@@ -32,7 +32,7 @@ class Models:
     rank of the pair or from there, if it has one; `team`: of the ranks among which the target is split; `drafts_only`:
     this is the draft rank, which never loads the target. `drafts`: the pair's weights by their kind, for methods that
     need several. `frequent`: the pair's file of the target's tokens, the most frequent first, by which "int4-K" chooses
-    its K."""
+    its K. `servers`: the URL of each server that rows ask, by its name."""
 
     target_source: str
     draft_source: str | None
@@ -44,6 +44,7 @@ class Models:
     drafts_only: bool = False
     drafts: Mapping[str, str] = field(default_factory=dict)
     frequent: str | None = None
+    servers: Mapping[str, str] = field(default_factory=dict)
     _of_draft: dict[str, Any] = field(default_factory=dict, repr=False)
     _with_drafts: dict[str | None, Self] = field(default_factory=dict, repr=False)
 
