@@ -21,7 +21,16 @@ from evaluation.show.losslessness import document, show
 from methods.errors import CommandParser, command_line
 
 # What `run.py` can be told beyond this command's options.
-FIXED = {"repeats": 1, "replicas": 1, "trace": None, "alone": True, "output": None, "servers": {}, "interleave": False}
+NOBODY: dict[str, list[str]] = {}
+FIXED = {
+    "repeats": 1,
+    "replicas": 1,
+    "trace": None,
+    "alone": True,
+    "output": None,
+    "servers": NOBODY,
+    "interleave": False,
+}
 
 
 def main() -> int:

@@ -198,6 +198,12 @@ _ALONE = (
         all_devices=True,
     ),
 )
+_LLAMA_LOOP = Option(
+    "api",
+    "api: over its C functions, so that all the time is its own; binding: its Python package's own loop",
+    least=None,
+    words=("api", "binding"),
+)
 _TURNS = tuple(map(_turns, DRAFTERS.values()))
 _PEERS = (
     MethodSpec(
@@ -224,6 +230,22 @@ _PEERS = (
         options={"gamma": _window(7), "max_ngram": NGRAM},
         lossless=False,
         peer="methods.peers.hf:build_pld",
+    ),
+    MethodSpec(
+        "llama-cpp",
+        "peer",
+        "llama.cpp on the same weights, for reference",
+        options={"loop": _LLAMA_LOOP},
+        lossless=False,
+        peer="methods.peers.llama_cpp:build",
+    ),
+    MethodSpec(
+        "llama-cpp-lookup",
+        "peer",
+        "llama.cpp with its Python package's prompt lookup, for reference",
+        options={"loop": _LLAMA_LOOP, "gamma": _window(10), "max_ngram": Option(2, NGRAM.help)},
+        lossless=False,
+        peer="methods.peers.llama_cpp:build_lookup",
     ),
     MethodSpec(
         SERVER,

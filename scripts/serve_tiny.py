@@ -35,12 +35,10 @@ VLLM, SGLANG, PLAIN = "vllm", "sglang", "plain"
 Update = tuple[list[int], str] | Generation | Exception
 
 
-class Request(BaseModel):
-    """What OpenAI's completions take, as far as it counts here."""
+class Common(BaseModel):
+    """What all take."""
 
-    model_config = ConfigDict(extra="forbid")
     model: str
-    prompt: str
     max_tokens: int = 16
     temperature: float = 1.0
     top_p: float = 1.0
@@ -48,7 +46,14 @@ class Request(BaseModel):
     stream: bool = False
 
 
-class Extended(Request):
+class Plain(Common):
+    """What OpenAI's completions take, as far as it counts here."""
+
+    model_config = ConfigDict(extra="forbid")
+    prompt: str
+
+
+class Extended(Common):
     """The same with what vLLM and SGLang take."""
 
     model_config = ConfigDict(extra="ignore")
@@ -93,7 +98,7 @@ class Service:
     speaks: Literal["vllm", "sglang", "plain"]
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def answer(self, request: Request) -> Iterator[dict[str, Any]]:
+    def answer(self, request: Plain | Extended) -> Iterator[dict[str, Any]]:
         """The messages of the answer, each as soon as the pass is done that decided its tokens."""
         limits = Limits(frozenset({*self.eos_ids, *getattr(request, "stop_token_ids", ())}), request.max_tokens)
         sampling = Sampling(request.temperature, max(getattr(request, "top_k", 0), 0), request.top_p, request.seed)
@@ -109,7 +114,9 @@ class Service:
             finally:
                 thread.join()
 
-    def _messages(self, request: Request, told: "SimpleQueue[Update]", prompt_tokens: int) -> Iterator[dict[str, Any]]:
+    def _messages(
+        self, request: Plain | Extended, told: "SimpleQueue[Update]", prompt_tokens: int
+    ) -> Iterator[dict[str, Any]]:
         tokens: list[int] = []
         text = ""
         while not isinstance(update := told.get(), Generation):
@@ -156,7 +163,7 @@ def _run(
 def application(service: Service) -> FastAPI:
     """The HTTP server of a service."""
     app = FastAPI()
-    kind = Request if service.speaks == PLAIN else Extended
+    kind = Plain if service.speaks == PLAIN else Extended
 
     @app.get("/v1/models")
     def models() -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The row `server` against real servers: the same tokens and stop rules by every way of asking, what servers tell of
 their drafts, and one sentence for each thing that may be wrong with them."""
 
+import json
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +14,14 @@ import torch
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
+from evaluation import run
+from evaluation.answers.header import read_header
+from evaluation.judge.groups import read_groups
 from evaluation.judge.stats import accepted_share, mean_accept_length
+from evaluation.launch.config import parse
 from evaluation.launch.worker import to_choice
+from evaluation.show.document import to_markdown
+from evaluation.show.page import Report, served_in
 from methods import get_method
 from methods.base import Generation, Limits, generate
 from methods.build import build_method
@@ -22,6 +30,7 @@ from methods.errors import RunError, UserError
 from methods.models import Models
 from methods.peers.endpoint import Refused, Silent
 from methods.peers.server import GREETING, Server
+from tests.commands import in_process
 from tests.servers import refused_port, serving, tiny_server
 from tests.tiny import save_model, save_tokenizer
 
@@ -157,7 +166,7 @@ def test_what_is_wrong_with_a_server_is_one_sentence(server: Any, said: str, tin
 
 
 def test_nobody_there_and_no_such_server(tiny: Path) -> None:
-    with pytest.raises(UserError, match="cannot use the server 'plain': no server answers at http://127.0.0.1"):
+    with pytest.raises(UserError, match=r"cannot use the server 'plain': no server answers at http://127.0.0.1"):
         connect(tiny, refused_port())
     app = FastAPI()
     app.add_api_route("/v1/models", lambda: PlainTextResponse("<html>"))
@@ -191,3 +200,94 @@ def test_a_server_that_fails_in_the_middle(tiny: Path) -> None:
             server.endpoint = type(server.endpoint)(url, 0.2)
             with pytest.raises(kind):
                 generate(server, [1], Sampling(), LIMITS)
+
+
+@pytest.fixture(scope="module")
+def measured(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[str, str]]:
+    """A launch of two configurations of a server and one method of ours: its folder, what it printed, and the URLs."""
+    folder = tmp_path_factory.mktemp("served")
+    questions = folder / "mine.jsonl"
+    questions.write_text("".join(f'{{"question_id": {n}, "category": "qa", "turns": ["{n} and"]}}\n' for n in range(6)))
+    with tiny_server(tiny) as plain, tiny_server(tiny, "pld") as spec:
+        places = {"plain": plain, "spec": spec}
+        typed = ["server,server@name=spec,pld", "--target", tiny, "--questions", questions, "--dtype", "float32"]
+        typed += ["--max-new-tokens", 16, "--threads", 1, "--output", folder / "out"]
+        done = in_process(run.main, *typed, "--server", f"{plain},spec={spec}")
+    assert done.returncode == 0, done.stderr
+    return folder / "out", done.stdout + done.stderr, places
+
+
+def test_a_launch_measures_servers_after_the_others(measured: tuple[Path, str, dict[str, str]], tiny: Path) -> None:
+    folder, printed, places = measured
+    headers = {path.stem: read_header(path) for path in folder.rglob("*.jsonl")}
+    assert {name: header and header.apart for name, header in headers.items()} == {
+        "autoregressive": None, "pld": None, "server": True, "server@name=spec": True,
+    }  # fmt: skip
+    for name, place in (("server", "plain"), ("server@name=spec", "spec")):
+        header = headers[name]
+        assert (
+            header and header.server and header.server["url"] == places[place] and header.server["model"] == tiny.name
+        )
+        assert header.devices == [f"the server at {places[place]}"] and header.threads is None
+    assert "server, server@name=spec after the others, in turns; --interleave: all in turns" in printed
+    assert "a server answered after the other methods, so drift of the machine is not in the interval" in printed
+    assert "server: 6/6 identical (by token ids), 100.0% up to the first difference; a reference row" in printed
+    assert "server@name=spec: its speculation is lossless here: 6/6 identical (by token ids)" in printed
+
+
+def test_a_report_says_whether_a_servers_speculation_is_lossless(
+    measured: tuple[Path, str, dict[str, str]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs"
+    shutil.copytree(measured[0], folder)
+    (group,) = read_groups([folder])
+    (served,) = served_in(group)
+    pairs = served.gain.questions, served.comparison.shared, served.lossless
+    assert pairs == (6, 1.0, True)
+    (path,) = folder.rglob("server@name=spec.jsonl")
+    first, *others = path.read_text().splitlines()
+    answer = json.loads(first)
+    (tokens,) = answer["choices"][0]["token_ids"]
+    tokens[-1] += 1
+    path.write_text("\n".join([json.dumps(answer), *others]) + "\n")
+    report = Report(read_groups([folder]), [], [], [], folder, None, "")
+    text = to_markdown(report)
+    total = sum(answer.choices[0].new_tokens[0] for answer in group.results[0].run.answers.values())
+    share = f"{(total - 1) / total:.1%}"
+    said = "server@name=spec: its speculation changes its output here: 5/6 identical, 1 different (by token ids)"
+    assert f"{said}, {share} up to the first difference" in text
+    assert "### Servers beside their plain configuration" in text and f"| ***5/6 identical*** | {share} |" in text
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("server x", "'server' asks a server that is not named: add --server http://HOST:PORT"),
+        (
+            "server@name=a x --server http://h",
+            "'server@name=a' asks a server that is not named: add --server a=http://",
+        ),
+        ("pld x --server http://h", "no method asks the server 'plain' of --server: add server to the methods"),
+        ("server x --server http://h,a=http://g", "asks the server 'a' of --server: add server@name=a to the methods"),
+        (
+            "server x --server http://h,http://g",
+            "expected at most one URL .* for each of 1 replicas, got 2: add --replicas",
+        ),
+        ("server x --server h:80", "expected http://HOST:PORT, or NAME=http://HOST:PORT, got 'h:80'"),
+        ("server x --server http://me:secret@h", "expected a URL without a password: set OPENAI_API_KEY"),
+        ("server@name=A/B x", "to be a name of small letters, digits, dots and dashes, got 'A/B'"),
+    ],
+)
+def test_what_is_wrong_with_a_command_is_one_sentence(typed: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as told:
+        parse([*typed.replace(" x", " smollm2-135m").split()])
+    assert "secret" not in str(told.value) and "\n" not in str(told.value)
+
+
+def test_each_replica_has_its_own_url_and_turns_may_be_shared() -> None:
+    typed = ["server,server@name=b,pld", "smollm2-135m", "--server", "http://h,http://g,b=http://f", "--replicas", "2"]
+    config = parse(typed)
+    assert config.servers == {"plain": ["http://h", "http://g"], "b": ["http://f"]}
+    assert config.turns == [["autoregressive", "pld"], ["server", "server@name=b"]]
+    assert parse([*typed, "--interleave"]).turns == [["autoregressive", "pld", "server", "server@name=b"]]
+    assert parse(["pld", "smollm2-135m"]).turns == [["autoregressive", "pld"]]

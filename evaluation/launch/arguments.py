@@ -3,14 +3,10 @@
 import argparse
 import math
 import os
-import re
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from methods import METHODS, MOST, VARIANT
-from methods.options import NAME
 from methods.paths import path_fault
-from methods.table import PLAIN
 
 PER_CORE = 4  # threads or processes: beyond that they only wait for each other, and soon there is no memory for them
 
@@ -62,29 +58,6 @@ def path(text: str) -> Path:
     if fault := path_fault(text):
         raise argparse.ArgumentTypeError(f"expected a path, but {_shown(text)} {fault}")
     return Path(text)
-
-
-def servers(text: str) -> dict[str, list[str]]:
-    """Read URLs with commas between, each of the server that is named before it; without a name, the plain one."""
-    found: dict[str, list[str]] = {}
-    for part in text.split(","):
-        named = re.fullmatch(rf"(?:({NAME.pattern})=)?(.+)", part.strip())
-        if named is None or not _is_url(named[2]):
-            raise argparse.ArgumentTypeError(f"expected http://HOST:PORT, or NAME=http://HOST:PORT, got {_shown(part)}")
-        found.setdefault(named[1] or PLAIN, []).append(named[2])
-    return found
-
-
-def _is_url(text: str) -> bool:
-    """Whether it is one of a server. Keys do not belong into it, for run headers hold it."""
-    try:
-        url = urlsplit(text)
-        _ = url.port
-    except ValueError:
-        return False
-    if url.username or url.password:
-        raise argparse.ArgumentTypeError("expected a URL without a password: set OPENAI_API_KEY to the server's key")
-    return url.scheme in ("http", "https") and bool(url.hostname)
 
 
 def _shown(text: str) -> str:

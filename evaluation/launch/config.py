@@ -15,11 +15,11 @@ from evaluation.answers.files import answers_of, header_path
 from evaluation.answers.header import SamplingKeys
 from evaluation.launch import arguments
 from evaluation.launch.benchmarks import known_benchmarks
+from evaluation.launch.servers import add_servers, check_servers, turns
 from methods import BASELINE, METHODS, VARIANT, MethodSpec, get_method
 from methods.errors import CommandParser, UserError, nearest, shown
 from methods.pairs import DTYPE_OF, DTYPES, Pair, every_kind, get_pair, known_pairs, own_pair
 from methods.paths import ROOT, name_fault, path_fault
-from methods.table import PLAIN, SERVER
 
 DEVICES = ("auto", "cpu", "cuda")
 PASSED_ON = (
@@ -35,10 +35,8 @@ PASSED_ON = (
         "tensor_parallel",
         "replicas",
         "trace",
-        "servers",
-        "interleave",
     ),
-    "json",
+    *("servers", "interleave", "json"),
 )
 COLDEST = 1e-6  # a temperature by which logits can be divided
 LONGEST_ENDING = ".tmp"  # of a file beside an answer file
@@ -105,14 +103,8 @@ class RunConfig:
 
     @property
     def turns(self) -> list[list[str]]:
-        """Which methods take turns, question by question: ours, then the servers, which may be on the same device."""
-        served = [spec.name for spec in self.specs if spec.served]
-        others = [name for name in self.methods if name not in served]
-        return [[*others, *served]] if self.interleave or not served else [others, served]
-
-    def server_of(self, spec: MethodSpec) -> str:
-        """Return the name of the server that a row asks."""
-        return str(self.options_of(spec)["name"])
+        """Return which methods take turns, question by question."""
+        return turns(self)
 
     @property
     def sampling(self) -> SamplingKeys:
@@ -159,15 +151,7 @@ def _parser() -> argparse.ArgumentParser:
         type=arguments.path,
         help="write what each rank did and when, in Chrome's trace format",
     )
-    add(
-        "--server",
-        dest="servers",
-        metavar="[NAME=]URL[,...]",
-        type=arguments.servers,
-        default={},
-        help="servers that the rows server and server@name=NAME ask; of several URLs of a name each replica has one",
-    )
-    add("--interleave", action="store_true", help="servers take turns with the other methods, instead of after them")
+    add_servers(parser)
     add("--alone", action="store_true", help="leave out the methods that are measured beside the chosen ones")
     add(
         "--output",
@@ -266,7 +250,7 @@ def configure(args: argparse.Namespace) -> RunConfig:
     _check_methods(config)
     _check_names(config)
     _check_values(config)
-    _check_servers(config)
+    check_servers(config)
     return config if args.output else replace(config, output=default_output(config))
 
 
@@ -321,26 +305,6 @@ def _check_methods(config: RunConfig) -> None:
                 raise UserError(
                     f"'{spec.name}' needs a draft of the kind '{kind}', and {config.pair.name} has none; {other}"
                 )
-
-
-def _check_servers(config: RunConfig) -> None:
-    """Each server that is named has a URL for every replica, and is asked by a row."""
-    asked = {config.server_of(spec): spec.name for spec in config.specs if spec.served}
-    for name, method in asked.items():
-        if name not in config.servers:
-            prefix = "" if name == PLAIN else f"{name}="
-            raise UserError(f"'{method}' asks a server that is not named: add --server {prefix}http://HOST:PORT")
-    for name, urls in config.servers.items():
-        if name not in asked:
-            row = SERVER if name == PLAIN else f"{SERVER}{VARIANT}name={name}"
-            raise UserError(
-                f"no method asks the server '{name}' of --server: add {row} to the methods, or leave it out"
-            )
-        if len(urls) > config.replicas:
-            raise UserError(
-                f"expected at most one URL of the server '{name}' for each of {config.replicas} replicas, got "
-                f"{len(urls)}: add --replicas {len(urls)}"
-            )
 
 
 def _check_names(config: RunConfig) -> None:

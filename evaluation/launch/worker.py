@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 from uuid import uuid4
 
+from evaluation.answers.header import Server as ServerKeys
 from evaluation.answers.record import Answer, Choice
 from evaluation.answers.trace import TraceWriter
 from evaluation.launch.benchmarks import Benchmark, Question
@@ -159,10 +160,10 @@ class Session:
     def answer(self, name: str, question: Question, choices: list[Choice]) -> Answer:
         return Answer(question.question_id, question.category, f"{self.config.pair.name}-{name}", choices)
 
-    def server(self, spec: MethodSpec) -> dict[str, str] | None:
+    def server(self, spec: MethodSpec) -> ServerKeys | None:
         """What a run header says of the server that a row asks; None where it asks none."""
         method = self.methods[spec.name] if spec.served else None
-        return method.conditions if isinstance(method, Server) else None
+        return ServerKeys(**method.conditions) if isinstance(method, Server) else None
 
     @cached_property
     def launch(self) -> str:

@@ -46,8 +46,8 @@ class Piece:
 class Dialect(Protocol):
     """A way of asking. `name`: for people."""
 
-    name: str
-    path: str
+    name: ClassVar[str]
+    path: ClassVar[str]
 
     def body(self, ask: Ask, stream: bool = True) -> dict[str, Any]: ...
 
@@ -117,8 +117,8 @@ def _drafts(message: Mapping[str, Any]) -> tuple[int, int] | None:
 class LlamaCpp:
     """llama.cpp's own completions, which return token ids."""
 
-    name = "llama.cpp's completion"
-    path = "/completion"
+    name: ClassVar[str] = "llama.cpp's completion"
+    path: ClassVar[str] = "/completion"
 
     def body(self, ask: Ask, stream: bool = True) -> dict[str, Any]:
         """No other sampler than what was asked for, and no prompt from its cache: every method reads it whole."""
