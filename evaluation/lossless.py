@@ -21,7 +21,17 @@ from evaluation.show.losslessness import document, show
 from methods.errors import CommandParser, command_line
 
 # What `run.py` can be told beyond this command's options.
-FIXED = {"repeats": 1, "replicas": 1, "trace": None, "alone": True, "read_once": False, "output": None}
+NOBODY: dict[str, list[str]] = {}
+FIXED = {
+    "repeats": 1,
+    "replicas": 1,
+    "trace": None,
+    "alone": True,
+    "read_once": False,
+    "output": None,
+    "servers": NOBODY,
+    "interleave": False,
+}
 
 
 def main() -> int:

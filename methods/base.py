@@ -21,6 +21,18 @@ class Limits:
     eos_ids: frozenset[int]
     max_new_tokens: int
 
+    def cut(self, tokens: Sequence[int], before: int) -> tuple[list[int], str]:
+        """What an answer keeps of the next tokens, behind `before` others, and why it ends: "eos", "length", or ""
+        where it goes on."""
+        kept: list[int] = []
+        for token in tokens:
+            kept.append(token)
+            if token in self.eos_ids:
+                return kept, "eos"
+            if before + len(kept) == self.max_new_tokens:
+                return kept, "length"
+        return kept, ""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -106,7 +118,8 @@ class Reference(Protocol):
 @dataclass
 class Generation:
     """One answer to one prompt. Per pass: accept_lengths, drafted, accepted, nodes, spans_of (the prefill is the first
-    pass). Per judged token of all passes: depths, of chains alone. `branches`: of the passes that have some.
+    pass). Per judged token of all passes: depths, of chains alone. `branches`: of the passes that have some. Another
+    engine may tell no passes, so that its lists are empty, but how many tokens it drafted and kept (`told`).
 
     `finish` is "eos", "length" or "context"; times in seconds, wall_time includes prefill_time."""
 
@@ -122,18 +135,11 @@ class Generation:
     prefill_time: float = 0.0
     spans_of: list[Sequence[Span]] = field(default_factory=list)
     branches: list[Branches] = field(default_factory=list)
+    told: tuple[int, int] | None = None
 
     def add(self, step: Step, limits: Limits) -> None:
         """Enter a pass into the ledger, cut after the first EOS and at the limit."""
-        kept: list[int] = []
-        for token in step.tokens:
-            kept.append(token)
-            if token in limits.eos_ids:
-                self.finish = "eos"
-            elif len(self.token_ids) + len(kept) == limits.max_new_tokens:
-                self.finish = "length"
-            if self.finish:
-                break
+        kept, self.finish = limits.cut(step.tokens, len(self.token_ids))
         self.token_ids += kept
         self.spans_of.append(step.spans)
         self.accept_lengths.append(len(kept))
@@ -153,6 +159,11 @@ class Generation:
     def seconds(self, work: str) -> float:
         """Time spent on "draft", "prepare", "verify" or "wait". Two ranks draft and verify at the same time."""
         return sum(span.seconds for span in self.spans if span.work == work)
+
+    @property
+    def tells_passes(self) -> bool:
+        """Whether it is known which pass decided which tokens."""
+        return bool(self.accept_lengths) or not self.token_ids
 
     @property
     def draft_bytes(self) -> int:

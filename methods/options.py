@@ -1,5 +1,6 @@
 """Options of methods: what they mean, which values they take, and METHOD@OPTION=VALUE. Imports nothing heavy."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ GIVEN = "given"  # a value: as other options say
 ALL = "all"  # a value: as many as there are
 DRAFT = "draft"  # an option of every method that needs weights: its own, instead of the pair's
 
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")  # what a user may call something
+
 MOST = 10**9  # of anything that an option counts
 
 Value = int | float | str
@@ -21,7 +24,7 @@ Value = int | float | str
 class Option:
     """A method's option: one of `words`, or a number from `least` (None: words only) on, with a fraction if the
     default has one. `flag`: whether it is a flag of the command line too, for all methods at once; METHOD@NAME=VALUE
-    sets every option. `lossy`: words under which the output is no longer the target's."""
+    sets every option. `lossy`: words under which the output is no longer the target's. `named`: any name will do."""
 
     default: Value
     help: str
@@ -29,9 +32,12 @@ class Option:
     words: tuple[str, ...] = ()
     flag: bool = False
     lossy: tuple[str, ...] = ()
+    named: bool = False
 
     def read(self, text: str) -> Value | None:
         """The value that the text stands for; None if it stands for none."""
+        if self.named:
+            return text if NAME.fullmatch(text) else None
         if text in self.words or self.least is None:
             return text if text in self.words else None
         try:
@@ -43,6 +49,8 @@ class Option:
     @property
     def expected(self) -> str:
         """What `read` takes, in words."""
+        if self.named:
+            return "a name of small letters, digits, dots and dashes"
         number = [] if self.least is None else [f"a number from {self.least} to {MOST}"]
         return " or ".join([*self.words, *number])
 

@@ -17,6 +17,9 @@ BASELINE = "autoregressive"
 ALL_DEVICES = "autoregressive-all"
 
 
+SERVER = "server"
+PLAIN = "plain"  # the server of a URL without a name: the one that speculates nothing
+
 BEHIND = "behind"  # an option: who drafts on where a drafter's chains end
 
 Loop = Literal["alone", "turns", "pearl", "peer"]
@@ -26,11 +29,11 @@ Loop = Literal["alone", "turns", "pearl", "peer"]
 class MethodSpec:
     """One row: a loop over a drafter (None: the target alone, or another library's own loop).
 
-    `weights` and `check`: as a drafter has them; `options`: the loop's and the drafter's;
-    `beside`: methods that are measured with it; `all_devices`: it runs on what all ranks of a replica own; `lossless`:
-    its greedy output must be the baseline's (False: another library's arithmetic); `peer`: "module:function" that
-    builds another library's loop. `fixed`: options of a variant, which the command line's do not change; `draft`: a
-    variant's own."""
+    `weights` and `check`: as a drafter has them; `options`: the loop's and the drafter's; `beside`: methods that are
+    measured with it; `all_devices`: it runs on what all ranks of a replica own; `lossless`: its greedy output must be
+    the baseline's (False: another library's arithmetic); `peer`: "module:function" that builds another library's loop;
+    `served`: that is a server, in a process of its own. `fixed`: options of a variant, which the command line's do not
+    change; `draft`: a variant's own."""
 
     name: str
     loop: Loop
@@ -44,6 +47,7 @@ class MethodSpec:
     all_devices: bool = False
     lossless: bool = True
     peer: str = ""
+    served: bool = False
     fixed: Mapping[str, Value] = field(default_factory=dict)
     draft: str | None = None
 
@@ -194,6 +198,12 @@ _ALONE = (
         all_devices=True,
     ),
 )
+_LLAMA_LOOP = Option(
+    "api",
+    "api: over its C functions, so that all the time is its own; binding: its Python package's own loop",
+    least=None,
+    words=("api", "binding"),
+)
 _TURNS = tuple(map(_turns, DRAFTERS.values()))
 _PEERS = (
     MethodSpec(
@@ -220,6 +230,34 @@ _PEERS = (
         options={"gamma": _window(7), "max_ngram": NGRAM},
         lossless=False,
         peer="methods.peers.hf:build_pld",
+    ),
+    MethodSpec(
+        "llama-cpp",
+        "peer",
+        "llama.cpp on the same weights, for reference",
+        options={"loop": _LLAMA_LOOP},
+        lossless=False,
+        peer="methods.peers.llama_cpp:build",
+    ),
+    MethodSpec(
+        "llama-cpp-lookup",
+        "peer",
+        "llama.cpp with its Python package's prompt lookup, for reference",
+        options={"loop": _LLAMA_LOOP, "gamma": _window(10), "max_ngram": Option(2, NGRAM.help)},
+        lossless=False,
+        peer="methods.peers.llama_cpp:build_lookup",
+    ),
+    MethodSpec(
+        SERVER,
+        "peer",
+        "a server that is asked over HTTP, of --server: vLLM, SGLang, llama.cpp or any other that does as OpenAI's",
+        options={
+            "name": Option(PLAIN, "which of the servers of --server NAME=URL", least=None, named=True),
+            "timeout": Option(120.0, "seconds that it may say nothing for", least=0.001),
+        },
+        lossless=False,
+        peer="methods.peers.server:build",
+        served=True,
     ),
 )
 METHODS: dict[str, MethodSpec] = {spec.name: spec for spec in (*_ALONE, *_TURNS, *_pearls(_TURNS), *_PEERS)}

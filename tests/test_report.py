@@ -158,7 +158,10 @@ def test_exit_status_1_where_a_condition_holds(tmp_path: Path) -> None:
     text = (tmp_path / "out/REPORT.md").read_text()
     assert text.count("holds: failed") == 2 and text.count("does not hold") == 1
     assert "not identical: mini_bench/tiny/pld.jsonl: 5/7 identical, 1 different, 1 failed" in text
-    assert "*6/7 identical*<br>*(need not be)*" in text and "| tiny · mini_bench: pld | 99 | OSError: full |" in text
+    assert (
+        "*6/7 identical*<br>*100.0% up to the first difference*<br>*(need not be)*" in text
+        and "| tiny · mini_bench: pld | 99 | OSError: full |" in text
+    )
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,15 @@ class SamplingKeys(TypedDict):
     top_p: Annotated[float, Ge(0), Le(1)]
 
 
+class Server(TypedDict):
+    """Who answered over HTTP. `asked`: in which way, by token ids or text; `tokens`: by whom they were counted."""
+
+    url: Line
+    model: Line
+    asked: Line
+    tokens: Line
+
+
 class Failure(TypedDict):
     """A question that could not be answered, and why."""
 
@@ -91,8 +100,9 @@ class RunHeader:
     has chosen by itself; `floor_seconds_per_token`, what reading the target's weights once takes; `operators`, whose:
     bits and speed depend on it; `row_counts`: the numbers of rows at which a GPU was found to give a row the same bits,
     one of which each pass has; `tensor_parallel`: ranks among which the target is split, if it is (`ranks` counts these
-    as one); `read_once`: prompts were read before the clock ran, once for all methods; `launch`, an id that all headers
-    of a launch and its trace share. `others`: keys of another release, which are kept as they are."""
+    as one); `read_once`: prompts were read before the clock ran, once for all methods; `apart`: it answered after the
+    other methods of its launch, not in turns with them; `launch`, an id that all headers of a launch and its trace
+    share. `others`: keys of another release, which are kept as they are."""
 
     method: Annotated[Line, Role.OWN]
     pair: Annotated[Line, TASK]
@@ -115,6 +125,8 @@ class RunHeader:
     target: Annotated[Target | None, OUTPUT] = None
     draft: Annotated[Draft | None, Role.OWN | Role.NULLABLE] = None
     behind: Annotated[Draft | None, Role.OWN] = None
+    server: Annotated[Server | None, Role.OWN] = None
+    apart: Annotated[bool | None, Role.OWN] = None
     devices: Annotated[list[Line] | None, Role.SHARE] = None
     threads: Annotated[Count | None, Role.SHARE] = None
     replicas: Annotated[Positive | None, Role.SHARE] = None

@@ -67,6 +67,8 @@ class Choice:
     hidden_time: list[Seconds] | None = None  # for which the windows of hits had been drafted,
     prepare_time: list[Seconds] | None = None  # and all windows of branches
     margins: list[list[Number]] | None = None
+    told_drafted: list[Count] | None = None  # tokens that a server says it has drafted, whose passes are not known,
+    told_accepted: list[Count] | None = None  # and those of them that were accepted
     depths: list[list[Count]] | None = None  # of each judged token of chains, pass by pass: see judge/acceptance.py
 
     def __post_init__(self) -> None:
@@ -104,6 +106,11 @@ class Choice:
         """Whether no turn failed, and one has an answer."""
         return not self.any_failed and not self.never_fits
 
+    @property
+    def tells_passes(self) -> bool:
+        """Whether it is recorded which pass decided which tokens: of a server's answers it is not."""
+        return bool(self.accept_lengths) or any(self.decoding_steps or [1])
+
     def _check_lengths(self) -> None:
         for key in PER_TURN:
             value = getattr(self, key)
@@ -139,6 +146,8 @@ class Choice:
     def _check_ledger(self, token_ids: list[list[int]]) -> None:
         if [len(tokens) for tokens in token_ids] != self.new_tokens:
             raise ValueError("'new_tokens' does not count 'token_ids'")
+        if not self.tells_passes:
+            return
         if sum(self.accept_lengths) != sum(self.new_tokens):
             raise ValueError(
                 f"'accept_lengths' sums to {sum(self.accept_lengths)}, not to {sum(self.new_tokens)} tokens"

@@ -92,14 +92,16 @@ def _compare_headers(method: Run, base: Run) -> list[str]:
     if method.header and method.header.read_once:
         notes.append("prompts were read before the clock ran, once for all methods, so times are of decoding")
     if not _interleaved(method, base):
-        notes.append("not interleaved: the files are not of one launch, so drift of the machine is not in the interval")
+        apart = any(run.header is not None and run.header.apart for run in (method, base))
+        why = "a server answered after the other methods" if apart else "the files are not of one launch"
+        notes.append(f"not interleaved: {why}, so drift of the machine is not in the interval")
     return notes
 
 
 def _interleaved(method: Run, base: Run) -> bool:
     """Whether one launch measured both, taking turns: then the machine was the same for both, question by question."""
     ours, theirs = method.header, base.header
-    return ours is not None and theirs is not None and ours.same_launch(theirs)
+    return ours is not None and theirs is not None and ours.same_launch(theirs) and ours.apart == theirs.apart
 
 
 def paired_choices(run: Run, pairs: "pd.DataFrame") -> list[Choice]:

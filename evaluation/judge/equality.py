@@ -40,6 +40,7 @@ class TurnResult:
     by: str | None = None  # what was compared: "token ids" or "text"
     where: str | None = None  # the files in which it is missing or failed
     difference: Difference | None = None
+    shared: tuple[int, int] | None = None  # tokens or characters up to the first difference, of the longer answer's
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,14 @@ class Comparison:
     def equal(self) -> bool:
         """Whether both files hold the same questions, and every turn and repeat that fits the context is identical."""
         return bool(self.questions) and all(turn.status in (TOO_LONG, IDENTICAL) for turn in self.turns)
+
+    @property
+    def shared(self) -> float | None:
+        """The share of tokens, or characters of texts, up to the first difference of each turn, of the longer of its
+        two answers. None where nothing was compared."""
+        found = [turn.shared for turn in self.turns if turn.shared is not None]
+        longest = sum(length for _, length in found)
+        return sum(same for same, _ in found) / longest if longest else None
 
     @property
     def line(self) -> str:
@@ -128,7 +137,9 @@ def _compare_question(
             yield TurnResult(question, turn, repeat, TOO_LONG)
         elif choices[0] and choices[1]:
             by, difference = _compare_turn(choices[0], choices[1], turn)
-            yield TurnResult(question, turn, repeat, "different" if difference else IDENTICAL, by, None, difference)
+            status = "different" if difference else IDENTICAL
+            shared = _shared(choices[0], choices[1], turn, difference)
+            yield TurnResult(question, turn, repeat, status, by, None, difference, shared)
 
 
 def _turns(answer: Answer | None) -> dict[tuple[int, int], Choice]:
@@ -150,6 +161,14 @@ def _compare_turn(one: Choice, other: Choice, turn: int) -> tuple[str, Differenc
     position = _parting(*tokens)
     margins = _margin(one, turn, position), _margin(other, turn, position)
     return "token ids", Difference(position, tokens, texts, margins)
+
+
+def _shared(one: Choice, other: Choice, turn: int, difference: Difference | None) -> tuple[int, int]:
+    """How far two answers go together, and how long the longer one is."""
+    if difference is not None:
+        return difference.position, max(map(len, difference.tokens or difference.texts))
+    length = len(one.turns[turn]) if one.token_ids is None or other.token_ids is None else one.new_tokens[turn]
+    return length, length
 
 
 def _parting(one: Sequence[object], other: Sequence[object]) -> int:
@@ -185,6 +204,11 @@ def _notes(headers: tuple[RunHeader | None, RunHeader | None], names: tuple[str,
     return notes
 
 
+def shared_words(comparison: Comparison) -> str:
+    """How far answers that need not be equal are, such as "82% of tokens up to the first difference"."""
+    return "nothing compared" if comparison.shared is None else f"{comparison.shared:.1%} up to the first difference"
+
+
 def document(comparison: Comparison) -> dict[str, Any]:
     """The same for programs, with all turns that are not identical."""
     counts = Counter(comparison.questions.values())
@@ -193,6 +217,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
         "files": comparison.names,
         "questions": len(comparison.questions),
         **{status: counts[status] for status in STATUSES},
+        "shared": comparison.shared,
         "notes": comparison.notes,
         "turns": [asdict(turn) for turn in comparison.turns if turn.status not in (TOO_LONG, IDENTICAL)],
     }

@@ -160,9 +160,29 @@ def _mean_of_rates(answers: Sequence[Answer], count: Callable[[str], int] | None
 
 def mean_accept_length(choices: Iterable[Choice]) -> float | None:
     """MAT: tokens committed per target pass. None without passes."""
-    lengths = [choice.accept_lengths for choice in choices]
-    passes = sum(map(len, lengths))
-    return sum(map(sum, lengths)) / passes if passes else None
+    choices = list(choices)
+    passes = pass_count(choices)
+    lengths = sum(sum(choice.accept_lengths) for choice in choices)
+    return (lengths or sum(sum(choice.new_tokens) for choice in choices)) / passes if passes else None
+
+
+def pass_count(choices: Sequence[Choice]) -> int | None:
+    """How many target passes there were, prefills among them. Of a server that tells accepted drafts but no passes:
+    each of these decided one token more than it accepted. None where unknown."""
+    if passes := sum(len(choice.accept_lengths) for choice in choices):
+        return passes
+    told = [choice for choice in choices if choice.told_accepted is not None]
+    if not told or len(told) < len(choices):
+        return None
+    return sum(max(n - kept, 1) for c in told for n, kept in zip(c.new_tokens, c.told_accepted or [], strict=True) if n)
+
+
+def accepted_share(choices: Sequence[Choice]) -> float | None:
+    """Of the tokens that a server has drafted the share that it accepted, as it tells; None where it does not, or
+    drafted none."""
+    told = [choice for choice in choices if choice.told_drafted and choice.told_accepted]
+    drafted, accepted = (sum(sum(getattr(c, key)) for c in told) for key in ("told_drafted", "told_accepted"))
+    return accepted / drafted if drafted else None
 
 
 def seconds_per_pass(choices: Sequence[Choice], key: str) -> float | None:
@@ -244,7 +264,8 @@ def _measurements(answers: Iterable[Answer]) -> pd.DataFrame:
 def _measured(choice: Choice, turn: int) -> tuple[float, float, float, float, float]:
     tokens, time = choice.new_tokens[turn], choice.wall_time[turn]
     decoded = (tokens - 1, time - choice.prefill_time[turn]) if choice.prefill_time else (np.nan, np.nan)
-    passes = choice.decoding_steps[turn] if choice.token_ids and choice.decoding_steps else np.nan
+    known = choice.token_ids and choice.decoding_steps and choice.tells_passes
+    passes = choice.decoding_steps[turn] if known and choice.decoding_steps else np.nan
     return tokens, time, *decoded, passes
 
 

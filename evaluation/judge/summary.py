@@ -50,6 +50,7 @@ class Summary:
     hidden_seconds_per_pass: float | None
     run_length: float | None
     acceptance_rate: float | None
+    accepted_share: float | None  # of drafted tokens, as a server tells
     drafted: int | None  # judged draft tokens: of a tree all its nodes
     drafted_per_token: float | None
     nodes_per_pass: float | None
@@ -124,6 +125,7 @@ def _summary(comparison: PairedRuns, group: str, pairs: "pd.DataFrame", count: C
         **_passes(choices),
         run_length=drafts.run_length,
         acceptance_rate=drafts.acceptance_rate,
+        accepted_share=stats.accepted_share(choices),
         drafted=judged,
         drafted_per_token=None if judged is None else float(judged / pairs["tokens"].sum()),
         conditional_acceptance=drafts.conditional_acceptance,
@@ -142,7 +144,7 @@ def _passes(choices: Sequence[Choice]) -> dict[str, Any]:
 
     return {
         "mat": stats.mean_accept_length(choices),
-        "passes": sum(len(choice.accept_lengths) for choice in choices) or None,
+        "passes": stats.pass_count(choices),
         **{f"{work}_seconds_per_pass": stats.seconds_per_pass(choices, f"{work}_time") for work in WORKS},
         "hit_rate": stats.hit_rate(choices),
         "prepared_per_pass": stats.prepared_per_pass(choices),

@@ -15,6 +15,7 @@ from evaluation.answers.files import answers_of, header_path
 from evaluation.answers.header import SamplingKeys
 from evaluation.launch import arguments
 from evaluation.launch.benchmarks import known_benchmarks
+from evaluation.launch.servers import add_servers, check_servers, turns
 from methods import BASELINE, METHODS, VARIANT, MethodSpec, get_method
 from methods.errors import CommandParser, UserError, nearest, shown
 from methods.pairs import DTYPE_OF, DTYPES, Pair, every_kind, get_pair, known_pairs, own_pair
@@ -36,7 +37,7 @@ PASSED_ON = (
         "read_once",
         "trace",
     ),
-    "json",
+    *("servers", "interleave", "json"),
 )
 COLDEST = 1e-6  # a temperature by which logits can be divided
 LONGEST_ENDING = ".tmp"  # of a file beside an answer file
@@ -70,6 +71,8 @@ class RunConfig:
     options: dict[str, str]  # of methods, as typed
     replicas: int
     trace: Path | None
+    servers: dict[str, list[str]]  # name -> URLs
+    interleave: bool
     output: Path
     json: bool
     command: str = ""  # as typed, for the run headers
@@ -99,6 +102,11 @@ class RunConfig:
         A variant's own draft is of its own kind."""
         found = {kind: self.pair.drafts.get(kind) for kind in spec.needs(self.options_of(spec))}
         return found | ({spec.weights: self.draft_of(spec)} if spec.weights else {})
+
+    @property
+    def turns(self) -> list[list[str]]:
+        """Return which methods take turns, question by question."""
+        return turns(self)
 
     @property
     def sampling(self) -> SamplingKeys:
@@ -146,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write what each rank did and when, in Chrome's trace format",
     )
     add("--read-once", action="store_true", help="read a prompt once for all methods: for equality, not for speed")
+    add_servers(parser)
     add("--alone", action="store_true", help="leave out the methods that are measured beside the chosen ones")
     add(
         "--output",
@@ -244,6 +253,7 @@ def configure(args: argparse.Namespace) -> RunConfig:
     _check_methods(config)
     _check_names(config)
     _check_values(config)
+    check_servers(config)
     return config if args.output else replace(config, output=default_output(config))
 
 

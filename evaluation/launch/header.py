@@ -45,8 +45,10 @@ def _header(session: Session, spec: MethodSpec, found: dict[str, Any]) -> RunHea
         },
         draft=_draft(session.models_of(spec)) if spec.weights else None,
         behind=_draft(session.models.of_kind(other.weights)) if other and other.weights else None,
+        server=session.server(spec),
+        apart=any(spec.name in names for names in c.turns[1:]) or None,
         devices=devices_of(session, spec),
-        threads=share.all_threads if spec.all_devices else share.threads,
+        threads=None if spec.served else share.all_threads if spec.all_devices else share.threads,
         replicas=session.ranks.replicas,
         seed=c.seed,
         context_length=checkpoint.config.max_length,
@@ -70,6 +72,8 @@ def devices_of(session: Session, spec: MethodSpec) -> list[str]:
 
     What the draft's rank loads is not known here: it has its whole share."""
     share = session.share
+    if server := session.server(spec):
+        return [f"the server at {server['url']}"]
     if share.devices[0].type == "cpu":
         return share.all_names if spec.all_devices or spec.ranks > 1 else share.target_names
     names = dict(zip(share.devices, share.names, strict=True))

@@ -3,9 +3,10 @@
 import os
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -186,6 +187,7 @@ def describe(config: RunConfig, questions: int) -> str:
         f"{c.benchmark}: {questions} questions, at most {c.max_new_tokens} new tokens, prompt form {c.template}",
         f"{c.dtype}, {sampling_words(c.sampling)}, seed {c.seed}" + "".join(f", {option}" for option in options),
         *([f"the target is split among {c.tensor_parallel} ranks"] if c.tensor_parallel > 1 else []),
+        *([f"{', '.join(c.turns[1])} after the others, in turns; --interleave: all in turns"] if c.turns[1:] else []),
         f"answers in {c.folder}",
     ]
     return "\n".join(lines)
@@ -197,12 +199,14 @@ def measure(session: "Session", store: "Store", questions: "list[Question]", con
     session.meet()
     for name, taps in session.taps().items():
         store.files[name].note("taps", taps)
-    with progress(console, len(questions)) as shown:
-        session.warm_up()
+    turns = session.config.turns
+    with progress(console, len(questions) * len(turns)) as shown:
         noted: dict[str, dict[str, int | str]] = {}
-        for index, question in enumerate(questions):
+        for number, (names, question) in enumerate(product(turns, questions)):
+            if number % len(questions) == 0:
+                session.warm_up(names)
             note_choices(session, store, noted, console)
-            for name, choices in answer_question(session, store, question, index, shown.tick).items():
+            for name, choices in answer_question(session, store, question, number, shown.tick, names).items():
                 store.files[name].append(session.answer(name, question, choices))
                 tally.add(name, choices)
             shown.advance(tally.text())
@@ -221,11 +225,18 @@ def note_choices(session: "Session", store: "Store", noted: dict[str, dict[str, 
 
 
 def answer_question(
-    session: "Session", store: "Store", question: "Question", index: int, tick: Callable[[], None]
+    session: "Session",
+    store: "Store",
+    question: "Question",
+    index: int,
+    tick: Callable[[], None],
+    names: Sequence[str],
 ) -> "dict[str, list[Choice]]":
-    """Let each method answer one question, all repeats, interleaved; call `tick` after each. Where a method raises, its
-    failure is recorded instead of an answer, and the others go on, unless its other rank has lost step with it."""
-    choices: dict[str, list[Choice]] = {name: [] for name in store.missing(question.question_id)}
+    """Let each of these methods answer one question, all repeats, interleaved; call `tick` after each. Where a method
+    raises, its failure is recorded instead of an answer, and the others go on, unless its other rank has lost step with
+    it."""
+    missing = store.missing(question.question_id)
+    choices: dict[str, list[Choice]] = {name: [] for name in names if name in missing}
     for repeat in range(session.config.repeats):
         order = list(choices) if (index + repeat) % 2 == 0 else list(reversed(choices))
         for name in order:

@@ -1,11 +1,13 @@
 """A session loads the models, prompts and methods of a launch once, and answers questions with them."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 from uuid import uuid4
 
+from evaluation.answers.header import Server as ServerKeys
 from evaluation.answers.record import Answer, Choice
 from evaluation.answers.trace import TraceWriter
 from evaluation.launch.benchmarks import Benchmark, Question
@@ -21,6 +23,7 @@ from methods.engine.team import Rest, Team
 from methods.models import Models
 from methods.pearl.draft import serve, warm_up
 from methods.pearl.target import Pearl
+from methods.peers.server import Server
 
 WARM_UP_TOKENS = 64
 WARM_UP = (
@@ -49,6 +52,8 @@ class Session:
         c = self.config
         models = Models(c.pair.target, None, c.dtype, self.share.devices, drafts=c.pair.drafts)
         models.frequent, models.keep_prompts = c.pair.frequent, c.read_once
+        replica = self.ranks.replica
+        models.servers = {name: urls[replica % len(urls)] for name, urls in c.servers.items()}
         models.link, models.team, models.drafts_only = self.link, self.team, self.ranks.drafts
         models.max_length = self._longest(models.target_checkpoint.tokenizer) + MARGIN
         return models
@@ -115,14 +120,15 @@ class Session:
         """The devices on which a method runs: this rank's, or those of the whole replica."""
         return all_devices(self.share) if get_method(name).all_devices else nullcontext()
 
-    def warm_up(self) -> None:
-        """Let every method answer questions that are not measured: kernels, caches and allocators settle."""
+    def warm_up(self, names: Iterable[str] | None = None) -> None:
+        """Let the methods, or those named, answer questions that are not measured: kernels, caches and allocators
+        settle."""
         limits = Limits(self.limits.eos_ids, min(WARM_UP_TOKENS, self.limits.max_new_tokens))
         for text in WARM_UP:
             prompt = self.prompter.encode([text], [])
-            for name, method in self.methods.items():
+            for name in self.methods if names is None else names:
                 with self._place(name):
-                    generate(method, prompt, self._sampling("warm-up", 0, 0), limits)
+                    generate(self.methods[name], prompt, self._sampling("warm-up", 0, 0), limits)
 
     def taps(self) -> dict[str, list[int]]:
         """The target's features that the drafters read, of methods whose drafters do."""
@@ -157,6 +163,11 @@ class Session:
     def answer(self, name: str, question: Question, choices: list[Choice]) -> Answer:
         return Answer(question.question_id, question.category, f"{self.config.pair.name}-{name}", choices)
 
+    def server(self, spec: MethodSpec) -> ServerKeys | None:
+        """What a run header says of the server that a row asks; None where it asks none."""
+        method = self.methods[spec.name] if spec.served else None
+        return ServerKeys(**method.conditions) if isinstance(method, Server) else None
+
     @cached_property
     def launch(self) -> str:
         """An id that all headers and the trace of the launch share."""
@@ -167,6 +178,9 @@ def to_choice(turns: list[Generation], texts: list[str], repeat: int) -> Choice:
     """One line's choice from the generations of its turns. Another library's loop does not tell what its passes do."""
     margins, depths = [turn.margins or [] for turn in turns], [turn.depths for turn in turns]
     told = any(turn.spans for turn in turns) or all(len(turn.accept_lengths) <= 1 for turn in turns)
+    told = told and all(turn.tells_passes for turn in turns)
+    drafts = [turn.told for turn in turns if turn.told is not None]
+    counted = len(drafts) == len(turns)
     return Choice(
         turns=texts,
         new_tokens=[len(turn.token_ids) for turn in turns],
@@ -185,6 +199,8 @@ def to_choice(turns: list[Generation], texts: list[str], repeat: int) -> Choice:
         accepted=[turn.accepted for turn in turns] if told else None,
         nodes=[turn.nodes for turn in turns] if told else None,
         proposed=[turn.proposed for turn in turns] if told else None,
+        told_drafted=[drafted for drafted, _ in drafts] if counted else None,
+        told_accepted=[accepted for _, accepted in drafts] if counted else None,
         margins=margins if any(margins) else None,
         depths=depths if any(map(any, depths)) else None,
         **(_branches(turns) if any(turn.branches for turn in turns) else {}),

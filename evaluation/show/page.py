@@ -9,9 +9,10 @@ from pathlib import Path
 from evaluation.answers.header import COMMON
 from evaluation.judge.acceptance import AtDepth, by_depth
 from evaluation.judge.change import Pairing, headline, interval_words
-from evaluation.judge.equality import Comparison
+from evaluation.judge.equality import Comparison, shared_words
 from evaluation.judge.gates import GateResult, compare_all
 from evaluation.judge.groups import Group, Result, conditions
+from evaluation.judge.served import Served, against_plain
 from evaluation.judge.summary import Summary
 from evaluation.judge.wording import counted
 from evaluation.show.document import Cell
@@ -71,6 +72,7 @@ class Report:
         if exact := list(self._exact.values()):
             right = f"{sum(comparison.equal for comparison in exact)} of {len(exact)} runs"
             items.append(f"output: {right} of lossless methods are identical to the baseline")
+        items += [f"{group.name}: {served.sentence}" for group in self.groups for served in served_in(group)]
         failures = sum(len(result.header.failures) for result in self.results)
         items.append(f"failures: {counted(failures, 'answer')}" if failures else "failures: none")
         return items
@@ -124,6 +126,10 @@ class Report:
     def depth_heads(self, group: Group) -> list[str]:
         deepest = max((max(rates) for rates in _rates(group).values()), default=0)
         return [str(depth) for depth in range(1, min(deepest, DEEPEST_SHOWN) + 1)]
+
+    def served(self, group: Group) -> Rows:
+        """Return each configuration of a server beside its plain one."""
+        return [_served(served) for served in served_in(group)]
 
     def unmeasured(self, group: Group) -> list[str]:
         return [group.labels[r] for r in group.results if r.method != BASELINE and not r.overall]
@@ -192,12 +198,33 @@ def _speed(result: Result, label: str, comparison: Comparison | None) -> list[st
     ]
 
 
+def served_in(group: Group) -> list[Served]:
+    """Each configuration of a server beside the plain one of its folder."""
+    folders: dict[Path, list[Result]] = {}
+    for result in group.measured:
+        folders.setdefault(result.run.path.parent, []).append(result)
+    return [served for results in folders.values() for served in against_plain([result.run for result in results])]
+
+
+def _served(served: Served) -> list[str | Cell]:
+    comparison, gain = served.comparison, served.gain
+    same = f"{comparison.identical}/{len(comparison.questions)} identical"
+    tone = "faint" if not gain.significant else "good" if gain.ratio > 1 else "bad"
+    return [
+        served.name,
+        Cell(same, "good" if served.lossless else "bad"),
+        _number(comparison.shared, ".1%"),
+        Cell(f"{gain.ratio:.2f}x", tone),
+        interval_words(gain.low, gain.high),
+    ]
+
+
 def _identical(result: Result, comparison: Comparison | None) -> Cell:
     if comparison is None:
         return Cell("lossy", "bad") if result.header.lossy else Cell("sampled", "faint")
     text = f"{comparison.identical}/{len(comparison.questions)} identical"
     if not result.header.exact:
-        return Cell(f"{text}\n(need not be)", "faint")
+        return Cell(f"{text}\n{shared_words(comparison)}\n(need not be)", "faint")
     return Cell(text, "good" if comparison.equal else "bad")
 
 

@@ -85,6 +85,7 @@ def details(summaries: Sequence[Summary]) -> Table:
         ("nodes\n/pass", lambda s: _number(s.nodes_per_pass, ".2f")),
         ("drafts\n/token", lambda s: _number(s.drafted_per_token, ".2f")),
         ("accepted\nat n, %", _positions),
+        ("drafts\nkept", lambda s: _number(s.accepted_share, ".0%")),
         ("in\nloops", lambda s: _number(s.repetition, ".1%")),
     ]
     return _table(summaries, columns, None)

@@ -56,18 +56,21 @@ def print_json(config: RunConfig, document: object) -> None:
 
 def print_equality(runs: dict[str, Run], ids: Collection[QuestionId], output: Console) -> "dict[str, Comparison]":
     """Return how each method's output compares with the baseline's."""
-    from evaluation.judge.equality import compare
+    from evaluation.judge.equality import compare, shared_words
+    from evaluation.judge.served import against_plain
     from evaluation.show.equality import report
 
     found: dict[str, Comparison] = {}
     for name in [name for name in runs if name != BASELINE]:
         comparison = found[name] = compare(runs[name], runs[BASELINE], ids)
         if not get_method(name).lossless:
-            output.print(f"{name}: {comparison.line}; a reference row, which need not be")
+            output.print(f"{name}: {comparison.line}, {shared_words(comparison)}; a reference row, which need not be")
         elif comparison.equal:
             output.print(f"{name}: {comparison.line}")
         else:
             output.print(report(comparison, False))
+    for served in against_plain(runs.values(), ids):
+        output.print(served.sentence, soft_wrap=True)
     return found
 
 
