@@ -6,7 +6,7 @@ from typing import Any
 from evaluation.answers.files import answers_of, told
 from evaluation.answers.header import Draft, RunHeader, as_it_reads, read_header, what_it_is
 from evaluation.launch.config import RunConfig
-from evaluation.launch.provenance import environment, read_bandwidth
+from evaluation.launch.provenance import environment, huge_page_bytes, read_bandwidth
 from evaluation.launch.worker import WARM_UP, Session
 from methods import MethodSpec
 from methods.errors import UserError
@@ -22,6 +22,7 @@ def run_headers(session: Session) -> dict[str, RunHeader]:
     # What reading the weights once costs now: no pass can be faster. The parts of a split target are read at once.
     floor = model.weight_bytes / bandwidth
     found = environment() | {"read_bandwidth": bandwidth, "floor_seconds_per_token": floor}
+    found["huge_pages"] = huge_page_bytes() if share.devices[0].type == "cpu" else None
     return {spec.name: _header(session, spec, found) for spec in session.config.specs}
 
 
