@@ -35,7 +35,7 @@ def main() -> int:
     files = options.files + [name for name in (options.jsonfile1, options.jsonfile2) if name]
     if len(files) != 2:
         raise UserError(f"expected two answer files, got {len(files)}; see --help")
-    one, other = (Run.read(options.file_path / name) for name in files)
+    one, other = (Run.read_launches(options.file_path / name) for name in files)
     comparison = compare(one, other)
     if options.json:
         print(json.dumps(document(comparison), indent=2))

@@ -58,7 +58,7 @@ def main() -> int:
 
         return compare_folders(options.file_path, options.base_path, options.json)
     count = read_counter(options.spec_bench) if options.spec_bench else None
-    runs = Run.read(options.file_path), Run.read(options.base_path)
+    runs = Run.read_launches(options.file_path), Run.read_launches(options.base_path)
     summaries = summarize_by_category(*runs, count) if options.by else [summarize(*runs, count=count)]
     if options.json:
         print(json.dumps([asdict(summary) for summary in summaries], indent=2))

@@ -56,6 +56,14 @@ def test_read_bandwidth_is_that_of_memory() -> None:
     assert torch.get_num_threads() == threads
 
 
+def test_a_probe_reads_other_memory_each_time_and_at_the_speed_that_there_is() -> None:
+    probe = provenance.Probe()
+    read = [probe.read() for _ in range(8)]
+    assert 1e9 < min(read) and max(read) < 300e9 and len(set(read)) > 1
+    pages = provenance.huge_page_bytes()
+    assert pages is None or pages >= 0
+
+
 def test_the_memory_that_is_read_is_a_few_times_the_last_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not a gibibyte where a limit may be set, nor what a cache could hold."""
     cache = provenance.last_level_cache()
@@ -68,6 +76,7 @@ def test_the_memory_that_is_read_is_a_few_times_the_last_cache(monkeypatch: pyte
 
 def test_memory_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "_buffer_bytes", lambda device: 1 << 60)
+    provenance._parts.cache_clear()  # which the process keeps
     with pytest.raises(UserError, match="not enough memory to measure how fast it is read"):
         read_bandwidth(1)
 

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 from evaluation.answers.record import Answer, Choice
 from evaluation.judge.acceptance import Drafts
+from evaluation.judge.intervals import Sums, log_interval, spread
 from evaluation.judge.stats import (
-    Launch,
     change,
     decode_speedup,
-    log_interval,
     looping_tokens,
     mean_accept_length,
     nodes_per_pass,
@@ -40,7 +39,7 @@ def simulated(rng: np.random.Generator, questions: int, true_speedup: float, spr
     own = np.exp(rng.normal(0, spread, questions) - spread**2 / 2) / true_speedup
     noise = np.exp(rng.normal(0, 0.02, questions))
     columns = {"tokens": tokens, "time": base * own * noise, "tokens_base": tokens, "time_base": base}
-    return pd.DataFrame({"question": np.arange(questions), **columns})
+    return pd.DataFrame({"question": np.arange(questions), "repeat": 0, **columns})
 
 
 def test_pairs_join_on_question_turn_and_repeat() -> None:
@@ -98,17 +97,29 @@ def test_swapping_the_runs_gives_the_reciprocal_whatever_the_order_of_the_files(
     assert there == speedup(pair_answers(method[::-1], base))
 
 
-def simulated_launches(seed: int, runs: int, questions: int, spread: float, lengths: str, noise: float) -> Launch:
-    """Many runs at a true speedup of 1, a row each. `spread`: of the questions' own ratios, log-normal. `lengths`: of
-    answers of "equal" lengths, "cut" at 128 tokens or of "any" length. `noise`: of a question's times, common to
-    both runs, as is its length; so the times are correlated."""
-    rng, shape = np.random.default_rng(seed), (runs, questions)
-    tokens = rng.integers(5, 129, shape).astype(float)
+def simulated_runs(
+    seed: int, shape: tuple[int, int, int], spread: float, lengths: str, noise: float, launch: float = 0.0
+) -> Sums:
+    """Many runs of some launches of some questions at a true speedup of 1, so many of each in `shape`. `spread`: of the
+    questions' own ratios, log-normal. `lengths`: of answers of "equal" lengths, "cut" at 128 tokens or of "any" length,
+    the same in all launches. `noise`: of a question's times in a launch, common to both runs, as is its length; so the
+    times are correlated. `launch`: how far a launch moves the speedup."""
+    rng = np.random.default_rng(seed)
+    runs, launches, questions = shape
+    tokens = rng.integers(5, 129, (runs, 1, questions)).astype(float)
     if lengths != "any":
-        tokens = np.where((lengths == "equal") | (rng.random(shape) < 0.6), 128.0, tokens)
+        tokens = np.where((lengths == "equal") | (rng.random(tokens.shape) < 0.6), 128.0, tokens)
     time_base = tokens * 0.03 * np.exp(rng.normal(0, noise, shape))
-    own = np.exp(rng.normal(0, spread, shape) - spread**2 / 2)
-    return tokens, time_base * own * np.exp(rng.normal(0, 0.02, shape) - 0.02**2 / 2), tokens, time_base
+    own = np.exp(rng.normal(0, spread, tokens.shape) - spread**2 / 2)
+    moved = np.exp(rng.normal(0, launch, (runs, launches, 1)))
+    time = time_base * own * moved * np.exp(rng.normal(0, 0.02, shape) - 0.02**2 / 2)
+    return np.broadcast_to(tokens, shape), time, np.broadcast_to(tokens, shape), time_base
+
+
+def covered(run: Sums) -> float:
+    """The share of simulated runs whose interval has the truth."""
+    low, high = log_interval([run])
+    return float(np.mean((low <= 0) & (high >= 0)))
 
 
 @pytest.mark.parametrize(("questions", "runs"), [(5, 4000), (10, 4000), (20, 4000), (50, 2000), (164, 1000)])
@@ -116,19 +127,39 @@ def test_interval_covers_the_truth_in_95_of_100_simulated_runs(questions: int, r
     """And what does not cover a true speedup of 1 is falsely significant. Of so many runs of a kind the share that is
     covered is known to within 1.5%, and that of all to within 0.3%."""
     kinds = itertools.product((0.1, 0.3, 0.5), ("equal", "cut", "any"), (0.05, 0.3))
-    covered = []
-    for seed, kind in enumerate(kinds):
-        low, high = log_interval([simulated_launches(seed, runs, questions, *kind)])
-        covered.append(float(np.mean((low <= 0) & (high >= 0))))
-    assert min(covered) >= 0.93 and max(covered) <= 0.97
-    assert 0.945 <= np.mean(covered) <= 0.96
+    found = [covered(simulated_runs(seed, (runs, 1, questions), *kind)) for seed, kind in enumerate(kinds)]
+    assert min(found) >= 0.93 and max(found) <= 0.97
+    assert 0.945 <= np.mean(found) <= 0.96
+
+
+@pytest.mark.parametrize("launch", [0.0, 0.03, 0.08])
+@pytest.mark.parametrize("questions", [10, 40, 164])
+@pytest.mark.parametrize("launches", [3, 5, 10])
+def test_interval_of_launches_covers_the_truth_in_95_of_100_simulated_runs(
+    launches: int, questions: int, launch: float
+) -> None:
+    """Of speedups that questions and launches move. Over questions alone it would cover that of three launches of 164
+    questions, moved by 8%, 48 times in 100."""
+    runs = min(1500, 200_000 // (launches * questions))
+    kinds = itertools.product((0.1, 0.3, 0.5), ("cut",), (0.1,), (launch,))
+    found = [covered(simulated_runs(seed, (runs, launches, questions), *kind)) for seed, kind in enumerate(kinds)]
+    assert 0.93 <= np.mean(found) <= 0.97
+
+
+def test_what_moves_a_speedup_is_told_apart() -> None:
+    """Launches move it by 5%, or not at all, and forty questions by 3%."""
+    for seed, moved in enumerate((0.05, 0.0)):
+        found = spread([simulated_runs(seed, (400, 5, 40), 0.03 * 40**0.5, "equal", 0.1, moved)])
+        assert found.launches[0] is not None
+        assert np.sqrt(found.questions.mean()) == pytest.approx(0.03, rel=0.05)
+        assert np.sqrt(5 * found.launches[0].mean()) == pytest.approx(moved, rel=0.05, abs=0.003)
 
 
 def test_interval_is_as_wide_as_what_the_estimates_vary() -> None:
     """Of many questions it is the estimate's normal interval."""
-    launch = simulated_launches(0, 2000, 400, 0.3, "any", 0.3)
-    low, high = log_interval([launch])
-    estimates = np.log(launch[3].sum(-1) / launch[1].sum(-1))
+    run = simulated_runs(0, (2000, 1, 400), 0.3, "any", 0.3)
+    low, high = log_interval([run])
+    estimates = np.log(run[3].sum(-1) / run[1].sum(-1))
     assert np.mean(high - low) == pytest.approx(2 * 1.96 * np.std(estimates), rel=0.05)
 
 

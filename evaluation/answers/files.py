@@ -15,6 +15,11 @@ def answers_of(folder: Path, method: str) -> Path:
     return folder / f"{method.replace('/', '--')}.jsonl"
 
 
+def launch_folder(output: Path, number: int) -> Path:
+    """Where the files of a launch lie, which are numbered from 1."""
+    return output / f"launch-{number}" if number > 1 else output
+
+
 def header_path(path: str | Path) -> Path:
     """Where the run header of the answer file `path` lies."""
     return uncompressed(path).with_suffix(".run.json")

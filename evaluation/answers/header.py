@@ -4,10 +4,10 @@
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from enum import Flag, auto
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Required, Self, get_type_hints
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 SCHEMAS = (1, SCHEMA_VERSION)  # that can be read; 1 does not say what a run is (loop, drafter, shape, taps)
+MEASURED = ("read_bandwidth", "floor_seconds_per_token")
 RESTORE = "restore it, or delete it and its answer file"
 SINCE_2 = ("loop", "drafter", "shape", "taps")  # keys that headers have since schema 2
 UNSET = "unset"  # what a key is called in a header that lacks it
@@ -102,7 +103,8 @@ class RunHeader:
     one of which each pass has; `tensor_parallel`: ranks among which the target is split, if it is (`ranks` counts these
     as one); `read_once`: prompts were read before the clock ran, once for all methods; `apart`: it answered after the
     other methods of its launch, not in turns with them; `launch`, an id that all headers of a launch and its trace
-    share. `others`: keys of another release, which are kept as they are."""
+    share, and `run` one that all launches of a comparison do; `huge_pages`, bytes of memory that the target's rank has
+    in huge pages, its weights loaded. `others`: keys of another release, which are kept as they are."""
 
     method: Annotated[Line, Role.OWN]
     pair: Annotated[Line, TASK]
@@ -121,6 +123,7 @@ class RunHeader:
     lossless: Annotated[bool | None, Role.OWN] = None
     methods: Annotated[list[Line] | None, Role.LAUNCH] = None
     launch: Annotated[Line | None, Role.LAUNCH | Role.FOUND | Role.TOLD] = None
+    run: Annotated[Line | None, Role.FOUND | Role.TOLD] = None
     command: Annotated[str | None, Role.TOLD] = None
     target: Annotated[Target | None, OUTPUT] = None
     draft: Annotated[Draft | None, Role.OWN | Role.NULLABLE] = None
@@ -143,6 +146,7 @@ class RunHeader:
     operators: Annotated[Line | None, Role(0)] = None
     row_invariant: Annotated[bool | None, Role(0)] = None
     row_counts: Annotated[list[Positive] | None, Role.FOUND | Role.TOLD] = None
+    huge_pages: Annotated[Count | None, Role.FOUND | Role.TOLD] = None
     read_bandwidth: Annotated[Rate | None, Role.FOUND | Role.TOLD] = None
     floor_seconds_per_token: Annotated[Annotated[float, Ge(1e-12), Le(1e9)] | None, Role.FOUND | Role.TOLD] = None
     versions: Annotated[dict[Line, Line | None] | None, Role(0)] = None
@@ -240,6 +244,25 @@ def settled_together(one: Settled | None, other: Settled | None) -> Settled | No
     keys = dict.fromkeys([*one, *other])
     found = {key: sorted({*_listed(one.get(key)), *_listed(other.get(key))}, key=_rank) for key in keys}
     return {key: values[0] if len(values) == 1 else values for key, values in found.items()}
+
+
+def as_it_reads(header: RunHeader) -> RunHeader:
+    """The header as a file of it reads."""
+    return RunHeader.from_json(json.loads(json.dumps(header.to_json(), allow_nan=False)))
+
+
+def told_together(headers: Sequence[RunHeader]) -> RunHeader:
+    """The header of several launches taken together: the first's, with what was found in any of them."""
+    first = headers[0]
+    commits = dict.fromkeys(name for h in headers for name in str(h.git_commit or "unknown").split(", "))
+    found = {name: [value for h in headers if (value := h[name])] for name in MEASURED}
+    return replace(
+        first,
+        settled=reduce(settled_together, (h.settled for h in headers)),
+        failures=[failure for h in headers for failure in h.failures],
+        git_commit=", ".join(commits) if any(h.git_commit for h in headers) else None,
+        **{name: sum(values) / len(values) if values else None for name, values in found.items()},
+    )
 
 
 def _listed(value: int | str | list[int | str] | None) -> list[int | str]:

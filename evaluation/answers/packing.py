@@ -21,6 +21,13 @@ def pack(answer: Answer) -> Answer:
     return answer
 
 
+def renumbered(answer: Answer, by: int) -> Answer:
+    """The answer itself, its repeats counted from another number on."""
+    for choice in answer.choices:
+        _replace(choice, "index", choice.index + by)
+    return answer
+
+
 def _replace(choice: Choice, key: str, value: object) -> None:
     """Without checking the choice again, as `dataclasses.replace` would: it says the same as before."""
     object.__setattr__(choice, key, value)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge, Le
 
 from evaluation.answers.files import read_file, uncompressed
-from evaluation.answers.kinds import LARGEST_ID, Count, Number, Positive, QuestionId
+from evaluation.answers.kinds import LARGEST_ID, Count, Number, Positive, QuestionId, Rate
 from evaluation.answers.lines import to_line
 from methods.errors import UserError
 
@@ -69,6 +69,7 @@ class Choice:
     margins: list[list[Number]] | None = None
     told_drafted: list[Count] | None = None  # tokens that a server says it has drafted, whose passes are not known,
     told_accepted: list[Count] | None = None  # and those of them that were accepted
+    read_bandwidth: Rate | None = None  # bytes per second that were read from memory just before, out of all times
     depths: list[list[Count]] | None = None  # of each judged token of chains, pass by pass: see judge/acceptance.py
 
     def __post_init__(self) -> None:
@@ -157,7 +158,8 @@ class Choice:
             raise ValueError("'accept_lengths' must have one entry for each of the 'decoding_steps'")
 
 
-PER_TURN = [f.name for f in fields(Choice) if f.name not in ("turns", "index", "accept_lengths", "decoding_steps")]
+NOT_PER_TURN = ("turns", "index", "accept_lengths", "decoding_steps", "read_bandwidth")
+PER_TURN = [f.name for f in fields(Choice) if f.name not in NOT_PER_TURN]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Writes answer files and their run headers: whole lines or none, by one process at a time."""
 
 import fcntl
-import json
 import os
 from dataclasses import replace
 from io import FileIO
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from evaluation.answers.files import compressed, header_path, read_file, told
-from evaluation.answers.header import Failure, RunHeader, Settled, read_header, settled_together, write_header
+from evaluation.answers.header import Failure, RunHeader, Settled, as_it_reads, read_header, settled_together, write_header
 from evaluation.answers.kinds import QuestionId
 from evaluation.answers.record import Answer, parse_answers
 from methods.errors import UserError
@@ -142,7 +141,7 @@ def _open_locked(path: Path) -> FileIO:
 
 def _settle_header(path: Path, header: RunHeader, answers: dict[QuestionId, Answer]) -> RunHeader:
     """The header that holds from now on, on disk too: the old one where it says the same, or answers depend on it."""
-    header = RunHeader.from_json(json.loads(json.dumps(header.to_json(), allow_nan=False)))  # as it reads back
+    header = as_it_reads(header)
     old = read_header(path)
     if answers and old is None:
         raise UserError(f"{path} holds answers but has no run header {header_path(path).name}; choose another --output")

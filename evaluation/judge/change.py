@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from evaluation.answers.header import Role, of_role
 from evaluation.judge import stats
-from evaluation.judge.groups import Group, Result
+from evaluation.judge.groups import Group, Result, short_commit
 from evaluation.judge.stats import Ratio
 from evaluation.judge.summary import Summary
-from evaluation.judge.wording import changed
+from evaluation.judge.wording import changed, listed, valued
 from methods.errors import UserError
 
 
@@ -26,6 +26,7 @@ class Pairing:
     before: Summary
     change: Ratio | None  # of the speedup; None where they have no question in common
     differences: list[str]  # in the conditions, in words
+    found: list[str]  # what came out otherwise, in words: it may be why they differ
 
     @property
     def name(self) -> str:
@@ -37,6 +38,15 @@ class Pairing:
         if self.before.low is None or self.before.high is None:
             return None
         return self.before.low <= self.now.speedup <= self.before.high
+
+    @property
+    def apart(self) -> bool:
+        """Whether the two differ beyond both intervals, which then have no number in common."""
+        ends = self.before.low, self.before.high, self.now.low, self.now.high
+        if None in ends:
+            return False
+        low, high, now_low, now_high = (float(end) for end in ends if end is not None)
+        return now_low > high or now_high < low
 
 
 def pair_runs(now: Sequence[Group], before: Sequence[Group]) -> list[Pairing]:
@@ -66,7 +76,23 @@ def _pairing(group: Group, now: Result, before: Result) -> Pairing:
     differences = before.header.differences(now.header)
     told = [changed(key, was, become) for key, (was, become) in differences.items() if key != "methods"]
     change = stats.change(now.pairs, before.pairs)
-    return Pairing(group.labels[now], group.name, now.summary, before.summary, change, told)
+    return Pairing(group.labels[now], group.name, now.summary, before.summary, change, told, _found(now, before))
+
+
+def _found(now: Result, before: Result) -> list[str]:
+    """What the two came to that is no condition, where it differs, with what was before."""
+    numbers = [
+        ("launches: {}", len(now.run.launches), len(before.run.launches)),
+        ("the baseline's tokens per s: {:.1f}", *(r.summary.baseline_tokens_per_second for r in (now, before))),
+        ("memory read in GB/s: {:.1f}", *((r.header.read_bandwidth or 0) / 1e9 for r in (now, before))),
+        ("MB in huge pages: {:.0f}", *((r.header.huge_pages or 0) / 1e6 for r in (now, before))),
+        ("commit: {}", *(short_commit(r.header.git_commit) for r in (now, before))),
+        ("begun: {}", now.header.created, before.header.created),
+    ]
+    ours, theirs = (r.header.settled or {} for r in (now, before))
+    numbers += [(f"{key} settled on: {{}}", valued(ours.get(key)), valued(theirs.get(key))) for key in ours | theirs]
+    told = [(words.format(become), words.format(was)) for words, become, was in numbers if become and was]
+    return [f"{become}, before {was.rpartition(': ')[2]}" for become, was in told if become != was]
 
 
 def headline(pairings: Sequence[Pairing]) -> str:
@@ -80,6 +106,18 @@ def headline(pairings: Sequence[Pairing]) -> str:
         f"{sum(judged)} of {len(judged)} speedups lie in the interval of before; "
         f"{slower} significantly lower, {faster} higher"
     )
+
+
+def apart(pairings: Sequence[Pairing]) -> list[str]:
+    """Which runs differ beyond both intervals, and in what their conditions and findings do; or that none does."""
+    alike: dict[str, list[str]] = {}
+    for p in (p for p in pairings if p.apart):
+        alike.setdefault("; ".join(p.differences + p.found), []).append(p.name)
+    lines = [
+        f"beyond both intervals: {listed(names)}; besides, {why or 'their headers tell no difference'}"
+        for why, names in alike.items()
+    ]
+    return lines or ["no run differs beyond both intervals"]
 
 
 def interval_words(low: float | None, high: float | None, percent: bool = False) -> str:

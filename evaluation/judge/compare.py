@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from evaluation.answers.header import Role
 from evaluation.answers.kinds import QuestionId
 from evaluation.answers.record import Answer, Choice
-from evaluation.answers.run import Run
+from evaluation.answers.run import Run, launch_of
 from evaluation.judge.categories import _belongs, _groups
 from evaluation.judge.left_out import (
     lacking_notes,
@@ -55,7 +55,7 @@ def pair(method: Run, base: Run, question_ids: Collection[QuestionId] | None = N
             f"{method.path} and {base.path} have no question in common (they begin with {example}); "
             "name two answer files of the same benchmark"
         )
-    notes = _compare_headers(method, base)
+    notes = [*_compare_headers(method, base), *method.notes, *base.notes]
     wanted = method.questions | base.questions if question_ids is None else set(question_ids)
     common = method.finished & base.finished & wanted
     pairs = pair_answers(*([run.answers[q] for q in run.answers if q in common] for run in (method, base)))
@@ -64,11 +64,26 @@ def pair(method: Run, base: Run, question_ids: Collection[QuestionId] | None = N
     if pairs.empty:
         raise UserError(nothing_to_compare(method, base, wanted))
     refuse_zeros(method, base, pairs)
-    pairs["group"] = _groups(pairs["category"])
     notes += left_out_notes(method, base, wanted, too_long, len(pairs))
+    pairs, lacking = in_every_launch(pairs)
+    notes += lacking
+    pairs["group"] = _groups(pairs["category"])
     notes += lacking_notes(method, base, paired_choices(method, pairs))
     unfit = len((method.too_long | base.too_long) & wanted)
     return PairedRuns(method, base, pairs, wanted, unfit, _interleaved(method, base), notes)
+
+
+def in_every_launch(pairs: "pd.DataFrame") -> "tuple[pd.DataFrame, list[str]]":
+    """The measurements of the questions that every launch has finished, and a note on the others. UserError where there
+    is no such question."""
+    launches = pairs["repeat"].map(launch_of)
+    of_question = launches.groupby(pairs["question"], sort=False).nunique()
+    whole = of_question[of_question == launches.nunique()].index
+    if whole.empty:
+        raise UserError("no question was finished in every launch; run the failed ones again")
+    missing = len(of_question) - len(whole)
+    told = f"left out: {missing} of {len(of_question)} questions, which not every launch has finished"
+    return pairs[pairs["question"].isin(whole)].reset_index(drop=True), [told] if missing else []
 
 
 def _compare_headers(method: Run, base: Run) -> list[str]:

@@ -11,10 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.answers.files import compressed
 from evaluation.answers.header import Role, RunHeader, of_role, read_header
 from evaluation.answers.record import Choice
-from evaluation.answers.run import Run
+from evaluation.answers.run import Run, first_launch, holds_answers
 from evaluation.judge.categories import OVERALL
 from evaluation.judge.compare import PairedRuns, pair
 from evaluation.judge.summary import Summary, by_category
@@ -165,6 +164,7 @@ def _answer_paths(folder: Path) -> list[Path]:
     if folder.resolve() == Path(folder.resolve().anchor):
         raise UserError(f"expected a results folder, got {folder}, which is the whole disk; name one in it")
     paths = sorted(path for path in folder.rglob("*" + HEADER) if path.parent.name != "parts")
+    paths = [path for path in paths if first_launch(path) == path or first_launch(path) not in paths]
     if not paths:
         raise UserError(
             f"{folder} holds no runs (<benchmark>/<pair>/<method>.jsonl, each with its {HEADER}); "
@@ -175,20 +175,15 @@ def _answer_paths(folder: Path) -> list[Path]:
 
 def _read(path: Path) -> Run:
     """A run, of which nothing may be answered yet."""
-    return Run.read(path) if _answered(path) else Run(path, {}, read_header(path))
+    return Run.read_launches(path) if holds_answers(path) else Run(path, {}, read_header(path))
 
 
 def _baseline(path: Path, runs: dict[Path, Run]) -> Run | None:
     """The run of the baseline in the same folder, which may have no header."""
     base = path.with_name(f"{BASELINE}.jsonl")
-    if base not in runs and _answered(base):
-        runs[base] = Run.read(base)
+    if base not in runs and holds_answers(base):
+        runs[base] = Run.read_launches(base)
     return runs[base] if base in runs and runs[base].answers else None
-
-
-def _answered(path: Path) -> bool:
-    """Whether an answer file is there, compressed or not, and holds something."""
-    return any(file.exists() and file.stat().st_size for file in (path, compressed(path)))
 
 
 def _typicality(result: Result) -> tuple[int, str]:

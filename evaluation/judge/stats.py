@@ -6,33 +6,32 @@ committed, *MAT* the mean accept length. Times are seconds, prefill included unl
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit  # not scipy.stats, which takes a second to import, in every run
 
 from evaluation.answers.record import Answer, Choice
+from evaluation.answers.run import launch_of
+from evaluation.judge.intervals import Spread, Sums, spread
 
-CONFIDENCE = 0.95
 MIN_QUESTIONS = 5  # of fewer the spread is hardly known
-LARGEST_EXCESS = 6  # kurtosis of an exponential distribution, less that of a normal one
 LONGEST_PERIOD = 32  # tokens
 FEWEST_CYCLES = 4
 KEYS = ["question", "turn", "repeat"]
 SUMMED = ["tokens", "time", "tokens_base", "time_base"]
 
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-Launch = tuple[Floats, ...]  # what `SUMMED` names, each with a number for each question along the last axis
-
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of rates with its 95% interval, which is None for too few questions."""
+    """A ratio of rates with its 95% interval, which is None for too few questions. `launches`: that it is judged by, of
+    two runs the fewer; of one the interval is over questions alone."""
 
     ratio: float
     low: float | None
     high: float | None
     questions: int
+    launches: int
 
     @property
     def significant(self) -> bool:
@@ -43,9 +42,11 @@ class Ratio:
 @dataclass(frozen=True)
 class Speedup(Ratio):
     """How many times the baseline's tokens per second a method reaches: sum(tokens) / sum(time), over the same of the
-    baseline."""
+    baseline. The last two are standard deviations of its logarithm, and None where the files do not tell them."""
 
     geometric_mean: float  # of the questions' own ratios
+    moved_by_questions: float | None  # by other questions, as many
+    moved_by_launch: float | None  # from one launch to another, on the same questions
 
 
 def pair_answers(method: Iterable[Answer], baseline: Iterable[Answer]) -> pd.DataFrame:
@@ -61,20 +62,21 @@ def pair_answers(method: Iterable[Answer], baseline: Iterable[Answer]) -> pd.Dat
 
 
 def speedup(pairs: pd.DataFrame) -> Speedup:
-    """The headline: tokens per second over all pairs against the baseline's, with its 95% interval (`log_interval`).
+    """The headline: tokens per second over all pairs against the baseline's, with its 95% interval (`intervals.spread`).
 
     The question is what is sampled, with all its turns and repeats, method and baseline together: what varies between
-    questions, and what is common to both runs of one, is not noise.
+    questions, and what is common to both runs of one, is not noise. So is the launch, where there are several.
     """
-    sums = _per_question(pairs)
-    tokens, time, tokens_base, time_base = launch = _launch(sums)
-    low, high = _interval([launch])
+    questions, run = _cells(pairs)
+    found = spread([run])
+    tokens, time, tokens_base, time_base = (column.sum(0) for column in run)
+    (by_launches,) = found.launches
+    known = len(questions) >= MIN_QUESTIONS
     return Speedup(
-        ratio=float(np.exp(_log_speedup(*(column.sum() for column in launch)))),
-        low=low,
-        high=high,
-        questions=len(sums),
+        **_ratio(found, len(questions), len(run[0])),
         geometric_mean=float(np.exp(np.log((tokens / time) / (tokens_base / time_base)).mean())),
+        moved_by_questions=float(np.sqrt(found.questions)) if known else None,
+        moved_by_launch=None if by_launches is None else float(np.sqrt(by_launches * len(run[0]))),
     )
 
 
@@ -82,51 +84,19 @@ def change(now: pd.DataFrame, before: pd.DataFrame) -> Ratio | None:
     """How many times the speedup of `before` that of `now` is, both as `pair_answers` gives them, on the questions that
     both have; None where there is none.
 
-    Both launches answered the same questions, so these are taken together, as in `speedup`. What differs between the
-    launches as wholes, such as where the weights lie in memory or what else the machine does, is not in the interval.
+    Both answered the same questions, so these are taken together, as in `speedup`. What differs between launches as
+    wholes, such as where the weights lie in memory or what else the machine does, is in the interval as far as a run has
+    several.
     """
-    sums = [_per_question(pairs) for pairs in (now, before)]
-    common = sums[0].index.intersection(sums[1].index, sort=False)
+    (questions, ours), (others, theirs) = (_cells(pairs) for pairs in (now, before))
+    common = questions.intersection(others, sort=False)
     if common.empty:
         return None
-    launches = [_launch(part.loc[common]) for part in sums]
-    logs = [_log_speedup(*(column.sum() for column in launch)) for launch in launches]
-    low, high = _interval(launches)
-    return Ratio(float(np.exp(logs[0] - logs[1])), low, high, len(common))
-
-
-def log_interval(launches: Sequence[Launch]) -> tuple[Floats, Floats]:
-    """The 95% interval of the logarithm of a launch's speedup, or of its change since a second launch.
-
-    The standard error is the jackknife's, which leaves out one question at a time (Efron and Tibshirani 1993, "An
-    introduction to the bootstrap", chapter 11), and the quantile is Student's with `_degrees_of_freedom`. On the
-    logarithm, so swapping method and baseline gives the reciprocal. For 5 to 164 questions whose ratios are spread
-    log-normally by 0.1 to 0.5 it covers the truth 94 to 96 times in 100. For 5 of them the expanded percentile interval
-    of the bootstrap did 88 to 93 times and the studentized one 92 to 95 times. It needs no random numbers.
-    """
-    estimate = _log_change([[column.sum(-1, keepdims=True) for column in launch] for launch in launches])
-    without_one = _log_change([[column.sum(-1, keepdims=True) - column for column in launch] for launch in launches])
-    deviations = without_one - without_one.mean(-1, keepdims=True)
-    questions = deviations.shape[-1]
-    error = np.sqrt((questions - 1) / questions * (deviations**2).sum(-1))
-    times = [time / time.sum(-1, keepdims=True) for launch in launches for time in (launch[1], launch[3])]
-    reach = stdtrit(_degrees_of_freedom(deviations, sum(times) / len(times)), (1 + CONFIDENCE) / 2) * error
-    return estimate[..., 0] - reach, estimate[..., 0] + reach
-
-
-def _degrees_of_freedom(deviations: Floats, shares: Floats) -> Floats:
-    """How well the deviations of the last axis tell their variance, by Satterthwaite 1946: twice its square over the
-    variance of its estimate, which is 2 / (n - 1) + excess kurtosis / n of the square.
-
-    `shares` of the time are the questions' weights: of uneven ones only as many count as even ones would (Kish 1965).
-    The excess kurtosis is that of the deviations, less what it is on average for so few normal ones, within bounds: one
-    question in which the machine stalled must not make all others worthless.
-    """
-    n = deviations.shape[-1]
-    effective = 1 / (shares**2).sum(-1)
-    variance = (deviations**2).mean(-1)
-    excess = (deviations**4).mean(-1) / np.where(variance > 0, variance, 1) ** 2 - 3 + 6 / (n + 1)
-    return 1 / np.minimum(1 / np.maximum(effective - 1, 1) + np.clip(excess, 0, LARGEST_EXCESS) / (2 * n), 1)
+    runs = [
+        tuple(column[:, index.get_indexer(common)] for column in run)
+        for index, run in ((questions, ours), (others, theirs))
+    ]
+    return Ratio(**_ratio(spread(runs), len(common), min(len(run[0]) for run in runs)))
 
 
 def decode_speedup(pairs: pd.DataFrame) -> float | None:
@@ -269,26 +239,15 @@ def _measured(choice: Choice, turn: int) -> tuple[float, float, float, float, fl
     return tokens, time, *decoded, passes
 
 
-def _per_question(pairs: pd.DataFrame) -> pd.DataFrame:
-    return pairs.groupby("question", sort=False)[SUMMED].sum()
+def _cells(pairs: pd.DataFrame) -> tuple[pd.Index, Sums]:
+    """The questions that every launch has, and of these what `SUMMED` names, each (L, Q)."""
+    launch = pairs["repeat"].map(launch_of).rename("launch")
+    sums = pairs.groupby(["question", launch], sort=False)[SUMMED].sum().unstack().dropna()
+    return sums.index, tuple(sums[name].to_numpy(float).T for name in SUMMED)
 
 
-def _launch(sums: pd.DataFrame) -> Launch:
-    return tuple(sums[name].to_numpy(float) for name in SUMMED)
-
-
-def _interval(launches: Sequence[Launch]) -> tuple[float, float] | tuple[None, None]:
-    if len(launches[0][0]) < MIN_QUESTIONS:
-        return None, None
-    low, high = log_interval(launches)
-    return float(np.exp(low)), float(np.exp(high))
-
-
-def _log_change(launches: Sequence[Sequence[Floats]]) -> Floats:
-    """Of one launch the log of its speedup, of two the log of the first's over the second's."""
-    now, *before = (_log_speedup(*launch) for launch in launches)
-    return now - before[0] if before else now
-
-
-def _log_speedup(tokens: Floats, time: Floats, tokens_base: Floats, time_base: Floats) -> Floats:
-    return np.log(tokens) - np.log(time) - (np.log(tokens_base) - np.log(time_base))
+def _ratio(found: Spread, questions: int, launches: int) -> dict[str, Any]:
+    """By the names of a Ratio."""
+    low, high = (float(np.exp(end)) if questions >= MIN_QUESTIONS else None for end in found.interval)
+    ratio = float(np.exp(found.estimate))
+    return {"ratio": ratio, "low": low, "high": high, "questions": questions, "launches": launches}

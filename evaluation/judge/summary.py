@@ -37,6 +37,9 @@ class Summary:
     low: float | None
     high: float | None
     significant: bool
+    launches: int
+    moved_by_questions: float | None
+    moved_by_launch: float | None
     geometric_mean: float
     decode_speedup: float | None
     spec_bench_speedup: float | None
@@ -119,6 +122,9 @@ def _summary(comparison: PairedRuns, group: str, pairs: "pd.DataFrame", count: C
         low=result.low,
         high=result.high,
         significant=result.significant,
+        launches=result.launches,
+        moved_by_questions=result.moved_by_questions,
+        moved_by_launch=result.moved_by_launch,
         geometric_mean=result.geometric_mean,
         decode_speedup=stats.decode_speedup(pairs),
         spec_bench_speedup=stats.spec_bench_speedup(*comparison.lines(group), count),

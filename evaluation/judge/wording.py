@@ -1,6 +1,6 @@
 """Conditions of runs in words, for the notes that a reader sees."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from evaluation.answers.header import UNSET, Role, RunHeader, SamplingKeys, of_role
 
@@ -56,6 +56,12 @@ def _devices(devices: Sequence[str]) -> str:
     cores, others = sum(map(len, parts.values())), len(devices) - len(parts)
     counts = [counted(cores, "core")] * bool(cores) + [counted(others, "device")] * bool(others)
     return f"on {listed(counts)} ({listed(devices)})"
+
+
+def launches_words(launches: Iterable[int]) -> str:
+    """By how many launches figures are judged: what a reader must know of their intervals."""
+    counts = sorted(set(launches))
+    return "this launch" if counts == [1] else f"{' or '.join(map(str, counts))} launches"
 
 
 def sampling_words(sampling: SamplingKeys) -> str:

@@ -3,11 +3,13 @@
 import argparse
 import math
 import os
+from functools import partial
 from pathlib import Path
 
 from methods import METHODS, MOST, VARIANT
 from methods.paths import path_fault
 
+MOST_LAUNCHES = 1000
 PER_CORE = 4  # threads or processes: beyond that they only wait for each other, and soon there is no memory for them
 
 
@@ -46,6 +48,14 @@ def number(text: str) -> float:
     return value
 
 
+def seconds(text: str) -> float:
+    """Read a time that is not negative."""
+    value = number(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, got {_shown(text)}")
+    return value
+
+
 def word(text: str) -> str:
     """Read a text that is not empty: an empty one would be taken for none."""
     if not text.strip():
@@ -78,3 +88,16 @@ def join_methods(typed: list[str]) -> list[str]:
 def _lists_methods(argument: str) -> bool:
     names = [name.strip() for name in argument.split(",")]
     return any(names) and all(name.partition(VARIANT)[0] in METHODS for name in names if name)
+
+
+def add_launches(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a comparison that is measured several times."""
+    add = parser.add_argument
+    add(
+        "--launches",
+        metavar="N",
+        type=partial(count, most=MOST_LAUNCHES),
+        default=1,
+        help="measure all of it N times, each in fresh processes, and judge these together (default 1)",
+    )
+    add("--pause", metavar="SECONDS", type=seconds, default=0.0, help="wait so long between two launches (default 0)")

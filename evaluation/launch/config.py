@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evaluation.answers.files import answers_of, header_path
+from evaluation.answers.files import answers_of, header_path, launch_folder
 from evaluation.answers.header import SamplingKeys
 from evaluation.launch import arguments
 from evaluation.launch.benchmarks import known_benchmarks
@@ -35,10 +35,13 @@ PASSED_ON = (
         "tensor_parallel",
         "replicas",
         "read_once",
+        "launches",
+        "pause",
         "trace",
     ),
     *("servers", "interleave", "json"),
 )
+ELSEWHERE = ("output", "launches", "pause", "trace", "json", "command", "launch")  # another one is the same work
 COLDEST = 1e-6  # a temperature by which logits can be divided
 LONGEST_ENDING = ".tmp"  # of a file beside an answer file
 SHOWN = 40  # characters of a value
@@ -70,12 +73,15 @@ class RunConfig:
     tensor_parallel: int
     options: dict[str, str]  # of methods, as typed
     replicas: int
+    launches: int
+    pause: float  # seconds between two of them
     trace: Path | None
     servers: dict[str, list[str]]  # name -> URLs
     interleave: bool
     output: Path
     json: bool
     command: str = ""  # as typed, for the run headers
+    launch: int = 1  # the number of this one
 
     @property
     def specs(self) -> list[MethodSpec]:
@@ -83,8 +89,12 @@ class RunConfig:
 
     @property
     def folder(self) -> Path:
-        """This is where the answer files go."""
-        return self.output / self.benchmark / self.pair.name
+        """This is where the answer files of this launch go."""
+        return self.folder_of(self.launch)
+
+    def folder_of(self, launch: int) -> Path:
+        """Return where those of another one do."""
+        return launch_folder(self.output, launch) / self.benchmark / self.pair.name
 
     def options_of(self, spec: MethodSpec) -> dict[str, Any]:
         """Return a method's own options: its variant's, else those typed, else its defaults. A typed value that only
@@ -147,11 +157,12 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         help="processes (or pairs) that share the questions",
     )
+    arguments.add_launches(parser)
     add(
         "--trace",
         metavar="FILE",
         type=arguments.path,
-        help="write what each rank did and when, in Chrome's trace format",
+        help="write what each rank did and when, in Chrome's trace format; of the first launch",
     )
     add("--read-once", action="store_true", help="read a prompt once for all methods: for equality, not for speed")
     add_servers(parser)
@@ -223,10 +234,10 @@ def parse(typed: list[str]) -> RunConfig:
 
 
 def _command(typed: list[str]) -> str:
-    """The command line that does the same work, wherever its answers went."""
+    """The command line of one launch that does the same work, wherever its answers went."""
     places = argparse.ArgumentParser(add_help=False)
-    places.add_argument("--output")
-    places.add_argument("--trace")
+    for name in ("output", "trace", "launches", "pause"):
+        places.add_argument(f"--{name}")
     places.add_argument("--json", action="store_true")
     _, work = places.parse_known_args(typed)
     return shlex.join(["./eval.sh", *work])
@@ -345,9 +356,7 @@ def _check_values(config: RunConfig) -> None:
 
 def default_output(config: RunConfig) -> Path:
     """One folder per configuration: the same command continues an interrupted run, another one starts its own."""
-    known = {
-        name: value for name, value in asdict(config).items() if name not in ("output", "trace", "json", "command")
-    }
+    known = {name: value for name, value in asdict(config).items() if name not in ELSEWHERE}
     del known["pair"]["download_gb"]
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
     methods = "+".join(name for name in config.methods if name != BASELINE) or BASELINE

@@ -1,11 +1,15 @@
 """The run headers of a launch: every condition that a reader or a later run must know."""
 
+from dataclasses import replace
 from typing import Any
 
-from evaluation.answers.header import Draft, RunHeader, what_it_is
-from evaluation.launch.provenance import environment, read_bandwidth
+from evaluation.answers.files import answers_of, told
+from evaluation.answers.header import Draft, RunHeader, as_it_reads, read_header, what_it_is
+from evaluation.launch.config import RunConfig
+from evaluation.launch.provenance import environment, huge_page_bytes, read_bandwidth
 from evaluation.launch.worker import WARM_UP, Session
 from methods import MethodSpec
+from methods.errors import UserError
 from methods.models import Models
 
 
@@ -18,7 +22,26 @@ def run_headers(session: Session) -> dict[str, RunHeader]:
     # What reading the weights once costs now: no pass can be faster. The parts of a split target are read at once.
     floor = model.weight_bytes / bandwidth
     found = environment() | {"read_bandwidth": bandwidth, "floor_seconds_per_token": floor}
+    found["huge_pages"] = huge_page_bytes() if share.devices[0].type == "cpu" else None
     return {spec.name: _header(session, spec, found) for spec in session.config.specs}
+
+
+def join_run(session: Session, headers: dict[str, RunHeader]) -> dict[str, RunHeader]:
+    """The headers of this launch with the id of its run, which is that of the first launch. Raises UserError where that
+    was made under other conditions, naming them."""
+    if session.config.launch == 1:
+        return {name: replace(header, run=session.launch) for name, header in headers.items()}
+    return {name: _joined(session.config, name, header) for name, header in headers.items()}
+
+
+def _joined(config: RunConfig, name: str, header: RunHeader) -> RunHeader:
+    first = read_header(answers_of(config.folder_of(1), name))
+    if first is None:
+        raise UserError(f"launch {config.launch} of {name} has no first one in {config.folder_of(1)}; begin with that")
+    if differences := first.differences(as_it_reads(header)):
+        named = ", ".join(told(f"{key}={was}, now {now}") for key, (was, now) in differences.items())
+        raise UserError(f"the first launch of {name} was made with {named}; go on as then, or choose another --output")
+    return replace(header, run=first.run or first.launch)
 
 
 def _header(session: Session, spec: MethodSpec, found: dict[str, Any]) -> RunHeader:

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from methods.engine.config import ModelConfig
 
 
-def start(config: RunConfig, job: Callable[[RunConfig], int]) -> int:
-    """Do `job` in as many processes as the methods need, in this one where one is enough. Returns the exit status.
-    A process of an outer launcher does its part and ends here."""
+def start(config: RunConfig, job: Callable[[RunConfig], int], fresh: bool = False) -> int:
+    """Do `job` in as many processes as the methods need, in this one where one is enough and none has to be `fresh`.
+    Returns the exit status. A process of an outer launcher does its part and ends here."""
     config = meaningful(config)
     processes = config.ranks * config.replicas
     if launched():
         run_rank(partial(job, config))
-    if processes == 1:
+    if processes == 1 and not fresh:
         return job(config)
     return launch(partial(job, config), processes)
 
@@ -129,10 +129,25 @@ def open_session(config: RunConfig) -> "Session":
     return Session(config, benchmark, ranks, share, open_link(ranks), open_team(ranks, device))
 
 
+def measured(config: RunConfig) -> "tuple[Session, Counter[str]]":
+    """Say what will be measured, and let all methods answer. Returns what failed, by method, as rank 0 knows it."""
+    session = open_session(config)
+    console = spoken(session.ranks.rank)
+    _ = session.models  # what does not fit, such as the template, is told before the plan
+    console.print(describe(config, len(session.benchmark.questions)), soft_wrap=True)
+    return session, answer(session, console)
+
+
+def measure_only(config: RunConfig) -> int:
+    """Do no more than that: one launch of several, which are judged when all are done."""
+    measured(config)
+    return 0
+
+
 def answer(session: "Session", console: Console) -> Counter[str]:
     """Let all methods answer what has no answer yet. Every rank must call it; rank 0 learns what failed, by method."""
     from evaluation.answers.trace import TraceWriter
-    from evaluation.launch.header import run_headers
+    from evaluation.launch.header import join_run, run_headers
     from evaluation.launch.parts import Store
     from evaluation.launch.ranks import gather
 
@@ -151,6 +166,8 @@ def answer(session: "Session", console: Console) -> Counter[str]:
     if ranks.follows:
         session.follow()  # through the passes that the headers need
     headers = run_headers(session) if ranks.leads else {}
+    if ranks.rank == 0:
+        headers = join_run(session, headers)
     session.rest()
     with Store(config.folder, headers, ranks) as store:
         open_questions = [q for q in session.benchmark.questions if store.missing(q.question_id)]

@@ -6,7 +6,9 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from methods.paths import ROOT
 CACHES = 4  # times the last-level cache: read in a circle, so that no part is in a cache when its turn comes again
 LEAST_BYTES, MOST_BYTES = 1 << 28, 1 << 30
 PART_BYTES = 1 << 25  # read in about a millisecond: on a shared machine some parts are undisturbed
+PROBED = 2  # parts at a moment
 MEASURING_SECONDS = 0.3
 GPU_READS = 20  # of all the buffer, between two events: to start one takes as long as to read some megabytes
 
@@ -73,13 +76,45 @@ def read_bandwidth(threads: int, device: torch.device | str = "cpu") -> float:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        with enough_memory("to measure how fast it is read"):
-            numbers = torch.ones(_buffer_bytes(device) // 8, dtype=torch.int64, device=device)
         if device.type == "cuda":
-            return _gpu_rate(numbers)
-        return max(_best_rate(numbers.split(PART_BYTES // 8), count) for count in {threads, 1})
+            return _gpu_rate(_numbers(_buffer_bytes(device), device))
+        return max(_best_rate(_parts(), count) for count in {threads, 1})
     finally:
         torch.set_num_threads(before)
+
+
+class Probe:
+    """How fast this process reads memory at a moment, in a millisecond or two: not the best of many, as
+    `read_bandwidth`, but what there is. It goes on through the same memory in a circle, so it reads what no cache holds
+    any more, and leaves the caches as a prompt does, whose pass reads all weights: for every method alike."""
+
+    def __init__(self) -> None:
+        self._next = cycle(_parts())
+
+    def read(self) -> float:
+        """Return bytes per second, by as many threads as PyTorch has now."""
+        parts = [next(self._next) for _ in range(PROBED)]
+        return sum(part.nbytes for part in parts) / sum(map(_read_seconds, parts))
+
+
+@cache
+def _parts() -> tuple[torch.Tensor, ...]:
+    """Memory of this process that is there to be read."""
+    return _numbers(_buffer_bytes(torch.device("cpu")), torch.device("cpu")).split(PART_BYTES // 8)
+
+
+def _numbers(size: int, device: torch.device) -> torch.Tensor:
+    with enough_memory("to measure how fast it is read"):
+        return torch.ones(size // 8, dtype=torch.int64, device=device)
+
+
+def huge_page_bytes() -> int | None:
+    """Return how much of this process's memory lies in huge pages, as Linux tells; None where it does not."""
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return None
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("AnonHugePages:"))
 
 
 def _buffer_bytes(device: torch.device) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 from uuid import uuid4
@@ -13,6 +13,7 @@ from evaluation.answers.trace import TraceWriter
 from evaluation.launch.benchmarks import Benchmark, Question
 from evaluation.launch.config import RunConfig
 from evaluation.launch.prompts import Prompter, decode, eos_ids
+from evaluation.launch.provenance import Probe
 from evaluation.launch.ranks import Ranks, Share, all_devices
 from methods import MethodSpec, get_method
 from methods.base import Generation, Limits, Method, Reference, generate
@@ -148,6 +149,7 @@ class Session:
         """Let one method answer all turns of a question; each turn sees the method's own earlier answers."""
         turns: list[Generation] = []
         texts: list[str] = []
+        bandwidth = self.probe.read() if self.probe else None  # before any clock runs
         for turn in range(len(question.turns)):
             prompt = self.prompter.encode(question.turns[: turn + 1], texts)
             if self.config.read_once:
@@ -158,7 +160,12 @@ class Session:
             if self.trace is not None:
                 self.trace.add(name, question.question_id, turn, turns[-1])
             texts.append(decode(self.models.target_checkpoint.tokenizer, turns[-1].token_ids))
-        return to_choice(turns, texts, repeat)
+        return replace(to_choice(turns, texts, repeat), read_bandwidth=bandwidth)
+
+    @cached_property
+    def probe(self) -> Probe | None:
+        """What a shared machine's memory gives changes by the minute; a GPU's does not."""
+        return Probe() if self.share.devices[0].type == "cpu" else None
 
     def answer(self, name: str, question: Question, choices: list[Choice]) -> Answer:
         return Answer(question.question_id, question.category, f"{self.config.pair.name}-{name}", choices)

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from evaluation.judge.change import Pairing, headline, interval_words, pair_runs
+from evaluation.judge.change import Pairing, apart, headline, interval_words, pair_runs
 from evaluation.judge.groups import read_groups
 from evaluation.judge.stats import Ratio
 from evaluation.show.tables import print_tables, terminal
@@ -17,7 +17,7 @@ from evaluation.show.tables import print_tables, terminal
 CHANGE_EXPLAINED = """\
 change: the speedup of now over that of before, on the same questions; its interval: over these
 inside: the speedup of now lies in the interval of before
-What differs between two launches as wholes, such as the load of the machine, is in neither interval."""
+What differs between launches as wholes, such as the load of the machine, is in the interval of a run of several only."""
 
 
 def _table(pairings: Sequence[Pairing]) -> Table:
@@ -49,7 +49,7 @@ def compare_folders(now: Path, before: Path, as_json: bool) -> int:
         return 0
     console = terminal()
     print_tables(console, _table(pairings))
-    console.print(headline(pairings), soft_wrap=True)
+    console.print("\n".join([headline(pairings), *apart(pairings)]), soft_wrap=True)
     console.print(CHANGE_EXPLAINED, style="dim", soft_wrap=True)
     for told in dict.fromkeys(told for pairing in pairings for told in pairing.differences):
         console.print(Text(f"note: other conditions: {told}", style="yellow"), soft_wrap=True)
@@ -61,7 +61,7 @@ def compare_folders(now: Path, before: Path, as_json: bool) -> int:
 
 def _rows(pairings: Sequence[Pairing]) -> list[dict[str, Any]]:
     """The same for programs."""
-    figures = ("speedup", "low", "high")
+    figures = ("speedup", "low", "high", "launches")
     return [
         {
             "run": p.name,
@@ -69,7 +69,9 @@ def _rows(pairings: Sequence[Pairing]) -> list[dict[str, Any]]:
             "now": {key: getattr(p.now, key) for key in figures},
             "inside": p.inside,
             "change": p.change and {"ratio": p.change.ratio, "low": p.change.low, "high": p.change.high},
+            "apart": p.apart,
             "differences": p.differences,
+            "found": p.found,
             "notes": {"before": p.before.notes, "now": p.now.notes},
         }
         for p in pairings

@@ -8,14 +8,16 @@ from pathlib import Path
 
 from evaluation.answers.header import COMMON
 from evaluation.judge.acceptance import AtDepth, by_depth
-from evaluation.judge.change import Pairing, headline, interval_words
+from evaluation.judge.change import Pairing, apart, headline, interval_words
 from evaluation.judge.equality import Comparison, shared_words
 from evaluation.judge.gates import GateResult, compare_all
 from evaluation.judge.groups import Group, Result, conditions
 from evaluation.judge.served import Served, against_plain
 from evaluation.judge.summary import Summary
-from evaluation.judge.wording import counted
+from evaluation.judge.wording import counted, launches_words
 from evaluation.show.document import Cell
+from evaluation.show.glance import HEAD, first_page
+from evaluation.show.launches import by_launch, by_launch_heads
 from evaluation.show.figures.speed import category_names
 from evaluation.show.figures.style import Drawing
 from methods import BASELINE
@@ -62,13 +64,15 @@ class Report:
         """Of the runs whose output must be the baseline's."""
         return {r: c for r, c in self.equality.items() if r.header.exact}
 
+    first_page_head = HEAD
+
+    @cached_property
+    def first_page(self) -> Rows:
+        return first_page(self.groups, self.equality)
+
     def glance(self) -> list[str]:
-        """Name the fastest lossless method of each group, and say whether all that must be identical is."""
+        """Say whether all that must be identical is, and what failed."""
         items = []
-        for group in self.groups:
-            lossless = [r for r in group.measured if r.header.exact and r.overall]
-            for best in sorted(lossless, key=lambda r: -r.summary.speedup)[:1]:
-                items.append(f"{group.name}: {group.labels[best]} is fastest, {_speedup_words(best.summary)}")
         if exact := list(self._exact.values()):
             right = f"{sum(comparison.equal for comparison in exact)} of {len(exact)} runs"
             items.append(f"output: {right} of lossless methods are identical to the baseline")
@@ -98,13 +102,23 @@ class Report:
 
     def other_conditions(self) -> list[str]:
         told = dict.fromkeys(difference for pairing in self.pairings for difference in pairing.differences)
-        return [f"other conditions: {difference}" for difference in told]
+        return apart(self.pairings) + [f"other conditions: {difference}" for difference in told]
 
     def conditions(self, group: Group) -> str:
         return conditions(group.results)
 
     def speeds(self, group: Group) -> Rows:
         return [_speed(result, group.labels[result], self.equality.get(result)) for result in group.measured]
+
+    def launches_words(self, group: Group) -> str:
+        return launches_words(result.summary.launches for result in group.measured)
+
+    def by_launch(self, group: Group) -> Rows:
+        """Return what each launch came to, a row for each; none where every run is of one."""
+        return by_launch(group)
+
+    def by_launch_heads(self, group: Group) -> list[str]:
+        return by_launch_heads(group)
 
     def categories(self, group: Group) -> Rows:
         """Return the speedups of each method by category; none where no run has several categories."""
@@ -269,10 +283,6 @@ def _change(pairing: Pairing) -> tuple[Cell, Cell]:
         return Cell("-", "faint"), Cell("no common question", "faint")
     tone = "" if not change.significant else "good" if change.ratio > 1 else "bad"
     return Cell(f"{change.ratio - 1:+.1%}", tone), Cell(interval_words(change.low, change.high, percent=True))
-
-
-def _speedup_words(summary: Summary) -> str:
-    return f"{summary.speedup:.2f}x ({_interval(summary).text.replace(NEW_LINE, ', ')})"
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 from evaluation.judge.categories import OVERALL
 from evaluation.judge.spec_bench import spec_bench_notes
 from evaluation.judge.summary import Summary
-from evaluation.judge.wording import marked
+from evaluation.judge.wording import launches_words, marked
 
 Column = tuple[str, Callable[[Summary], str | Text | None]]  # its name, and its cell of a row: None where unknown
 
@@ -59,7 +59,7 @@ def table(summaries: Sequence[Summary], spec_bench: bool = False) -> Table:
         ("base-\nline", lambda s: f"{s.baseline_tokens_per_second:.1f}"),
         ("floor", lambda s: _number(s.floor_tokens_per_second, ".1f")),
         ("speedup", lambda s: Text(f"{s.speedup:.2f}x", style=_style(s))),
-        ("95% interval", _interval),
+        (f"95% interval,\n{launches_words(s.launches for s in summaries)}", _interval),
         ("MAT", lambda s: _number(s.mat, ".2f")),
     ]
     if spec_bench:
@@ -87,6 +87,8 @@ def details(summaries: Sequence[Summary]) -> Table:
         ("accepted\nat n, %", _positions),
         ("drafts\nkept", lambda s: _number(s.accepted_share, ".0%")),
         ("in\nloops", lambda s: _number(s.repetition, ".1%")),
+        ("moved by\nquestions", lambda s: _number(s.moved_by_questions if s.launches > 1 else None, ".1%")),
+        ("moved by\nlaunch", lambda s: _number(s.moved_by_launch, ".1%")),
     ]
     return _table(summaries, columns, None)
 
@@ -153,12 +155,14 @@ def _positions(summary: Summary) -> str | None:
 
 
 COLUMNS_EXPLAINED = """\
-speedup: tokens per second over the baseline's, prefill included; interval: over questions, by the jackknife
+speedup: tokens per second over the baseline's, prefill included; interval: over questions and launches; of one launch
+it says what other questions would give, not what another launch would
 floor: tokens per second at one reading of the target's weights per token; MAT: tokens per target pass
 draft+verify, wait: mean per target pass (on two ranks at the same time); run length: accepted drafts per rejection
 hits of branches: how often PEARL had prepared what came, of so many outcomes of a pass; hidden: drafting not waited for
 nodes: rows that a pass scores; accepted at n: of the n-th drafts behind n - 1 accepted ones
-in loops: tokens in a repetition that their answer ends in, which is easy to draft"""
+in loops: tokens in a repetition that their answer ends in, which is easy to draft
+moved by: standard deviation of a launch's speedup, with other questions (as many), and from launch to launch"""
 SPEC_BENCH_EXPLAINED = """
 Spec-Bench speedup: as its own script computes it, in brackets how far from ours: the mean over lines of their rates, of
 each line its first choice, failed turns and lines without a partner included"""

@@ -30,7 +30,7 @@ def judge(config: RunConfig, ids: Collection[QuestionId], failed: Counter[str], 
     if BASELINE not in judged:
         print_json(config, {"error": f"{BASELINE} failed on every question, so there is nothing to compare with"})
         return 1
-    runs = {name: Run.read(answers_of(config.folder, name)) for name in judged}
+    runs = {name: Run.read_launches(answers_of(config.folder_of(1), name)) for name in judged}
     equal = {} if config.temperature > 0 else print_equality(runs, ids, output)
     if config.temperature > 0:
         output.print("sampled output: distributions, not tokens, are equal; evaluation/lossless.py tests them")
@@ -88,7 +88,7 @@ def print_speed(runs: dict[str, Run], ids: Collection[QuestionId], output: Conso
 
 def json_row(config: RunConfig, name: str, row: "Summary", equality: "Comparison | None") -> dict[str, Any]:
     """Return a method's entry of the --json list. `identical` counts questions; it is null where sampling."""
-    figures = ("questions", "speedup", "low", "high", "mat", "tokens_per_second", "baseline_tokens_per_second")
+    figures = ("questions", "launches", "speedup", "low", "high", "moved_by_questions", "moved_by_launch", "mat", "tokens_per_second", "baseline_tokens_per_second")
     return {
         "method": name,
         "pair": config.pair.name,
