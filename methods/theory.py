@@ -16,7 +16,16 @@ SCHEDULES = ("pearl", "draft-then-verify")
 SCHEDULES_OF_PEARL = PAPER, WITHOUT_PRE_VERIFY, BRANCHING = "paper", "without-pre-verify", "branches"
 ROUNDING = 1e-9  # draft tokens: one that arrives at the very moment of a ruling has arrived
 
-_Times = tuple[float, float, float]  # seconds of a draft token, a target pass, a message
+Fate = Callable[[int], bool]  # of a place of an answer
+
+
+class _Times(NamedTuple):
+    """Seconds of a draft token, a target pass, a message; and what each row of a pass beyond its first adds."""
+
+    draft: float
+    verify: float
+    link: float
+    row: float = 0.0
 
 
 def draft_then_verify_tokens(alpha: float, window: float) -> float:
@@ -175,48 +184,64 @@ def simulate(
     a pass whose draft does not go on; preparing takes time that the draft would have waited.
     """
     _check(alpha, 1 if window is None else window, hits=hits)
-    _check_simulation(schedule, (draft_seconds, verify_seconds, link_seconds), tokens, replicas)
+    _check_simulation(schedule, _Times(draft_seconds, verify_seconds, link_seconds), tokens, replicas)
     pre_verify, post_verify = (pre_verify, post_verify) if schedule == "pearl" else (False, False)
     if window is None and not (pre_verify and post_verify):
         raise ValueError("only PEARL with pre-verify and post-verify has a free window (None): give a number")
     if hits and (window is None or schedule != "pearl"):
         raise ValueError("only PEARL with a number as window has branches that can hit")
     rng = random.Random(seed)
-    times = draft_seconds, verify_seconds, link_seconds
+    times = _Times(draft_seconds, verify_seconds, link_seconds)
 
-    def accept(drafted: int) -> int:
-        return next((n for n in range(drafted) if rng.random() >= alpha), drafted)
+    def kept(place: int) -> bool:
+        return rng.random() < alpha
 
-    def hit() -> bool:
+    def hit(place: int) -> bool:
         return hits > 0 and rng.random() < hits
 
     pairs = []
     for pair in range(replicas):
-        rounds = _fixed(times, window, accept, hit, pre_verify, post_verify) if window else _free(times, accept)
+        rounds = _fixed(times, window, kept, hit, pre_verify, post_verify) if window else _free(times, kept)
         pairs.append(_decode(rounds, (tokens + pair) // replicas))
     return _together(pairs, verify_seconds)
 
 
-class _Round(NamedTuple):
-    """From one ruling of the target to its next."""
+def known_rounds(
+    kept: Fate,
+    window: int,
+    draft_seconds: float,
+    verify_seconds: float,
+    tokens: int,
+    pre_verify: bool,
+    post_verify: bool,
+    hit: Fate = lambda place: False,
+    row_seconds: float = 0.0,
+) -> list["Round"]:
+    """The rounds of one answer of `tokens` tokens behind the prefill's, where it is known what becomes of each draft:
+    what `simulate` draws by chance. `kept(place)`: whether the token that is drafted for that place of the answer, from
+    0 on, will be kept; `hit(place)`: whether the target's own token there is one for which a window had been prepared.
+    A pass takes `row_seconds` more for each row beyond its first."""
+    times = _Times(draft_seconds, verify_seconds, 0.0, row_seconds)
+    return _decode(_fixed(times, window, kept, hit, pre_verify, post_verify), tokens)
+
+
+class Round(NamedTuple):
+    """From one ruling of the target to its next. `judged` drafted tokens, of which so many are `accepted`."""
 
     seconds: float
     draft_busy: float
     tokens: int
+    judged: int
+    accepted: int
 
 
 def _fixed(
-    times: _Times,
-    window: int,
-    accept: Callable[[int], int],
-    hit: Callable[[], bool],
-    pre_verify: bool,
-    post_verify: bool,
-) -> Iterator[_Round]:
+    times: _Times, window: int, kept: Fate, hit: Fate, pre_verify: bool, post_verify: bool
+) -> Iterator[Round]:
     """In lockstep: the draft begins a window when the target has asked for it, and a ruling needs the whole window.
     One that was prepared is there at once."""
-    draft, verify, link = times
-    left = 0  # tokens of D
+    draft, verify, link, row = times
+    left = place = 0  # tokens of D; of the answer
     while True:
         chain = left or (0 if pre_verify else window)
         before = chain - left  # drafted before the pass, during which the target waits
@@ -224,40 +249,50 @@ def _fixed(
         begin = before * draft + 2 * link if before else 0.0
         arrive = begin + beside * draft + 2 * link if beside else 0.0
         drafted = chain + min(beside, 1)  # and ruled on
-        accepted = accept(drafted)
-        yield _Round(max(begin + verify, arrive), (before + beside) * draft, min(accepted, chain) + 1)
+        accepted, tokens = _accepted(kept, place, drafted, chain)
+        seconds = max(begin + verify + chain * row, arrive)
+        yield Round(seconds, (before + beside) * draft, tokens, drafted, accepted)
         goes_on = beside and accepted == drafted
-        left = beside - 1 if goes_on else window if hit() else 0
+        place += tokens
+        left = beside - 1 if goes_on else window if hit(place - 1) else 0
 
 
-def _free(times: _Times, accept: Callable[[int], int]) -> Iterator[_Round]:
+def _accepted(kept: Fate, place: int, drafted: int, chain: int) -> tuple[int, int]:
+    """Of so many drafted tokens, the first for this place, those that are accepted; and the tokens that a pass of the
+    first `chain` of them commits."""
+    accepted = next((n for n in range(drafted) if not kept(place + n)), drafted)
+    return accepted, min(accepted, chain) + 1
+
+
+def _free(times: _Times, kept: Fate) -> Iterator[Round]:
     """The draft never waits. A ruling takes what has arrived by the end of the pass, or waits for the first token.
 
     A token in progress is finished when the draft hears of a rejection: a forward cannot be called off.
     """
-    draft, verify, link = times
-    left, waited = 0, link
+    draft, verify, link, _ = times
+    left, waited, place = 0, link, 0
     begun = link  # when the draft began the first token that is not taken yet; the last ruling is time 0
     while True:
         seconds = max(verify, begun + draft + link)
         fresh = math.floor((seconds - link - begun) / draft + ROUNDING)
         stale = math.ceil((seconds + link - begun) / draft - ROUNDING)
-        accepted = accept(left + 1)
-        yield _Round(seconds, seconds - waited, min(accepted, left) + 1)
+        accepted, tokens = _accepted(kept, place, left + 1, left)
+        yield Round(seconds, seconds - waited, tokens, left + 1, accepted)
+        place += tokens
         begun += (fresh if accepted > left else stale) * draft - seconds
         left, waited = fresh - 1 if accepted > left else 0, 0.0
 
 
-def _decode(rounds: Iterator[_Round], tokens: int) -> list[_Round]:
+def _decode(rounds: Iterator[Round], tokens: int) -> list[Round]:
     """One pair's rounds until it has committed that many tokens."""
-    done: list[_Round] = []
+    done: list[Round] = []
     while tokens > 0:
         done.append(next(rounds))
         tokens -= done[-1].tokens
     return done
 
 
-def _together(pairs: list[list[_Round]], verify_seconds: float) -> Simulated:
+def _together(pairs: list[list[Round]], verify_seconds: float) -> Simulated:
     rounds = [one for pair in pairs for one in pair]
     seconds = max(sum(one.seconds for one in pair) for pair in pairs)
     draft_busy, verify_busy = sum(one.draft_busy for one in rounds), len(rounds) * verify_seconds
@@ -295,10 +330,10 @@ def _check(alpha: float, window: float = 1, c: float = 1, hits: float = 0) -> No
 
 
 def _check_simulation(schedule: str, times: _Times, tokens: int, replicas: int) -> None:
-    draft, verify, link = times
+    draft, verify, link, _ = times
     if schedule not in SCHEDULES:
         raise ValueError(f"unknown schedule '{schedule}'; known: {', '.join(SCHEDULES)}")
     if not (draft > 0 and verify > 0 and link >= 0):
-        raise ValueError(f"a token and a pass take more than 0 seconds, a message at least 0, not {times}")
+        raise ValueError(f"a token and a pass take more than 0 seconds, a message at least 0, not {times[:3]}")
     if not (tokens >= 1 and replicas >= 1):
         raise ValueError(f"tokens and replicas are at least 1, not {tokens} and {replicas}")

@@ -71,7 +71,7 @@ def _load(models: Models) -> Transformer:
         return _first_layers(models, models.draft_layers)
     if models.draft_bits is not None:
         return _low_bits(models, models.draft_bits)
-    if is_trained_draft(checkpoint):
+    if is_trained_draft(checkpoint) and not checkpoint.is_scripted:
         config = models.target_checkpoint.config
         return load_draft(checkpoint, config, models.embedding_VD, models.dtype, models.draft_device)
     models.target_first()

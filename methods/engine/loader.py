@@ -18,6 +18,7 @@ from methods.engine.config import ModelConfig
 from methods.engine.gguf import converted, packaged_gguf
 from methods.engine.placement import RESERVE, Need, place
 from methods.engine.schema import Schema, checked, enough_memory, is_out_of_memory, read_table
+from methods.engine.scripted import KEY, scripted_model
 from methods.engine.split import SplitWeights, part_of
 from methods.engine.team import Team
 from methods.engine.tensor_parallel import Follower
@@ -55,6 +56,11 @@ class Checkpoint:
     @cached_property
     def config(self) -> ModelConfig:
         return ModelConfig.from_dict(self.raw_config, self.folder / "config.json")
+
+    @property
+    def is_scripted(self) -> bool:
+        """Whether it has a script instead of weights, for calibration."""
+        return KEY in self.raw_config
 
     @cached_property
     def weights(self) -> Weights:
@@ -97,6 +103,8 @@ class Checkpoint:
         rows. `team`: of the ranks among which it is split; this one leads."""
         if dtype == "float16" and devices[0].type == "cpu":
             raise UserError("float16 runs on CUDA only; on CPU choose --dtype bfloat16 or float32")
+        if self.is_scripted:
+            return scripted_model(self.config, self.raw_config[KEY], self.folder / "config.json")
         config, weights = self._part(team)
         plan = plan_layers(self.source, config, DTYPES[dtype], devices, rows, team.part.count if team else 1)
         with enough_memory(f"for the weights of {self.source}"):

@@ -1,0 +1,259 @@
+"""What a run of scripted models must have measured, by theory.py, and whether it has.
+
+Every pass is waited for until a deadline, and which drafts are kept is known. So theory tells how many passes each
+answer takes, and how long, to the microsecond; what the answer files say beyond it is the harness's own. A machine that
+does something else meanwhile makes waits end late, which each wait notes by itself: that is told apart.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import pairwise
+from statistics import median, quantiles
+from typing import Any
+
+from evaluation.answers.calibration import Calibrated, Disturbance, Verdict
+from evaluation.answers.kinds import QuestionId
+from evaluation.answers.record import Choice
+from evaluation.answers.run import Run
+from evaluation.answers.trace import TracedSpan
+from evaluation.judge.equality import compare
+from evaluation.judge.summary import summarize
+from methods import BASELINE
+from methods.engine.script import FIRST, SECOND, Script
+from methods.theory import Round, known_rounds
+
+PASS_SECONDS, ROW_SECONDS, DRAFT_SECONDS = 20e-3, 0.25e-3, 4e-3
+EXACT, NEAR = 0.01, 0.03  # of a speedup, by which it may differ from the theory's: on a quiet machine, on a busy one
+QUIET = 0.003  # share of the time for which waits are late
+EXPLAINED = 3  # times that share may be missing, where ranks wait for each other too
+SLOWEST = 1e-3  # seconds that the quickest rounds may take beyond their waits
+FEWEST_ROUNDS = 5  # of which the quickest tell something
+CLOCK = 1e-6  # seconds by which two readings of clocks and sums of them may differ
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method that is calibrated, as a command line names it: how it drafts. `window`: tokens of a chain, or levels of
+    a tree whose nodes have two children each; 0: nothing is drafted."""
+
+    name: str
+    window: int = 0
+    pre_verify: bool = False
+    post_verify: bool = False
+    ranks: int = 1
+    tree: bool = False
+    branches: bool = False
+
+    @property
+    def rows_beside(self) -> int:
+        """Rows of a tree's pass beyond those of a chain as long as it is deep."""
+        return 2 ** (self.window + 1) - 2 - self.window if self.tree else 0
+
+    def rounds(self, script: Script) -> list[Round]:
+        """Of the answer to a script, behind the prompt."""
+        tokens = script.tokens - 1
+        if not self.window:
+            return [Round(PASS_SECONDS, 0.0, 1, 0, 0)] * tokens
+        best = SECOND if self.tree else FIRST
+        return known_rounds(
+            lambda place: script.card(place + 1) <= best,
+            self.window,
+            DRAFT_SECONDS,
+            PASS_SECONDS + ROW_SECONDS * self.rows_beside,
+            tokens,
+            self.pre_verify,
+            self.post_verify,
+            lambda place: self.branches and script.card(place + 1) == SECOND,
+            ROW_SECONDS,
+        )
+
+    def prefill_seconds(self, script: Script) -> float:
+        """The draft reads the prompt behind the target, but where it has a rank of its own."""
+        drafts = self.window and self.ranks == 1
+        return script.prompt * (PASS_SECONDS + (DRAFT_SECONDS if drafts else 0.0))
+
+    def seconds(self, script: Script) -> float:
+        return self.prefill_seconds(script) + sum(round.seconds for round in self.rounds(script))
+
+
+def _pearl(window: int, without: str = "", branches: bool = False) -> Case:
+    name = f"pearl@gamma={window}" + (f"@without={without}" if without else "@branches=1" if branches else "")
+    pre_verify, post_verify = without not in ("pre-verify", "both"), without not in ("post-verify", "both")
+    return Case(name, window, pre_verify, post_verify, ranks=2, branches=branches)
+
+
+CASES = (
+    Case(BASELINE),
+    Case("sps@gamma=3", 3),
+    Case("sd2-tree@branches=2@depth=2@nodes=6", 2, tree=True),
+    _pearl(4),
+    _pearl(4, "pre-verify"),
+    _pearl(4, "post-verify"),
+    _pearl(4, "both"),
+    _pearl(2, branches=True),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A case as it was run, beside what theory says. `answers` and `spans`: of each script, in order."""
+
+    case: Case
+    scripts: Sequence[Script]
+    run: Run
+    base: Run
+    spans: Sequence[Sequence[TracedSpan]]
+    disturbed: Sequence[Disturbance]
+
+    @property
+    def choices(self) -> list[Choice]:
+        return [self.run.answers[number].choices[0] for number in range(1, len(self.scripts) + 1)]
+
+    @cached_property
+    def rounds(self) -> list[list[Round]]:
+        return [self.case.rounds(script) for script in self.scripts]
+
+    @cached_property
+    def excess(self) -> list[tuple[float, float]]:
+        """Of each round: the seconds that it should take, and how many more it took, but for what its waits were
+        late."""
+        found = []
+        for rounds, spans in zip(self.rounds, self.spans, strict=True):
+            for round, (begin, end) in zip(rounds, round_times(spans), strict=False):
+                late = sum(late_within(noted, begin, end) for noted in self.disturbed)
+                found.append((round.seconds, end - begin - round.seconds - late))
+        return found
+
+    @property
+    def lost(self) -> float:
+        """The share of the answers' time for which waits were late, of both ranks together."""
+        late = seconds = 0.0
+        for spans in self.spans:
+            begin, end = min(s.begin for s in spans), max(s.end for s in spans)
+            seconds += end - begin
+            late += sum(late_within(noted, begin, end) for noted in self.disturbed)
+        return late / seconds
+
+
+def round_times(spans: Sequence[TracedSpan]) -> list[tuple[float, float]]:
+    """When each round of an answer began, at the end of the one before, and ended, by the target's rank."""
+    ends: dict[int, float] = {}
+    ours = [span for span in spans if span.rank == "target" and span.round]
+    for span in ours:
+        ends[span.round or 0] = max(ends.get(span.round or 0, span.end), span.end)
+    before = min((span.begin for span in ours), default=0.0)
+    times = [before, *(ends[number] for number in sorted(ends))]
+    return list(pairwise(times))
+
+
+def late_within(noted: Disturbance, begin: float, end: float) -> float:
+    """Seconds for which waits were late that had to end in that time."""
+    first, last = bisect_left(noted.ends, begin), bisect_right(noted.ends, end)
+    return sum(noted.late[first:last])
+
+
+def judge(measured: Measured) -> Calibrated:
+    """Put what was measured beside what theory says."""
+    case, scripts = measured.case, measured.scripts
+    summary = summarize(measured.run, measured.base)
+    seconds, base_seconds = (sum(map(each.seconds, scripts)) for each in (case, CASES[0]))
+    passes = sum(len(rounds) + 1 for rounds in measured.rounds)
+    drafts = sum(round.draft_busy for rounds in measured.rounds for round in rounds) / DRAFT_SECONDS
+    count = sum(map(len, measured.rounds))
+    faults = [*_faults(measured), *_arithmetic(measured, summary.speedup)]
+    row = Calibrated(
+        method=case.name,
+        theory=base_seconds / seconds,
+        printed=summary.speedup,
+        mat_theory=sum(script.tokens for script in scripts) / passes,
+        mat=summary.mat or 0.0,
+        overhead=median(excess for _, excess in measured.excess),
+        passes=1 + drafts / count,
+        lost=measured.lost,
+        faults=faults,
+        verdict="exact",
+    )
+    return _with_verdict(row)
+
+
+def _with_verdict(row: Calibrated) -> Calibrated:
+    from dataclasses import replace
+
+    return replace(row, verdict=verdict_of(row.deviation, row.lost, bool(row.faults)))
+
+
+def verdict_of(deviation: float, lost: float, faulty: bool) -> Verdict:
+    """What a speedup that is so far from theory's says of the harness, where waits were late for such a share of the
+    time. What the machine cannot explain is the harness's."""
+    if faulty:
+        return "wrong"
+    if abs(deviation) <= EXACT:
+        return "exact"
+    if lost < QUIET or abs(deviation) > max(NEAR, EXACT + EXPLAINED * lost):
+        return "wrong"
+    return "near" if abs(deviation) <= NEAR else "busy"
+
+
+def _faults(measured: Measured) -> Iterator[str]:
+    """What cannot be, however busy the machine is."""
+    comparison = compare(measured.run, measured.base)
+    if not comparison.equal:
+        yield f"output: {comparison.line}"
+    for number, choice in enumerate(measured.choices, 1):
+        script, rounds = measured.scripts[number - 1], measured.rounds[number - 1]
+        for fault in (*_counts(measured.case, script, rounds, choice), *_times(measured.case, script, rounds, choice)):
+            yield f"script {number}: {fault}"
+    yield from _slow(measured)
+
+
+def _counts(case: Case, script: Script, rounds: Sequence[Round], choice: Choice) -> Iterator[str]:
+    """Tokens, passes and drafts are known. Branches may come too late on a busy machine: then there are more passes."""
+    hits = sum(choice.hits or [])
+    wanted: dict[str, tuple[int, int]] = {
+        "tokens": (script.tokens, choice.new_tokens[0]),
+        "passes": (len(rounds) + 1, len(choice.accept_lengths)),
+        "judged drafts": (sum(r.judged for r in rounds), sum((choice.drafted or [[]])[0])),
+        "accepted drafts": (sum(r.accepted for r in rounds), sum((choice.accepted or [[]])[0])),
+    }
+    for what, (expected, came) in wanted.items():
+        if came != expected:
+            yield f"expected {expected} {what}, got {came}"
+
+
+def _times(case: Case, script: Script, rounds: Sequence[Round], choice: Choice) -> Iterator[str]:
+    """Nothing takes less time than its waits, and no part more than the whole."""
+    assert choice.prefill_time is not None and choice.verify_time is not None
+    prefill, wall, verified = choice.prefill_time[0], choice.wall_time[0], choice.verify_time[0]
+    parts = [verified, (choice.wait_time or [0.0])[0], (choice.draft_time or [0.0])[0] if case.ranks == 1 else 0.0]
+    passes = len(rounds) * PASS_SECONDS
+    for what, least, came in (
+        ("the prompt takes", case.prefill_seconds(script), prefill),
+        ("the answer takes", case.seconds(script), wall),
+        ("its passes take", passes, verified),
+        ("its rounds take", sum(parts), wall - prefill),
+    ):
+        if came < least - CLOCK * (1 + len(rounds)):
+            yield f"{what} {least:.4f} seconds at least, got {came:.4f}"
+
+
+def _slow(measured: Measured) -> Iterator[str]:
+    """Rounds of one kind of which even the quickest are slow."""
+    kinds: dict[float, list[float]] = {}
+    for seconds, excess in measured.excess:
+        kinds.setdefault(round(seconds, 6), []).append(excess)
+    for seconds, found in kinds.items():
+        if len(found) >= FEWEST_ROUNDS and (quick := quantiles(found, n=10)[0]) > SLOWEST:
+            yield f"rounds of {seconds * 1e3:.2f} ms take {quick * 1e3:.2f} ms more, even the quickest"
+
+
+def _arithmetic(measured: Measured, printed: float) -> Iterator[str]:
+    """The verdict's figure is the ratio of the sums that stand in the files."""
+    rates = [
+        sum(answer.choices[0].new_tokens[0] for answer in run.answers.values())
+        / sum(answer.choices[0].wall_time[0] for answer in run.answers.values())
+        for run in (measured.run, measured.base)
+    ]
+    if abs(printed / (rates[0] / rates[1]) - 1) > 1e-9:
+        yield f"the files say a speedup of {rates[0] / rates[1]:.4f}, the verdict {printed:.4f}"

@@ -1,0 +1,143 @@
+"""A calibration is a run as any other, of a pair whose models are scripted: their passes take times that are known, and
+so does what they say. This module writes the pair and the questions, and measures.
+
+Beside the answers each rank leaves what tells how busy the machine was: by how much its waits were late.
+"""
+
+import json
+import os
+import resource
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from evaluation.answers.calibration import Disturbance
+from evaluation.answers.files import write_whole
+from evaluation.judge.calibration import CASES, DRAFT_SECONDS, PASS_SECONDS, ROW_SECONDS, Case
+from evaluation.launch.config import RunConfig, parse
+from evaluation.launch.measure import answer, open_session, spoken, start
+from methods import BASELINE
+from methods.engine.script import EOS, UNKNOWN, WORDS, Script
+
+VOCABULARY = 49152  # as many tokens as the embedded pair has: the largest of a row takes its time
+CONTEXT = 4096
+PAIR = "synthetic"
+TRACE = "trace.json"
+# How often drafts are kept differs, and so do lengths: a mean of ratios is not the ratio of sums.
+SCRIPTS = (
+    Script(kept=95, other=5, tokens=90, prompt=10, seed=1),
+    Script(kept=85, other=10, tokens=70, prompt=10, seed=2),
+    Script(kept=70, other=20, tokens=60, prompt=10, seed=3),
+    Script(kept=50, other=30, tokens=50, prompt=10, seed=4),
+    Script(kept=30, other=50, tokens=40, prompt=10, seed=5),
+    Script(kept=10, other=60, tokens=30, prompt=10, seed=6),
+)
+
+
+def cases_here() -> list[Case]:
+    """Return what can be calibrated here: two ranks that are busy all the time need two cores."""
+    ranks = min(len(os.sched_getaffinity(0)), 2)
+    return [case for case in CASES if case.ranks <= ranks]
+
+
+def measure(folder: Path, cases: Sequence[Case], scripts: Sequence[Script]) -> int:
+    """Run the cases on the scripts as `run.py` runs methods on questions, into a folder that is made anew. Returns the
+    exit status of the launch."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return start(configuration(folder, cases, scripts), partial(_job, cases=len(cases)))
+
+
+def configuration(folder: Path, cases: Sequence[Case], scripts: Sequence[Script]) -> RunConfig:
+    """Write the pair and the questions into the folder, and return what the command line of their run says."""
+    target, draft, questions = folder / PAIR, folder / "draft", folder / "scripts.jsonl"
+    write_model(target, PASS_SECONDS, ROW_SECONDS, drafts=False)
+    write_model(draft, DRAFT_SECONDS, 0.0, drafts=True)
+    lines = [
+        json.dumps({"question_id": number, "category": f"kept {script.kept}", "turns": [script.text]})
+        for number, script in enumerate(scripts, 1)
+    ]
+    questions.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    names = ",".join(case.name for case in cases if case.name != BASELINE) or BASELINE
+    options: dict[str, object] = {
+        "target": target,
+        "draft": draft,
+        "questions": questions,
+        "output": folder,
+        "trace": folder / TRACE,
+        "template": "raw",
+        "dtype": "float32",
+        "device": "cpu",
+        "threads": 1,
+        "max-new-tokens": max(script.tokens for script in scripts) + 1,
+    }
+    typed = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return parse([names, *typed, "--alone"])
+
+
+def write_model(folder: Path, pass_seconds: float, row_seconds: float, drafts: bool) -> None:
+    """Write a scripted model with its tokenizer. One that drafts can serve as a draft with exits, too."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder.mkdir()
+    table: dict[str, Any] = {
+        "model_type": "llama",
+        "vocab_size": VOCABULARY,
+        "hidden_size": 2,
+        "intermediate_size": 2,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "max_position_embeddings": CONTEXT,
+        "eos_token_id": EOS,
+        "scripted": {"pass_seconds": pass_seconds, "row_seconds": row_seconds, "drafts": drafts},
+    } | ({"draft": {"format": 1, "exits": [1]}} if drafts else {})
+    (folder / "config.json").write_text(json.dumps(table), encoding="utf-8")
+    raw = Tokenizer(models.WordLevel({word: token for token, word in enumerate(WORDS)}, WORDS[UNKNOWN]))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=WORDS[EOS], unk_token=WORDS[UNKNOWN])
+    tokenizer.save_pretrained(folder)
+
+
+def _job(config: RunConfig, cases: int) -> int:
+    """What each rank does: its part of the run, and a note of how it was disturbed."""
+    session = open_session(config)
+    with disturbance_noted(config.output / disturbance_name(session.ranks.rank)):
+        failed = answer(session, spoken(session.ranks.rank))
+    return int(bool(failed))
+
+
+def disturbance_name(rank: int) -> str:
+    return f"disturbance-{rank}.json"
+
+
+@contextmanager
+def disturbance_noted(path: Path) -> Iterator[None]:
+    """Write what has kept this process from its core meanwhile."""
+    from methods.engine.scripted import WAITS
+
+    switches, stolen, begin = _switches(), _stolen(), time.perf_counter()
+    yield
+    seconds = time.perf_counter() - begin
+    noted = Disturbance(seconds, _stolen() - stolen, _switches() - switches, WAITS.ends, WAITS.late)
+    write_whole(path, json.dumps(asdict(noted)).encode())
+
+
+def _switches() -> int:
+    """How often this process has lost its core against its will."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def _stolen() -> float:
+    """Seconds for which the host of a virtual machine has taken its cores away, of all cores together; 0 where Linux
+    does not tell."""
+    try:
+        words = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
+        return int(words[8]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return 0.0

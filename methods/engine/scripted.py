@@ -1,0 +1,168 @@
+"""A model of known speed: each pass takes a time that is known beforehand, waited for busily, and says what its prompt's
+script says (script.py). For calibration: what a run measures of such a pair can be counted without running it.
+
+Its folder has a config.json as any model's, with a table "scripted", and no weights. All but the layers and the head is
+the engine's own: decoder, cache rows, trees, links. A state is the number of its row.
+
+Legend: N rows of a pass, V vocabulary.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from methods.engine.config import ModelConfig
+from methods.engine.schema import Schema, checked
+from methods.engine.script import BRIEF, Script
+from methods.engine.transformer import Transformer
+from methods.engine.tree import TokenTree
+
+KEY = "scripted"  # of a config.json
+SURE, LIKELY = 30.0, 29.0  # logits of the first and the second choice, all others are 0
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Pace(Schema):
+    """The table of a config.json. A pass takes `pass_seconds`, and `row_seconds` more for each row beyond its first; a
+    prompt takes as many passes as its script says. `drafts`: it says what the script's draft says, not its target."""
+
+    pass_seconds: Seconds
+    row_seconds: Seconds
+    drafts: bool
+
+
+class Waits:
+    """What this process has waited for: when each wait had to end, in seconds of the monotonic clock, and how much
+    later it did, because the machine was doing something else."""
+
+    def __init__(self) -> None:
+        self.ends, self.late = list[float](), list[float]()
+
+    def until(self, end: float) -> None:
+        """Be busy until then. Other threads of this process may go on meanwhile, as they may beside matrices."""
+        while (now := time.perf_counter()) < end:
+            time.sleep(0)
+        self.ends.append(end)
+        self.late.append(now - end)
+
+
+WAITS = Waits()
+
+
+class Rows:
+    """What stands for a cache: nothing is kept, as positions are all that a row must know."""
+
+    def prompt(self) -> bool:
+        return True
+
+    def view(self, start: int, tree: TokenTree, known: int = 0, exact: bool = True) -> bool:
+        return False
+
+    def pack(self, start: int, path_A: Tensor) -> None:
+        return
+
+
+class ScriptedStack:
+    """What stands for the layers."""
+
+    operators = "scripted"
+    min_rows = 1
+    row_counts: tuple[int, ...] | None = None
+
+    def measure_rows(self, *others: Any) -> None:
+        return
+
+    def fewer_rows(self) -> bool:
+        return False
+
+    def new_cache(self, layers: int, rows: int) -> Rows:
+        return Rows()
+
+    def recorder(self, model: Any, cache: Any) -> None:
+        """There is none."""
+
+    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        return x_ND
+
+    def __call__(self, x_ND: Tensor, *where: Any) -> Tensor:
+        return x_ND
+
+
+class ScriptedModel(Transformer):
+    """A Transformer to whoever runs it. `view` is whether a prompt is read."""
+
+    def __init__(self, config: ModelConfig, pace: Pace) -> None:
+        self.config, self.pace = config, pace
+        self.dtype, self.devices, self.layers = torch.float32, [torch.device("cpu")], []
+        self.stack, self.tokens_R = ScriptedStack(), None
+        self.embedding_VD = torch.arange(config.vocab_size, dtype=torch.float32)[:, None]  # a token's state is itself
+        self._script, self._length, self._logits_NV = BRIEF, 0, torch.empty(0)
+
+    def grow(self, positions: int) -> None:
+        return
+
+    def rotation(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
+        return positions_N, positions_N
+
+    def hidden(
+        self, tokens_N: Tensor, positions_N: Tensor, view: Any, taps: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor | None]:
+        x_ND = self.run(self.embed(tokens_N), self.rotation(positions_N), view, 0, self.config.layers)
+        return x_ND, torch.cat([x_ND] * len(taps), 1) if taps else None
+
+    def run(
+        self,
+        x_ND: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        view: Any,
+        first: int,
+        stop: int,
+        beside_NE: Tensor | None = None,
+    ) -> Tensor:
+        """The pass, from beginning to end. Of a prompt the last row alone has logits."""
+        begin, rows = time.perf_counter(), len(x_ND)
+        positions = rotation[0].tolist()
+        if view:
+            tokens = [int(token) for token in x_ND[:, 0].tolist()]
+            self._script, self._length = Script.read(tokens) or BRIEF, rows
+            positions = positions[-1:]
+        self._logits_NV = self._say(positions)
+        seconds = self.pace.pass_seconds + self.pace.row_seconds * (rows - 1)
+        if view:
+            seconds = self.pace.pass_seconds * self._script.prompt
+        states_ND = torch.zeros(rows, 1) if view else torch.arange(rows, dtype=torch.float32)[:, None]
+        WAITS.until(begin + seconds * (stop - first) / self.config.layers)
+        return states_ND
+
+    def _say(self, positions: list[int]) -> Tensor:
+        """The logits of what follows these positions, [N, V]."""
+        logits_NV = torch.zeros(len(positions), self.config.vocab_size)
+        for row_V, position in zip(logits_NV, positions, strict=True):
+            place = position + 1 - self._length
+            if self.pace.drafts:
+                first, second = self._script.choices(place)
+                row_V[first], row_V[second] = SURE, LIKELY
+            else:
+                row_V[self._script.token(place)] = SURE
+        return logits_NV
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        if len(hidden_ND) == len(self._logits_NV):
+            return self._logits_NV
+        return self._logits_NV[hidden_ND[:, 0].long()]
+
+    def measure_rows(self) -> None:
+        return
+
+    def bytes_of(self, config: ModelConfig) -> int:
+        """Of the embedding, which is all that it has."""
+        return self.embedding_VD.nbytes
+
+
+def scripted_model(config: ModelConfig, table: object, source: object) -> ScriptedModel:
+    """The model of a folder whose config.json, `source`, has such a table."""
+    return ScriptedModel(config, checked(Pace, table, source))
