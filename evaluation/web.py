@@ -1,7 +1,7 @@
 """The web page: `./eval.sh page [PAIR] [FOLDER]`: race methods, see where each token came from, read results.
 
 It answers on this machine only, at http://127.0.0.1:8765, unless --address says otherwise. FOLDER: where runs lie, by
-default results/.
+default results/. With --write it answers nothing and writes the folder's runs into one page, FOLDER/replay.html.
 """
 
 import argparse
@@ -31,6 +31,12 @@ def main() -> int:
             conditions += [f"--{name}", str(value)]
     if not folder.is_dir():
         raise UserError(f"expected a results folder, got {folder}, which is no folder; check the path")
+    if options.write:
+        from evaluation.page.replay import write_replay
+        from evaluation.page.runs import Runs
+
+        print(write_replay(Runs(folder)))
+        return 0
     parse(["autoregressive", *conditions])
 
     from evaluation.page.serve import serve
@@ -59,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=DEVICES, help="auto takes CUDA where there is one (default)")
     add("--address", metavar="IP", default="127.0.0.1", help="where to answer (default: this machine only)")
     add("--port", metavar="N", type=int, default=PORT, help=f"0: any that is free (default {PORT})")
+    add("--write", action="store_true", help="only write FOLDER/replay.html: its runs in one page, without a server")
     return parser
 
 

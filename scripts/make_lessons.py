@@ -17,7 +17,7 @@ from typing import Any
 from evaluation.answers.files import any_path, write_whole
 from evaluation.page.asked import Race
 from evaluation.page.races import Races, about
-from evaluation.page.server import LESSONS
+from evaluation.page.files import LESSONS
 from methods.errors import CommandParser, RunError, command_line
 
 Json = dict[str, Any]
@@ -278,7 +278,7 @@ async def _lessons(races: Races) -> Iterator[Json]:
         told = {"name": lesson.name, "title": lesson.title, "intro": lesson.intro, "prompt": lesson.prompt}
         made.append(told | {"answer": lane, "says": sentences(lane["loop"], lane["passes"])})
         print(f"{lesson.method}: {len(lane['passes'])} passes", file=sys.stderr)
-    races.close()
+    await races.close()
     return iter(made)
 
 

@@ -62,6 +62,12 @@ class Pool:
         """Make all ranks end."""
         self._unwanted.set()
 
+    async def closed(self) -> None:
+        """The same, and wait for their end."""
+        self.end()
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
+
     @property
     def alive(self) -> bool:
         return self._threads[0].is_alive() and not self._unwanted.is_set()

@@ -10,6 +10,7 @@ from typing import Any
 from evaluation.launch.benchmarks import load_questions
 from evaluation.launch.config import RunConfig, parse
 from evaluation.launch.prompts import Prompter, eos_ids
+from evaluation.launch.ranks import patience
 from evaluation.launch.worker import WARM_UP
 from evaluation.page.asked import Race
 from evaluation.page.lanes import Json, Lane
@@ -31,7 +32,7 @@ from methods import get_method
 from methods.engine.loader import Checkpoint, find_checkpoint
 from methods.errors import UserError
 
-PATIENCE = 2.0  # seconds for a stop to be heeded between two passes, before the processes are made to end
+HEEDED = 1 / 3  # of the ranks' patience: for a stop to be heeded between two passes, before they are made to end
 DIGITS = 5  # of probabilities
 PAGE = "page"  # the benchmark of a prompt of the user's own
 
@@ -105,11 +106,12 @@ class Races:
         return self._race(asked, config, pool)
 
     async def _race(self, asked: Race, config: RunConfig, pool: Pool) -> AsyncIterator[Json]:
-        over = said = False
+        over, told_devices = True, False  # until the processes have the job
         try:
             yield {"type": "race", "lanes": [about(name) for name in dict.fromkeys(asked.methods)]}
             job = await asyncio.to_thread(self.job, asked, config)
             pool.send(job)
+            over = False
             lanes = [Lane(get_method(name).loop, self.tokenizer) for name in job.lanes]
             yield {"type": "prompt", "tokens": len(job.prompt_T)}
             while not over:
@@ -117,14 +119,13 @@ class Races:
                 over = message is None or isinstance(message, Finished)
                 if isinstance(message, Devices):
                     self.devices[pool.size] = devices_words(message)
-                else:
-                    yield told(message, pool, lanes)
-                if pool.size in self.devices and not said: 
+                    continue
+                if not told_devices and pool.size in self.devices:
                     yield {"type": "devices", "text": self.devices[pool.size]}
-                    said = True
+                    told_devices = True
+                yield told(message, pool, lanes)
         except UserError as error:
             yield {"type": "end", "stopped": False, "error": str(error)}
-            over = True
         finally:
             if over:
                 self.running = None
@@ -147,13 +148,14 @@ class Races:
             _keep(asyncio.create_task(self._insist(pool)))
 
     async def _insist(self, pool: Pool) -> None:
-        await asyncio.sleep(PATIENCE)
+        await asyncio.sleep(HEEDED * patience())
         if self.running is pool:
             pool.end()
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """End all processes."""
         for pool in self.pools.values():
-            pool.end()
+            await pool.closed()
 
 
 _tasks: set[asyncio.Task[None]] = set()

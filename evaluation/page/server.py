@@ -12,14 +12,13 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 
 from evaluation.launch.benchmarks import benchmarks_here, load_questions
 from evaluation.page.asked import App, Guard, Race
+from evaluation.page.files import LESSONS, STATIC
 from evaluation.page.lanes import Json
 from evaluation.page.races import Races
 from evaluation.page.runs import Runs, compared
 from methods import BASELINE, METHODS, MethodSpec, Option
 from methods.errors import UserError
 
-STATIC = Path(__file__).parent / "static"
-LESSONS = Path(__file__).parent / "lessons.json"
 PARTS = ("race", "results", "learn")
 Name = Annotated[str, Query(max_length=500)]
 SHORT = 160  # characters of a question in a list
@@ -31,7 +30,7 @@ def create_app(races: Races, folder: Path, address: str, port: int) -> App:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        races.close()
+        await races.close()
 
     app = FastAPI(openapi_url=None, lifespan=lifespan)
     _mistakes(app)

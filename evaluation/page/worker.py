@@ -32,6 +32,7 @@ from methods.pearl.messages import Ready
 from methods.pearl.target import Pearl
 
 LONGEST = 4096  # tokens of a prompt and its answer
+NO_QUESTIONS = Benchmark("page", [], "")
 EVERY = 0.12  # seconds between two times that passes are handed over
 PART = 32  # positions whose probabilities are found at once
 
@@ -72,7 +73,7 @@ def work(config: RunConfig, pipe: Connection) -> int:
     """Be a rank: do the jobs that come through the pipe until the server closes it. `config`: of the first one."""
     ranks = join_ranks(config.ranks)
     share = take_share(ranks, choose_device(config.device), config.threads, config.draft_gpus)
-    stage = Stage(config, Benchmark("page", [], ""), ranks, share, open_link(ranks))
+    stage = Stage(config, NO_QUESTIONS, ranks, share, open_link(ranks))
     if ranks.leads:
         pipe.send(Devices(share.names_of, share.threads))
     while (job := _next(pipe)) is not None:
