@@ -6,12 +6,15 @@ passes of accept length 1, and for every method sum(accept lengths) == new token
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
 
 from methods.engine.sampling import Sampling
+from methods.engine.tree import TokenTree
 from methods.target import Target
+
+STOPPED = "stopped"  # the `finish` of an answer whose watcher wanted no more
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class Step:
     `drafted` and `accepted`: how many draft tokens were judged, and how many of them kept. `nodes`: rows that the pass
     scored. `margins`: top-1 minus top-2 target logit behind each token, where the engine is not row-invariant.
     `depths`: of each judged token of a chain, as `ChainDrafter.depths` tells; none of a tree. `branches`: where the
-    draft prepares some."""
+    draft prepares some. `tree` and `path_A`: what was judged, and its nodes that were kept and scored, for who watches;
+    None where nothing can be drafted."""
 
     tokens: list[int]
     drafted: int = 0
@@ -84,6 +88,8 @@ class Step:
     margins: list[float] | None = None
     depths: Sequence[int] = ()
     branches: Branches | None = None
+    tree: TokenTree | None = None
+    path_A: Sequence[int] = ()
 
 
 class Method(Protocol):
@@ -117,11 +123,12 @@ class Reference(Protocol):
 
 @dataclass
 class Generation:
-    """One answer to one prompt. Per pass: accept_lengths, drafted, accepted, nodes, spans_of (the prefill is the first
-    pass). Per judged token of all passes: depths, of chains alone. `branches`: of the passes that have some. Another
-    engine may tell no passes, so that its lists are empty, but how many tokens it drafted and kept (`told`).
+    """One answer to one prompt. Per pass: accept_lengths, drafted, accepted, nodes, spans_of, ends (the prefill is the
+    first pass; ends, in seconds from the beginning of the answer, are all unknown of some loops). Per judged token of
+    all passes: depths, of chains alone. `branches`: of the passes that have some. Another engine may tell no passes, so
+    that its lists are empty, but how many tokens it drafted and kept (`told`).
 
-    `finish` is "eos", "length" or "context"; times in seconds, wall_time includes prefill_time."""
+    `finish` is "eos", "length", "context" or STOPPED; times in seconds, wall_time includes prefill_time."""
 
     token_ids: list[int] = field(default_factory=list)
     accept_lengths: list[int] = field(default_factory=list)
@@ -134,14 +141,16 @@ class Generation:
     wall_time: float = 0.0
     prefill_time: float = 0.0
     spans_of: list[Sequence[Span]] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)
     branches: list[Branches] = field(default_factory=list)
     told: tuple[int, int] | None = None
 
-    def add(self, step: Step, limits: Limits) -> None:
-        """Enter a pass into the ledger, cut after the first EOS and at the limit."""
+    def add(self, step: Step, limits: Limits, end: float | None = None) -> None:
+        """Enter a pass into the ledger, cut after the first EOS and at the limit. `end`: when it ended, if known."""
         kept, self.finish = limits.cut(step.tokens, len(self.token_ids))
         self.token_ids += kept
         self.spans_of.append(step.spans)
+        self.ends += [] if end is None else [end]
         self.accept_lengths.append(len(kept))
         self.drafted.append(step.drafted)
         self.accepted.append(step.accepted)
@@ -176,8 +185,14 @@ class Generation:
         return sum(span.tokens for span in self.spans if span.work == "draft")
 
 
-def generate(method: Method | Reference, prompt_T: Sequence[int], sampling: Sampling, limits: Limits) -> Generation:
-    """Answer one prompt. Prompts longer than the context give no token and finish "context"."""
+Watch = Callable[[Generation, Step], bool]  # called after each pass, within the clock; False ends the answer
+
+
+def generate(
+    method: Method | Reference, prompt_T: Sequence[int], sampling: Sampling, limits: Limits, watch: Watch | None = None
+) -> Generation:
+    """Answer one prompt. Prompts longer than the context give no token and finish "context". Another library's loop
+    cannot be watched."""
     if isinstance(method, Reference):
         return method.generate(prompt_T, sampling, limits)
     answer = Generation()
@@ -185,16 +200,22 @@ def generate(method: Method | Reference, prompt_T: Sequence[int], sampling: Samp
         answer.finish = "context"
         return answer
     begin = time.perf_counter()
-    first = method.start(prompt_T, sampling)
+    step = Step([method.start(prompt_T, sampling)])
     answer.prefill_time = time.perf_counter() - begin
-    answer.add(Step([first]), limits)
-    while not answer.finish:
-        if method.target.room < 1:
-            answer.finish = "context"
-            break
-        answer.add(method.step(), limits)
-    answer.wall_time = time.perf_counter() - begin
+    answer.add(step, limits, answer.prefill_time)
+    while _goes_on(answer, step, method.target, watch):
+        step = method.step()
+        answer.add(step, limits, time.perf_counter() - begin)
+    answer.wall_time = answer.ends[-1]
     method.finish()
     if sum(answer.accept_lengths) != len(answer.token_ids):
         raise AssertionError(f"the ledger is off: {answer.accept_lengths} for {len(answer.token_ids)} tokens")
     return answer
+
+
+def _goes_on(answer: Generation, step: Step, target: Target, watch: Watch | None) -> bool:
+    """Whether there is another pass after this one; if not, the answer is told why."""
+    wanted = watch is None or watch(answer, step)
+    if not answer.finish:
+        answer.finish = STOPPED if not wanted else "context" if target.room < 1 else ""
+    return not answer.finish

@@ -65,6 +65,8 @@ class Speculative(Method):
             ],
             margins=outcome.margins,
             depths=depths,
+            tree=tree,
+            path_A=outcome.path_A,
         )
 
     def finish(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from evaluation.answers.record import Answer, Choice
 
-NESTED = ("token_ids", "drafted", "accepted", "nodes", "margins", "depths")  # a list for each turn
+NESTED = ("token_ids", "drafted", "accepted", "nodes", "margins", "depths", "pass_time")  # a list for each turn
 
 
 def pack(answer: Answer) -> Answer:

@@ -33,6 +33,7 @@ Seconds = Annotated[float, Ge(0), Le(1e9)]
 
 FAILED_TURN = "ERROR"  # what Spec-Bench writes for a turn that raised
 UNCATEGORIZED = "no category"  # where a script writes none
+ROUNDED = 1e-5  # seconds, to which the time of a pass is written
 FULL = "context"  # the `finish` of a turn that has come to the end of the context
 
 
@@ -71,6 +72,7 @@ class Choice:
     told_accepted: list[Count] | None = None  # and those of them that were accepted
     read_bandwidth: Rate | None = None  # bytes per second that were read from memory just before, out of all times
     depths: list[list[Count]] | None = None  # of each judged token of chains, pass by pass: see judge/acceptance.py
+    pass_time: list[list[Seconds]] | None = None  # of each pass, the prefill first, to 10 microseconds
 
     def __post_init__(self) -> None:
         if not self.turns:
@@ -124,6 +126,7 @@ class Choice:
             raise ValueError("'prefill_time' is longer than the 'wall_time' that includes it")
         self._check_nodes()
         self._check_depths()
+        self._check_pass_time()
         if self.accepted is None or self.drafted is None:
             return
         for accepted, drafted in zip(self.accepted, self.drafted, strict=True):
@@ -143,6 +146,15 @@ class Choice:
     def _check_depths(self) -> None:
         if self.depths is not None and [len(turn) for turn in self.depths] != [sum(d) for d in self.drafted or []]:
             raise ValueError("'depths' must have one entry for each judged token of 'drafted'")
+
+    def _check_pass_time(self) -> None:
+        if self.pass_time is None:
+            return
+        if [len(turn) for turn in self.pass_time] != self.decoding_steps:
+            raise ValueError("'pass_time' must have one entry for each of the 'decoding_steps'")
+        for turn, wall in zip(self.pass_time, self.wall_time, strict=True):
+            if sum(turn) > wall + ROUNDED * (len(turn) + 1):
+                raise ValueError("'pass_time' sums to more than the 'wall_time' that includes it")
 
     def _check_ledger(self, token_ids: list[list[int]]) -> None:
         if [len(tokens) for tokens in token_ids] != self.new_tokens:

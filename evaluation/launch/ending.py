@@ -50,8 +50,8 @@ def _failure(rank: int, error: BaseException) -> Ending:
 
 def worst(outcomes: Iterable[Ending]) -> Ending:
     """Choose which ending to tell, of endings in the order in which they came: a user's mistake, else the first failure
-    that is not another's echo, else the first echo, else that all is well."""
-    return min(outcomes, key=lambda outcome: (outcome.status == 0, outcome.status != 2, outcome.echo))
+    that is not another's echo, else the first echo, else that all is well, as where there are none."""
+    return min([*outcomes, Ending(0)], key=lambda outcome: (outcome.status == 0, outcome.status != 2, outcome.echo))
 
 
 def tell(outcome: Ending) -> int:

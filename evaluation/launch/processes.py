@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -83,14 +83,25 @@ def _death(code: int) -> str:
 def launch(main: Callable[[], int], count: int) -> int:
     """Run `main`, a function of a module, in `count` processes. Returns the exit status: 2 if one has found a mistake
     of the user's, else that of the first to fail, else 0."""
+    return tell(run_ranks(main, count))
+
+
+def run_ranks(
+    main: Callable[..., int],
+    count: int,
+    pipes: Sequence[Connection] | None = None,
+    unwanted: threading.Event | None = None,
+) -> Ending:
+    """The same, and how it ended. `pipes`: one for each rank, which its `main` is given. They are made to end when
+    `unwanted` is set. The thread that calls this must live until then, for they end with it."""
     ranks: list[_Rank] = []
     try:
         with _undisturbed():
-            _start(ranks, main, count)
-        outcomes = _listen(ranks)
+            _start(ranks, main, count, pipes)
+        outcomes = _listen(ranks, unwanted or threading.Event())
     finally:
         _end(ranks)
-    return tell(worst(outcomes))
+    return worst(outcomes)
 
 
 @contextmanager
@@ -105,23 +116,27 @@ def _undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start(ranks: list[_Rank], main: Callable[[], int], count: int) -> None:
+def _start(
+    ranks: list[_Rank], main: Callable[..., int], count: int, pipes: Sequence[Connection] | None = None
+) -> None:
     context = multiprocessing.get_context("spawn")
     job, port = pickle.dumps(main), _free_port()
     for rank in range(count):
         news, voice = context.Pipe(duplex=False)
-        process = context.Process(target=_process, args=(rank, count, port, os.getpid(), voice, job))
+        given = () if pipes is None else (pipes[rank],)
+        process = context.Process(target=_process, args=(rank, count, port, os.getpid(), voice, job, *given))
         ranks.append(_Rank(rank, process, news))
         process.start()
         voice.close()
 
 
-def _listen(ranks: list[_Rank]) -> list[Ending]:
-    """How the ranks ended, in order, until all have, or until the others have had their time when one has failed."""
+def _listen(ranks: list[_Rank], unwanted: threading.Event) -> list[Ending]:
+    """How the ranks ended, in order, until all have, until the others have had their time when one has failed, or until
+    they are unwanted."""
     outcomes: list[Ending] = []
     silences = Silences((rank.number for rank in ranks), silence(), FIRST * silence())
     running, end = list(ranks), float("inf")
-    while running and time.monotonic() < end:
+    while running and time.monotonic() < end and not unwanted.is_set():
         wait([waited for rank in running for waited in (rank.news, rank.process.sentinel)], LOOK)
         for rank in list(running):
             if rank.look():
@@ -150,7 +165,9 @@ def _end(ranks: list[_Rank]) -> None:
             rank.process.kill()
 
 
-def _process(rank: int, count: int, port: int, starter: int, voice: Connection, job: bytes) -> NoReturn:
+def _process(
+    rank: int, count: int, port: int, starter: int, voice: Connection, job: bytes, *given: Connection
+) -> NoReturn:
     """A rank, from its beginning to its end. `job`: its function, still pickled, for to load it takes long."""
     _die_with(starter)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
@@ -169,7 +186,7 @@ def _process(rank: int, count: int, port: int, starter: int, voice: Connection, 
     here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     os.environ |= {name: str(value) for name, value in (here | {"RANK": rank, "LOCAL_RANK": rank}).items()}
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # else accelerate warns; `take_share` sets the number of threads
-    outcome = ending_of(rank, lambda: pickle.loads(job)())
+    outcome = ending_of(rank, lambda: pickle.loads(job)(*given))
     flush()  # the starter does not wait for long
     say(outcome)
     leave(outcome.status)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 from uuid import uuid4
 
@@ -56,16 +57,16 @@ class Session:
         replica = self.ranks.replica
         models.servers = {name: urls[replica % len(urls)] for name, urls in c.servers.items()}
         models.link, models.team, models.drafts_only = self.link, self.team, self.ranks.drafts
-        models.max_length = self._longest(models.target_checkpoint.tokenizer) + MARGIN
+        models.max_length = self._longest(models) + MARGIN
         return models
 
     def models_of(self, spec: MethodSpec) -> Models:
         """Return the models with the method's draft, which is loaded once for all methods that have the same."""
         return self.models.with_draft(self.config.draft_of(spec) if spec.weights else None)
 
-    def _longest(self, tokenizer: Any) -> int:
+    def _longest(self, models: Models) -> int:
         """Most tokens that a conversation can take: its turns, and an answer of the longest kind to each."""
-        prompter = Prompter(tokenizer, self.config.template, self.benchmark.name)
+        prompter = Prompter(models.target_checkpoint.tokenizer, self.config.template, self.benchmark.name)
         texts = [question.turns for question in self.benchmark.questions]
         return max(len(prompter.encode(t, [""] * (len(t) - 1))) + len(t) * self.config.max_new_tokens for t in texts)
 
@@ -117,7 +118,7 @@ class Session:
             if other is not None:
                 other.close()
 
-    def _place(self, name: str) -> AbstractContextManager[None]:
+    def place(self, name: str) -> AbstractContextManager[None]:
         """The devices on which a method runs: this rank's, or those of the whole replica."""
         return all_devices(self.share) if get_method(name).all_devices else nullcontext()
 
@@ -128,7 +129,7 @@ class Session:
         for text in WARM_UP:
             prompt = self.prompter.encode([text], [])
             for name in self.methods if names is None else names:
-                with self._place(name):
+                with self.place(name):
                     generate(self.methods[name], prompt, self._sampling("warm-up", 0, 0), limits)
 
     def taps(self) -> dict[str, list[int]]:
@@ -155,7 +156,7 @@ class Session:
             if self.config.read_once:
                 self.models.target.prefill(prompt)
             sampling = self._sampling(question.question_id, turn, repeat)
-            with self._place(name):
+            with self.place(name):
                 turns.append(generate(self.methods[name], prompt, sampling, self.limits))
             if self.trace is not None:
                 self.trace.add(name, question.question_id, turn, turns[-1])
@@ -210,8 +211,17 @@ def to_choice(turns: list[Generation], texts: list[str], repeat: int) -> Choice:
         told_accepted=[accepted for _, accepted in drafts] if counted else None,
         margins=margins if any(margins) else None,
         depths=depths if any(map(any, depths)) else None,
+        pass_time=pass_times(turns),
         **(_branches(turns) if any(turn.branches for turn in turns) else {}),
     )
+
+
+def pass_times(turns: list[Generation]) -> list[list[float]] | None:
+    """Seconds of each pass of each turn, rounded so that their sum stays right; None where the loop does not tell."""
+    if any(len(turn.ends) != len(turn.accept_lengths) for turn in turns):
+        return None
+    rounded = [[round(end, 5) for end in (0.0, *turn.ends)] for turn in turns]
+    return [[round(end - begin, 5) for begin, end in pairwise(ends)] for ends in rounded]
 
 
 def _branches(turns: list[Generation]) -> dict[str, Any]:

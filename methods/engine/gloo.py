@@ -8,6 +8,7 @@ A message is a head of whole numbers, the first of its own included, then those 
 any; each part costs a round trip. Tensors are staged through the host, so that the two ranks may also share one GPU.
 """
 
+import queue
 import threading
 import time
 from array import array
@@ -38,11 +39,20 @@ class GlooLink(Link):
         super().__init__(names, patience)
         self.group, self.kinds = group, [*_CONTROL, *kinds]
         self._sending = threading.Lock()
+        self._open()
+
+    def _open(self) -> None:
         self._closed = threading.Event()  # our Close is sent
         self._parted = threading.Event()  # the other's Close has come
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._receive_all, self._live)]
         for thread in self._threads:
             thread.start()
+
+    def reopen(self) -> None:
+        """Begin anew, where both ends are closed and both do so: what had come and was not received is forgotten."""
+        self._received = queue.SimpleQueue()
+        self._heard = time.monotonic()
+        self._open()
 
     def close(self) -> None:
         """Send the last message, unless it is sent, wait for the other's, and end the threads: then nothing holds the

@@ -171,7 +171,9 @@ class Pearl(Method):
             self.auto.verified(nodes, seconds, outcome.accepted, rejected)
         if self.schedule:
             self.schedule.verified(seconds, outcome.accepted, rejected, hit)
-        step = Step(outcome.tokens, judged, outcome.accepted, nodes, spans, outcome.margins, depths)
+        step = Step(
+            outcome.tokens, judged, outcome.accepted, nodes, spans, outcome.margins, depths, None, tree, outcome.path_A
+        )
         return replace(step, branches=Branches(prepared, hit, hidden)) if self.branches else step
 
     def _rows(self, judged: int, spans: list[Span]) -> list[DistantRow | None]:

@@ -70,8 +70,8 @@ class HuggingFace:
         )
         answer.wall_time = time.perf_counter() - begin
         answer.prefill_time = passes.times[1] - begin
-        for tokens in passes.tokens[1:]:
-            answer.add(Step(tokens), limits)
+        for tokens, end in zip(passes.tokens[1:], passes.times[1:], strict=True):
+            answer.add(Step(tokens), limits, end - begin)
         answer.finish = answer.finish or "context"
         return answer
 

@@ -1,0 +1,107 @@
+"""The page's server as its user starts it, on a tiny pair that has weights of every kind."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from methods.paths import ROOT
+from tests.answer_files import answer, choice, header, write
+
+
+ADDRESS = re.compile(r"http://[\d.]+:(\d+)")
+LEAF = "first/mini_bench/tiny"  # of the runs in its folder
+TOY = "toy"  # weights of a drafter that only tests know
+TOKENS = [7, 8, 7, 8, 7, 8, 9, 10, 11, 12]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A server that runs."""
+
+    port: int
+    process: "subprocess.Popen[str]"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def ask(self, path: str, body: object = None, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
+        """The status and the JSON of an answer; with a body it is a POST."""
+        data = None if body is None else json.dumps(body).encode()
+        known = {} if body is None else {"content-type": "application/json"}
+        request = urllib.request.Request(self.url + path, data, known | dict(headers or {}))
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return response.status, json.loads(response.read())
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read() or b"{}")
+
+    def race(self, methods: list[str], **asked: object) -> Iterator[dict[str, Any]]:
+        """The events of a race, as they come; closing this breaks the connection off."""
+        body = {"methods": methods, "prompt": "abc abc abc abc", "max_new_tokens": 24} | asked
+        request = urllib.request.Request(
+            self.url + "/api/race", json.dumps(body).encode(), {"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=120) as response:
+            for line in response:
+                if line.startswith(b"data: "):
+                    yield json.loads(line[6:])
+
+
+def copy_project(folder: Path, target: Path, weights: Mapping[str, Path]) -> Path:
+    """The project elsewhere, with a pair `tiny`."""
+    for room in ("evaluation", "methods"):
+        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "data", folder / "data", ignore=shutil.ignore_patterns("drafts", "datastores"))
+    shutil.copy(ROOT / "eval.sh", folder)
+    drafts = "".join(f'drafts.{kind} = "{path}"\n' for kind, path in weights.items() if kind != TOY)
+    pair = f'\n[tiny]\ntarget = "{target}"\n{drafts}dtype = "float32"\nbenchmark = "mini_bench"\n'
+    with (folder / "data/pairs.toml").open("a") as file:
+        file.write(pair)
+    return folder
+
+
+def write_runs(folder: Path, target: Path) -> Path:
+    """A results folder: a baseline, a method that agrees with it, and one that parts from it at the seventh token."""
+    run = {"target": {"source": str(target), "revision": None, "weight_bytes": 100}}
+    other = [*TOKENS[:6], 20, *TOKENS[7:]]
+    for name, tokens, seconds, width in (
+        ("autoregressive", TOKENS, 2.0, 1),
+        ("pld", TOKENS, 1.0, 2),
+        ("sps", other, 1.25, 5),
+    ):
+        answers = [answer(q, c, choices=[choice([tokens], [seconds], per_pass=width)]) for q, c in _questions()]
+        write(folder / LEAF / f"{name}.jsonl", answers, header(name, **run))
+    return folder
+
+
+def _questions() -> list[tuple[int, str]]:
+    return [(number, "qa" if number % 2 else "summarization") for number in range(1, 9)]
+
+
+@contextmanager
+def page(project: Path, results: Path) -> Iterator[Page]:
+    """`./eval.sh page tiny RESULTS`, until the block is left."""
+    command = [str(project / "eval.sh"), "page", "tiny", str(results), "--port", "0", "--threads", "1"]
+    environment = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "PEARL_BENCH_PATIENCE": "60"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            said = ""
+            while not (found := ADDRESS.search(said)):
+                line = process.stderr.readline()
+                assert line, f"the server ended: {said}"
+                said += line
+            yield Page(int(found[1]), process)
+        finally:
+            process.terminate()
