@@ -84,7 +84,7 @@ class Target:
         if self.typical and not self.sampling.greedy:
             verdict = typically_accepted(tree, scores.logits_NV, self.sampling)
         else:
-            verdict = verify(tree, scores.logits_NV, self.sampling, self.generator)
+            verdict = verify(tree, scores.logits_NV, self.sampling, self.generator, scores.best_N2)
         path_A = verdict.path_A
         self.decoder.commit(path_A)
         self.pending, self.decided = verdict.next_token, self.decided + len(path_A)

@@ -137,6 +137,7 @@ class Day:
     def steps(self) -> list[Step]:
         """In the order in which they are worth most: should the day be short, the last ones are missed least."""
         import gpu_engine as engine
+        from gpu_host import MOST_BEFORE, MOST_ROW, host
 
         floors = {name: MOST_FLOORS.get(name, float("inf")) for name in self.sizes.models}
         at, least = self.sizes.lengths[1], LEAST_SHARE if self.device == "cuda" else 0.0
@@ -174,6 +175,11 @@ class Day:
                 "graph",
                 "a small model's layers are faster as a CUDA graph, with the same bits",
                 partial(engine.graph_gain, list(self.sizes.models)[-1], self.sizes, self.place),
+            ),
+            Step(
+                "host",
+                f"a tree and what it sees within {MOST_BEFORE:g} ms, a row from GPU to token within {MOST_ROW:g} ms",
+                partial(host, self.sizes, self.place),
             ),
             Step("methods", "every answer of every method is the baseline's, token for token", self._methods),
             Step("sampling", "every method answers at a temperature of 0.8", self._sampling),

@@ -3,6 +3,7 @@
 Legend: O outputs, I inputs, N rows of a pass, D width.
 """
 
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -297,11 +298,28 @@ def graph_gain(
     return Came(f"{text}; {'the same bits' if same else 'OTHER BITS'}", same and eager > graph, figures)
 
 
+def versions() -> dict[str, str]:
+    """Of the GPU's driver and of Triton, where these say."""
+    try:
+        import triton
+
+        kernels = str(triton.__version__)
+    except ImportError:
+        kernels = "not installed"
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        driver = next(iter(done.stdout.split()), "unknown")
+    except (OSError, subprocess.SubprocessError):
+        driver = "unknown"
+    return {"driver": driver, "triton": kernels, "torch": torch.__version__}
+
+
 def machine(device: torch.device, threads: int, known: Mapping[str, float]) -> Came:
-    """The device's name, memory and bandwidth. `known`: bytes per second of GPUs' data sheets, by a part of their
-    names."""
+    """The device's name, memory and bandwidth, and the versions of what runs it. `known`: bytes per second of GPUs'
+    data sheets, by a part of their names."""
     bandwidth = read_bandwidth(threads, device)
-    figures: dict[str, Any] = {"read_bandwidth": bandwidth}
+    figures: dict[str, Any] = {"read_bandwidth": bandwidth} | versions()
     if device.type != "cuda":
         return Came(f"a CPU that reads {bandwidth / 1e9:.1f} GB/s with {threads} threads", True, figures)
     told = torch.cuda.get_device_properties(device)
@@ -310,4 +328,5 @@ def machine(device: torch.device, threads: int, known: Mapping[str, float]) -> C
     figures |= {"capability": torch.cuda.get_device_capability(device), "cuda": torch.version.cuda}
     share = f"{bandwidth / sheet:.2f} of its data sheet" if sheet else "no data sheet known here"
     text = f"{told.name}, {told.total_memory / 1e9:.0f} GB, reads {bandwidth / 1e12:.2f} TB/s ({share})"
+    text += f"; driver {figures['driver']}, Triton {figures['triton']}"
     return Came(text, sheet is None or bandwidth >= 0.75 * sheet, figures)

@@ -99,4 +99,7 @@ if __name__ == "__main__":
     run(16, 1, whole=True)
     for bits, rows in ((16, 64), (8, 1), (4, 64)):
         run(bits, rows)
+    linear.CudaLinear(torch.empty(1024, 4096, dtype=torch.bfloat16, device=META), None, torch.bfloat16)(
+        torch.empty(1, 4096, dtype=torch.bfloat16, device=META)
+    )
     print(json.dumps(list(found.values())))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,3 +88,17 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     hub.answers.cache_clear()
     yield
     hub.answers.cache_clear()
+
+
+@pytest.fixture
+def even_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product of two blocks in Triton's interpreter gives an element the same bits in blocks of any size, as one
+    instruction of a GPU does: it is summed in fp64 and rounded once. numpy's own kernels are chosen by the size."""
+    import numpy as np
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def dot(self: Any, a: Any, b: Any, sums: Any, *_: Any) -> Any:
+        product = np.matmul(a.data.astype(np.float64), b.data.astype(np.float64))
+        return TensorHandle(product.astype(sums.data.dtype) + sums.data, sums.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)

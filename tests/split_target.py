@@ -13,7 +13,7 @@ from methods import BASELINE, get_method
 from methods.base import Limits, generate
 from methods.build import build_chain_drafter, build_method
 from methods.engine import loader
-from methods.engine import team as team_module
+from methods.engine.backends import joined
 from methods.engine.sampling import Sampling
 from methods.engine.team import Rest
 from methods.engine.tensor_parallel import Follower
@@ -87,7 +87,7 @@ def answers(models: Models, name: str) -> list[list[int]]:
 def compute(target: str, drafts: dict[str, str], out: str) -> int:
     """A rank of two that share a target; the first one writes what comes of it, by dtype."""
     torch.set_num_threads(1)
-    team_module.GATHERED = 16  # so that a prompt is added up in parts
+    joined.GATHERED = 16  # so that a prompt is added up in parts
     ranks = join_ranks(RANKS, RANKS)
     team = open_team(ranks, "cpu")
     assert team is not None

@@ -24,7 +24,7 @@ from methods.paths import ROOT
 from tests.commands import in_process
 
 HOST = torch.device("cpu")
-ENGINE = ["machine", "rows", "kernels", "passes of tiny", "weights"]
+ENGINE = ["machine", "rows", "kernels", "passes of tiny", "weights", "host"]
 
 
 def read(out: Path) -> tuple[dict[str, Any], str]:
@@ -57,6 +57,10 @@ def test_the_engines_steps_run_on_a_cpu_and_stand_on_the_page(tmp_path: Path) ->
     assert all(value > 0 for row in passes["ms"].values() for value in row.values())
     assert set(steps["rows"]["figures"]["by matrix"]["engine"]) == {f"tiny {part} bfloat16" for part in PARTS}
     assert list(steps["weights"]["figures"]["share of bandwidth"]) == ["16", "8", "4"]
+    assert steps["machine"]["figures"].keys() >= {"driver", "triton", "torch"}
+    before = steps["host"]["figures"]["ms before a pass"]
+    assert {name: list(row) for name, row in before.items()} == {"tree of 4": ["16", "40"], "chain of 1": ["16", "40"]}
+    assert all(value > 0 for value in steps["host"]["figures"]["a row"]["ms"].values())
     for step in steps.values():
         assert f"expected: {step['expected']}" in done.stdout and f"came:     {step['came']}" in done.stdout
         assert f"| {step['name']} | {step['expected']} | {step['came']} | {step['verdict']} |" in page

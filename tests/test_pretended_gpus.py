@@ -35,14 +35,11 @@ from tests.tiny import save_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# Of rows over two drafters as one, one of each loop stands for all: they add nothing that a device computes.
+# Rows over two drafters as one add nothing that a device computes: one of each loop stands for all, others answer once.
 TWO = "sam-eagle3", "pearl-sam-eagle3"
-OURS = [
-    name
-    for name, spec in METHODS.items()
-    if spec.loop != "peer" and (name in TWO or spec.drafter is None or spec.drafter.parts is None)
-]
-PEARLS = [name for name in OURS if METHODS[name].loop == "pearl"]
+RUN = [name for name, spec in METHODS.items() if spec.loop != "peer"]
+OURS = [name for name in RUN if name in TWO or METHODS[name].drafter is None or METHODS[name].drafter.parts is None]
+PEARLS = [name for name in RUN if METHODS[name].loop == "pearl"]
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 LIMITS = Limits(frozenset(), 7)
 LONGEST = 160  # tokens of a sequence
@@ -141,6 +138,11 @@ def test_every_method_runs_on_one_gpu_and_split_over_two(rig: Rig, expected: lis
     one, split = (rig.answer(name, SAMPLED, place).token_ids for place in PLACES)
     assert one == split != expected
     assert len(one) == LIMITS.max_new_tokens
+
+
+@pytest.mark.parametrize("name", [name for name in RUN if name not in OURS])
+def test_rows_over_two_drafters_as_one_run_where_a_target_is_split(rig: Rig, expected: list[int], name: str) -> None:
+    assert rig.answer(name, GREEDY, "split").token_ids == expected
 
 
 @pytest.mark.parametrize("draft", ["first-1", "first-2", "int8", "int4-50"])

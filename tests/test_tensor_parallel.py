@@ -23,11 +23,12 @@ from evaluation.launch.processes import launch
 from evaluation.launch.ranks import Ranks, Share, gpus_of, join_ranks
 from evaluation.run import main
 from methods import BASELINE
+from methods.engine.backends import joined, linear
+from methods.engine.backends.joined import Joined, added
 from methods.engine.backends.pytorch import CUDA_ROWS
 from methods.engine.decoder import Decoder
 from methods.engine.loader import find_checkpoint, plan_layers
 from methods.engine.split import Part, SplitWeights, part_of
-from methods.engine.team import Team
 from methods.engine.transformer import Transformer
 from methods.errors import UserError
 from methods.models import Models
@@ -62,12 +63,13 @@ def test_a_row_has_the_same_bits_alone_in_a_chain_and_in_a_tree(found: dict[str,
 
 
 def test_partial_sums_are_added_in_order_of_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = [torch.tensor([[number]]) for number in (1e8, -1e8, 1.0)]
-    group: Any = None
-    for index in range(3):
-        team = Team(Part(index, 3), group, [], collective=True)
-        monkeypatch.setattr(team, "_gathered", lambda own_ND: parts)
-        assert team.total(parts[index]).item() == 1.0  # behind it, or before both, the 1 would be lost
+    parts_RNO = torch.tensor([1e8, -1e8, 1.0])[:, None, None].expand(3, 40, 8)
+    for residual_NO, expected in ((None, 1.0), (torch.ones(40, 8), 2.0)):
+        assert (added(parts_RNO, residual_NO, torch.float32) == expected).all()  # another order would lose the 1
+    monkeypatch.setattr(joined, "GATHERED", 16)
+    weight, x = torch.randn(8, 6), torch.randn(40, 6)
+    layer = Joined(linear(weight), lambda rows_NO: torch.stack((rows_NO, 2 * rows_NO)), torch.float32)
+    assert torch.allclose(layer(x, x @ weight.T), 4 * x @ weight.T, atol=1e-5), "block by block, with its own residual"
 
 
 def test_two_ranks_compute_what_one_does(found: dict[str, Any], tiny: Path) -> None:
@@ -93,17 +95,17 @@ def parts_of(folder: Path, count: int) -> list[Tensor]:
     partials: dict[int, Tensor] = {}
     meeting, logits = threading.Barrier(count), [torch.empty(0)] * count
 
-    def total(index: int, partial_ND: Tensor) -> Tensor:
+    def gather(index: int, partial_ND: Tensor) -> Tensor:
         partials[index] = partial_ND
         meeting.wait()
-        summed = torch.stack([partials[other] for other in range(count)]).sum(0)
+        parts_RND = torch.stack([partials[other] for other in range(count)])
         meeting.wait()
-        return summed
+        return parts_RND
 
     def run(index: int) -> None:
         part = Part(index, count)
         config, weights = part_of(whole.config, part, ""), SplitWeights(whole.config, whole.weights, part)
-        model = Transformer(config, weights, torch.float32, CPU * config.layers, partial(total, index))
+        model = Transformer(config, weights, torch.float32, CPU * config.layers, partial(gather, index))
         logits[index] = Decoder(model, CONTEXT).prefill(PROMPTS[4]).logits_NV
 
     threads = [threading.Thread(target=run, args=(index,)) for index in range(count)]
@@ -150,7 +152,9 @@ def test_parts_of_layers_are_measured_at_numbers_of_rows_too(tiny: Path) -> None
     config, weights = part_of(whole.config, part, ""), SplitWeights(whole.config, whole.weights, part)
     with pretended(PretendedGpus(1)):
         device = torch.device("cuda", 0)
-        model = Transformer(config, weights, torch.bfloat16, [device] * config.layers, lambda partial_ND: partial_ND)
+        model = Transformer(
+            config, weights, torch.bfloat16, [device] * config.layers, lambda partial_ND: partial_ND[None]
+        )
         for layer in model.layers:
             layer.qkv = layer.gate_up = layer.down  # all that is measured
         model.stack.measure_rows()
@@ -295,7 +299,8 @@ def test_a_model_that_outgrows_a_node_is_told_so(tiny: Path) -> None:
     with pretended(gpus), pytest.raises(UserError) as told:
         plan_layers("big", config, torch.bfloat16, [torch.device("cuda", 0)], 100, ranks=2)
     assert "on each of 2 ranks" in str(told.value) and "by a larger --tensor-parallel" in str(told.value)
-    assert str(told.value).endswith("cannot run here, for no model is spread over nodes")
+    assert "cannot run here, for no model is spread over nodes" in str(told.value)
+    assert str(told.value).endswith("and take the row `server` (--server URL)")
 
 
 def test_a_share_tells_the_target_from_the_draft() -> None:

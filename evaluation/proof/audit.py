@@ -135,9 +135,15 @@ def auditing() -> Iterator[Audit]:
     """Audits what this process decides meanwhile. Greedy decisions are left out: equality judges them."""
     audit, decide = Audit(), engine.verify
 
-    def verify(tree: TokenTree, logits_SV: Tensor, sampling: Sampling, generator: torch.Generator) -> engine.Verdict:
+    def verify(
+        tree: TokenTree,
+        logits_SV: Tensor,
+        sampling: Sampling,
+        generator: torch.Generator,
+        best_S2: Tensor | None = None,
+    ) -> engine.Verdict:
         before = generator.get_state()
-        verdict = decide(tree, logits_SV, sampling, generator)
+        verdict = decide(tree, logits_SV, sampling, generator, best_S2)
         if not sampling.greedy:
             audit.add(tree, logits_SV, sampling, verdict, before, generator.get_state())
         return verdict

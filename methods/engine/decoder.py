@@ -34,10 +34,11 @@ def cache_rows(model: Layers, max_length: int) -> int:
 @dataclass(frozen=True)
 class Scores:
     """logits_NV: fp32. features_NF: the taps that were asked for, side by side; of a prompt all T rows. None: none
-    were."""
+    were. best_N2: what `best_of` of verify.py gives of the logits, where a recorded pass found it."""
 
     logits_NV: Tensor
     features_NF: Tensor | None
+    best_N2: Tensor | None = None
 
     def of(self, taps: Sequence[int], known: Sequence[int]) -> "Scores":
         """The same with these of the `known` taps, whose features there are."""
@@ -120,7 +121,7 @@ class Decoder:
             raise ValueError(f"expected nodes behind the {known} known ones, got {nodes} in all")
         if self._most_rows and new > self._most_rows:
             return self._score_in_parts(tree, taps, known, self._most_rows)
-        replayed = None if known else self._replayed(tree, taps)
+        replayed = self._replayed(tree, taps, known)
         if replayed is not None:
             return replayed
         tree = self._padded(tree, new)
@@ -136,13 +137,13 @@ class Decoder:
         view = self._cache.view(self.length, tree, known, self.exact)
         return self.model(tree.tokens_N[known:], self.length + tree.depth_N[known:], view, taps)
 
-    def _replayed(self, tree: TokenTree, taps: Sequence[int]) -> Scores | None:
+    def _replayed(self, tree: TokenTree, taps: Sequence[int], known: int = 0) -> Scores | None:
         """The same by a recorded pass. None: where none can be, or none has so many rows."""
-        counts, nodes = self.model.stack.row_counts or (), len(tree.tokens_N)
+        counts, nodes = self.model.stack.row_counts or (), len(tree.tokens_N) - known
         rows = next((count for count in counts if count >= nodes), None)
         if self._recorder is None or rows is None:
             return None
-        found = self._recorder(tree, self.length, rows, taps)
+        found = self._recorder(tree, known, self.length, rows, taps)
         return None if found is None else Scores(*found)
 
     @torch.inference_mode()

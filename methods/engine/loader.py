@@ -108,7 +108,7 @@ class Checkpoint:
         config, weights = self._part(team)
         plan = plan_layers(self.source, config, DTYPES[dtype], devices, rows, team.part.count if team else 1)
         with enough_memory(f"for the weights of {self.source}"):
-            return Transformer(config, weights, DTYPES[dtype], plan, team.total if team else None)
+            return Transformer(config, weights, DTYPES[dtype], plan, team.gather if team else None)
 
     def follower(self, dtype: str, devices: Sequence[torch.device], rows: int, team: Team) -> Follower:
         """The part of the engine's model that a rank has which does not lead."""
@@ -149,7 +149,8 @@ def plan_layers(
     raise UserError(
         f"{source} needs {wanted}, beside {gigabytes(RESERVE)} to compute with on each GPU, and free is {there}: give "
         f"it more GPUs{' by a larger --tensor-parallel' if ranks > 1 else ''}, or shorter answers; one that outgrows "
-        "the GPUs of a node cannot run here, for no model is spread over nodes"
+        "the GPUs of a node cannot run here, for no model is spread over nodes: let another engine serve it, "
+        "and take the row `server` (--server URL)"
     )
 
 

@@ -10,15 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from methods.engine.link import Link
 from methods.engine.split import Part
 from methods.errors import PeerError
-
-GATHERED = 1024  # rows whose partial sums are gathered at once: those of a long prompt would take much memory
 
 
 @dataclass(frozen=True)
@@ -80,35 +77,26 @@ class Team:
         for link in self.links:
             link.close()
 
-    def total(self, partial_ND: Tensor) -> Tensor:
-        """The sum of all ranks' partial sums, [N, D] in fp32, on each of them. To be called by all, with equally many
-        rows. They are added in order of rank, so a row's bits depend neither on how many rows there are nor on who is
-        done first, as those of an all-reduce may."""
-        totals = [self._total(rows_ND) for rows_ND in partial_ND.split(GATHERED)]
-        return totals[0] if len(totals) == 1 else torch.cat(totals)
-
-    def _total(self, partial_ND: Tensor) -> Tensor:
+    def gather(self, own_ND: Tensor) -> Tensor:
+        """The partial sums of all ranks in their order, [ranks, N, D] in fp32, on each of them. To be called by all,
+        with equally many rows."""
         try:
-            first, *others = self._gathered(partial_ND.contiguous())
+            return self._gathered(own_ND.contiguous())
         except RuntimeError as error:  # of which the transport has many
             reason = str(error).splitlines()[0]
             raise PeerError(
                 f"{self.links[0].names[0]} waited for the sums of the target's other ranks, of which one has ended "
                 f"({reason})"
             ) from error
-        for other in others:
-            first = first + other
-        return first
 
-    def _gathered(self, own_ND: Tensor) -> list[Tensor]:
-        """The partial sums of all ranks, in order."""
-        parts = [torch.empty_like(own_ND) for _ in range(self.part.count)]
+    def _gathered(self, own_ND: Tensor) -> Tensor:
+        parts_RND = own_ND.new_empty(self.part.count, *own_ND.shape)
         if self.collective:
-            dist.all_gather(parts, own_ND, self.group)
-            return parts
+            dist.all_gather_into_tensor(parts_RND, own_ND, self.group)
+            return parts_RND
         others = [rank for rank in range(self.part.count) if rank != self.part.index]
-        coming = [self.group.recv([parts[rank]], rank, 0) for rank in others]
+        coming = [self.group.recv([parts_RND[rank]], rank, 0) for rank in others]
         for work in [*(self.group.send([own_ND], rank, 0) for rank in others), *coming]:
             work.wait()
-        parts[self.part.index] = own_ND
-        return parts
+        parts_RND[self.part.index] = own_ND
+        return parts_RND

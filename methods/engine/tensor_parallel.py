@@ -68,7 +68,7 @@ class Follower:
         team: Team,
     ) -> None:
         """`config` and `weights` of the part; `devices`: one per layer."""
-        self.layers = Layers(config, weights, dtype, devices, team.total)
+        self.layers = Layers(config, weights, dtype, devices, team.gather)
         self.embedding_VD = weights[EMBEDDING].to(devices[0], dtype)
         self.team = team
 
@@ -98,9 +98,9 @@ class Follower:
                     raise link.unexpected(other, "an order")
 
     def _run(self, tokens_N: Tensor, positions_N: Tensor, view: object) -> None:
-        rotation = self.layers.rotation(positions_N)
-        x_ND = F.embedding(tokens_N.to(self.embedding_VD.device), self.embedding_VD)
-        self.layers.run(x_ND, rotation, view, 0, len(self.layers.layers))
+        tokens_N, positions_N = self.layers.sent(tokens_N, positions_N)
+        x_ND = F.embedding(tokens_N, self.embedding_VD)
+        self.layers.run(x_ND, self.layers.rotation_of(positions_N), view, 0, len(self.layers.layers))
 
 
 def _tree(tokens_N: list[int], parents_N: list[int]) -> TokenTree:

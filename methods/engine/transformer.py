@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.engine.backends import choose, linear
+from methods.engine.backends import choose, joined_linear, linear
 from methods.engine.backends.base import KeyValueCache, LinearLayer
-from methods.engine.backends.joined import Joined, Total
+from methods.engine.backends.joined import Gather
 from methods.engine.backends.pytorch import Attend, rms_norm
 from methods.engine.config import ModelConfig, Rope
 from methods.engine.int4 import MINIMUM, Int4
@@ -35,20 +35,20 @@ class Layers:
         weights: Mapping[str, Tensor],
         dtype: torch.dtype,
         devices: Sequence[torch.device],
-        total: Total | None = None,
+        gather: Gather | None = None,
     ) -> None:
-        """`weights` by Hugging Face names; `devices`: one per layer. `total`: of a part of a model that is split among
-        ranks, of which all this is; it adds up what they have."""
+        """`weights` by Hugging Face names; `devices`: one per layer. `gather`: of a part of a model that is split among
+        ranks, of which all this is; it gives each the partial sums of all."""
         self.config, self.dtype, self.devices = config, dtype, list(devices)
-        self.layers = [Layer(config, i, weights, dtype, device, total) for i, device in enumerate(self.devices)]
+        self.layers = [Layer(config, i, weights, dtype, device, gather) for i, device in enumerate(self.devices)]
         self.frequencies_d = rope_frequencies(config.rope, config.head_dim)
         self.rotations = rope_rotation(torch.arange(0), self.frequencies_d, self.devices[0])
-        self.stack = choose(config, self.layers, dtype, self.devices, whole=total is None)
+        self.stack = choose(config, self.layers, dtype, self.devices, whole=gather is None)
 
     def rotation(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
         """What `run` must know of its rows' positions: rows of a table that grows with the longest sequence."""
         self.grow(int(positions_N.max()) + 1)
-        return self._rotation(positions_N.to(self.devices[0]))
+        return self.rotation_of(positions_N.to(self.devices[0]))
 
     def grow(self, positions: int) -> None:
         """Make the table of rotations hold at least the first so many positions."""
@@ -56,10 +56,18 @@ class Layers:
             table = torch.arange(1 << max(8, (positions - 1).bit_length()))
             self.rotations = rope_rotation(table, self.frequencies_d, self.devices[0])
 
-    def _rotation(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
-        """`positions_N`: on the table's device."""
+    def rotation_of(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of positions that lie on the table's device, for which it is large enough."""
         cosines, sines = self.rotations
         return cosines[positions_N], sines[positions_N]
+
+    def sent(self, tokens_N: Tensor, positions_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and positions on the first layer's device, for `rotation_of`: one copy for both."""
+        self.grow(int(positions_N.max()) + 1)
+        if self.devices[0].type == "cpu":
+            return tokens_N, positions_N
+        tokens_N, positions_N = torch.stack((tokens_N, positions_N)).to(self.devices[0])
+        return tokens_N, positions_N
 
     def run(
         self,
@@ -88,11 +96,11 @@ class Transformer(Layers):
         weights: Mapping[str, Tensor],
         dtype: torch.dtype,
         devices: Sequence[torch.device],
-        total: Total | None = None,
+        gather: Gather | None = None,
     ) -> None:
         """The embedding lives on the first layer's device, the head on the last layer's. `lm_head.tokens`: the token of
-        each row of a head over part of the vocabulary. `total`: as layers have it; all but these is whole."""
-        super().__init__(config, weights, dtype, devices, total)
+        each row of a head over part of the vocabulary. `gather`: as layers have it; all but these is whole."""
+        super().__init__(config, weights, dtype, devices, gather)
         first, last = self.devices[0], self.devices[-1]
         self.embedding_VD = weights["model.embed_tokens.weight"].to(first, dtype)
         self.norm_D = weights["model.norm.weight"].to(last, dtype)
@@ -107,10 +115,7 @@ class Transformer(Layers):
         """The residual stream behind the last layer, [N, D], and the features that `taps` ask for, side by side in
         their order, [N, len(taps) * D]; None without taps. A tap i >= 0 is the stream after layer i, FINAL the state
         after the final norm, which the head reads. `view` as `run` has it."""
-        self.grow(int(positions_N.max()) + 1)
-        if self.devices[0].type != "cpu":
-            tokens_N, positions_N = torch.stack((tokens_N, positions_N)).to(self.devices[0])  # one copy for both
-        return self.hidden(tokens_N, positions_N, view, taps)
+        return self.hidden(*self.sent(tokens_N, positions_N), view, taps)
 
     def hidden(
         self, tokens_N: Tensor, positions_N: Tensor, view: Any, taps: Sequence[int] = ()
@@ -118,7 +123,7 @@ class Transformer(Layers):
         """The same of tokens and positions that lie on the first layer's device, positions for which the table of
         rotations is large enough: a GPU is then told all without being asked, so that a graph can hold it."""
         x_ND, done = self.embed(tokens_N), 0
-        rotation = self._rotation(positions_N)
+        rotation = self.rotation_of(positions_N)
         states: dict[int, Tensor] = {}
         for stop in sorted({tap + 1 for tap in taps if tap != FINAL} | {len(self.layers)}):
             x_ND, done = self.run(x_ND, rotation, view, done, stop), stop
@@ -180,7 +185,7 @@ class Layer:
         weights: Mapping[str, Tensor],
         dtype: torch.dtype,
         device: torch.device,
-        total: Total | None = None,
+        gather: Gather | None = None,
     ) -> None:
         def get(name: str) -> Tensor:
             return weights[f"model.layers.{index}.{name}"].to(device, dtype)
@@ -195,10 +200,10 @@ class Layer:
             return linear(matrix(weights, [f"{stem}.weight" for stem in stems], dtype, device), bias)
 
         def summed(part: str, name: str) -> LinearLayer:
-            if total is None:
+            if gather is None:
                 return fused(part, name)
             weight = matrix(weights, [f"model.layers.{index}.{part}.{name}.weight"], dtype, device)
-            return Joined(linear(weight, out_dtype=torch.float32), total, dtype)
+            return joined_linear(weight, gather, dtype)
 
         self.config, self.index, self.device = config, index, device
         self.attention_norm_D = optional("input_layernorm.weight")

@@ -35,9 +35,16 @@ class Verdict:
     leaf_kept: bool = False
 
 
-def verify(tree: TokenTree, logits_SV: Tensor, sampling: Sampling, generator: torch.Generator) -> Verdict:
-    """Walk down the tree as long as the target agrees. `generator` is not touched in greedy decoding."""
-    best_S = most_likely(logits_SV) if sampling.greedy else []
+def verify(
+    tree: TokenTree,
+    logits_SV: Tensor,
+    sampling: Sampling,
+    generator: torch.Generator,
+    best_S2: Tensor | None = None,
+) -> Verdict:
+    """Walk down the tree as long as the target agrees. `generator` is not touched in greedy decoding. `best_S2`: what
+    `best_of` gives, where that is known."""
+    best_S = most_likely(logits_SV, best_S2) if sampling.greedy else []
     path = [0]
     while True:
         node = path[-1]
@@ -54,13 +61,18 @@ def verify(tree: TokenTree, logits_SV: Tensor, sampling: Sampling, generator: to
         path.append(kept)
 
 
-def most_likely(logits_SV: Tensor) -> list[int]:
-    """The best token of each row, of equals the first; argmax takes NaN for the largest of all."""
-    best_S = _argmax(logits_SV)[:, None]
-    # Side by side in fp64, in which both are exact: so a device is waited for once.
-    found_S2 = torch.cat((best_S.double(), logits_SV.gather(-1, best_S).double()), 1).tolist()
+def most_likely(logits_SV: Tensor, best_S2: Tensor | None = None) -> list[int]:
+    """The best token of each row. `best_S2`: what `best_of` gives, where that is known."""
+    found_S2 = (best_of(logits_SV) if best_S2 is None else best_S2).tolist()
     check_finite(all(math.isfinite(logit) for _, logit in found_S2))
     return [int(best) for best, _ in found_S2]
+
+
+def best_of(logits_SV: Tensor) -> Tensor:
+    """Of each row the best token, of equals the first, and its logit; argmax takes NaN for the largest of all. Side by
+    side in fp64, in which both are exact: so a device is waited for once."""
+    best_S1 = _argmax(logits_SV)[:, None]
+    return torch.cat((best_S1.double(), logits_SV.gather(-1, best_S1).double()), 1)
 
 
 PARTS = 64  # of a row

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from methods.engine.backends import cpu, cuda, pytorch
 from methods.engine.backends.base import LayerParts, LinearLayer, Stack
+from methods.engine.backends.joined import Gather, Joined
 from methods.engine.config import ModelConfig
 from methods.engine.int4 import Int4
 from methods.engine.int8 import Int8
@@ -25,6 +26,16 @@ def linear(
     return cpu.NativeLinear(*arguments) if cpu.takes(weight_OI) else pytorch.TorchLinear(*arguments)
 
 
+def joined_linear(weight_OI: Tensor | Int8 | Int4, gather: Gather, out_dtype: torch.dtype) -> Joined:
+    """A linear layer of which these weights are one rank's part. `gather`: of the partial sums of all ranks."""
+    partial = linear(weight_OI, out_dtype=torch.float32)
+    if cuda.usable(weight_OI.device):
+        from methods.engine.backends.cuda.linear import added
+
+        return Joined(partial, gather, out_dtype, added)
+    return Joined(partial, gather, out_dtype)
+
+
 def choose(
     config: ModelConfig,
     layers: Sequence[LayerParts],
@@ -33,8 +44,8 @@ def choose(
     whole: bool = True,
 ) -> Stack:
     """The layers, one per device of `devices`, on the fastest operators that can run them. Not `whole`: parts of layers
-    that are split among ranks, which wait for each other within a layer."""
-    if whole and all(cuda.usable(device) for device in devices):
+    that are split among ranks, which wait for each other within a layer: the native operators cannot."""
+    if all(cuda.usable(device) for device in devices):
         from methods.engine.backends.cuda.stack import CudaStack
 
         return CudaStack(config, layers, dtype, devices)

@@ -71,10 +71,11 @@ class RecordedPasses(Protocol):
     """Passes of a model over its cache that are recorded, and replayed by one command."""
 
     def __call__(
-        self, tree: TokenTree, start: int, rows: int, taps: Sequence[int]
-    ) -> tuple[Tensor, Tensor | None] | None:
-        """Logits and features of the nodes of a tree behind `start` committed rows, by a pass that was recorded with so
-        many rows, or is now. None where passes cannot be recorded."""
+        self, tree: TokenTree, known: int, start: int, rows: int, taps: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None, Tensor] | None:
+        """Logits, features, and of each row the best token and its logit, of the nodes of a tree behind its first
+        `known`, which have their rows already, by a pass that was recorded with so many rows, or is now. The root
+        follows the first `start` rows. None where passes cannot be recorded, or not for so many nodes."""
         ...
 
 

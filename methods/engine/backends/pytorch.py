@@ -183,8 +183,6 @@ class TorchLinear:
         self.widened = self.packed and weight_OI.dtype == torch.bfloat16 and not packs_bf16()
         if self.widened:
             weight_OI, self.bias_O = weight_OI.float(), None if bias_O is None else bias_O.float()
-        # The sums as they are, not rounded to the weights' dtype and widened: else logits have ties that are none.
-        self.whole_sums = weight_OI.is_cuda and out_dtype == torch.float32 != weight_OI.dtype and "dtype" in MM
         self.weight = (
             torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), PACK_ROWS) if self.packed else weight_OI
         )
@@ -208,10 +206,16 @@ class TorchLinear:
         if self.packed:
             x_NI = x_NI.float() if self.widened else x_NI
             return torch.ops.mkldnn._linear_pointwise(x_NI, self.weight, self.bias_O, "none", [], "").to(self.dtype)
-        if self.whole_sums:
-            y_NO = torch.mm(x_NI, self.weight.T, out_dtype=self.dtype)
-            return y_NO if self.bias_O is None else y_NO + self.bias_O
-        return F.linear(x_NI, self.weight, self.bias_O).to(self.dtype)
+        return product(x_NI, self.weight, self.bias_O, self.dtype)
+
+
+def product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+    """x W^T + b. On CUDA the sums as they are, not rounded to the weights' dtype and widened: else logits have ties
+    that are none."""
+    if weight_OI.is_cuda and out_dtype == torch.float32 != weight_OI.dtype and "dtype" in MM:
+        y_NO = torch.mm(x_NI, weight_OI.T, out_dtype=out_dtype)
+        return y_NO if bias_O is None else y_NO + bias_O
+    return F.linear(x_NI, weight_OI, bias_O).to(out_dtype)
 
 
 class MeasuredLinear(Protocol):

@@ -1,10 +1,11 @@
 """CUDA graphs of passes: what a pass launches is recorded once for each number of rows, and is one launch from then on.
 A small model's pass takes the host longer to launch than the GPU to run.
 
-All that differs from pass to pass lies in one tensor: how many rows are committed, the nodes' parents and tokens. It is
-sent in one copy, and depths, positions, paths and masks are made of it on the device.
+All that differs from pass to pass lies in one tensor: how many rows are committed, how many nodes known, the nodes'
+parents and tokens. It is sent in one copy, and depths, positions, paths and masks are made of it on the device; so is
+the best token of each row, which greedy decoding reads and nothing else.
 
-Legend: N nodes of a tree, R rows of a pass, V vocabulary, F feature width.
+Legend: N new nodes of a tree, M all of its nodes, R rows of a pass, V vocabulary, F feature width.
 """
 
 import warnings
@@ -17,11 +18,14 @@ import torch
 from torch import Tensor
 
 from methods.engine import traffic
-from methods.engine.backends.cuda.attention import STATE, PositionCache, TreeView
+from methods.engine.backends.cuda.attention import PositionCache, TreeView
 from methods.engine.tree import TokenTree
+from methods.engine.verify import best_of
 from methods.errors import one_line
 
-Outputs = tuple[Tensor, Tensor | None]  # logits [R, V], features [R, F]
+Outputs = tuple[
+    Tensor, Tensor | None, Tensor
+]  # logits [R, V], features [R, F], the best tokens and their logits [R, 2]
 
 
 class Graph(Protocol):
@@ -37,7 +41,9 @@ class Model(Protocol):
 
     def grow(self, positions: int) -> None: ...
 
-    def hidden(self, tokens_N: Tensor, positions_N: Tensor, view: Any, taps: Sequence[int]) -> Outputs: ...
+    def hidden(
+        self, tokens_N: Tensor, positions_N: Tensor, view: Any, taps: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None]: ...
 
     def logits(self, hidden_ND: Tensor) -> Tensor: ...
 
@@ -54,6 +60,7 @@ class Recorded:
 
 
 RUNS = 2  # of a pass that is captured
+KNOWN = 64  # most known nodes of a pass that is recorded
 
 
 class Graphs:
@@ -66,11 +73,13 @@ class Graphs:
         self._recorded: dict[tuple[int, tuple[int, ...]], Recorded] = {}
         self._usable = True
 
-    def __call__(self, tree: TokenTree, start: int, rows: int, taps: Sequence[int]) -> Outputs | None:
-        """Logits [N, V] and features [N, F] of a tree of N <= R nodes behind `start` committed rows, by a graph of R
-        rows. The first such pass records it. None where passes cannot be recorded."""
+    def __call__(self, tree: TokenTree, known: int, start: int, rows: int, taps: Sequence[int]) -> Outputs | None:
+        """What `RecordedPasses` says, of N <= R new nodes, by a graph of R rows. The first such pass records it."""
+        if known > KNOWN:
+            return None
         recorded = self._recorded.get((rows, tuple(taps)))
-        numbers_I = torch.tensor(inputs(tree, start, rows), dtype=torch.int32, pin_memory=torch.cuda.is_available())
+        numbers = inputs(tree, known, start, rows)
+        numbers_I = torch.tensor(numbers, dtype=torch.int32, pin_memory=torch.cuda.is_available())
         if recorded is None:
             recorded = self._record(numbers_I, rows, tuple(taps))
         if recorded is None:
@@ -78,8 +87,9 @@ class Graphs:
         recorded.inputs_I.copy_(numbers_I, non_blocking=True)  # its memory is PyTorch's again when it has been read
         recorded.graph.replay()
         traffic.add(recorded.bytes)
-        nodes, (logits_RV, features_RF) = len(tree.tokens_N), recorded.outputs
-        return logits_RV[:nodes].clone(), None if features_RF is None else features_RF[:nodes].clone()
+        nodes, (logits_RV, features_RF, best_R2) = len(tree.tokens_N) - known, recorded.outputs
+        features_NF = None if features_RF is None else features_RF[:nodes].clone()
+        return logits_RV[:nodes].clone(), features_NF, best_R2[:nodes].clone()
 
     def _record(self, numbers_I: Tensor, rows: int, taps: tuple[int, ...]) -> Recorded | None:
         if not self._usable:
@@ -101,19 +111,19 @@ class Graphs:
 
     def _run(self, inputs_I: Tensor, rows: int, taps: tuple[int, ...]) -> Outputs:
         """The pass; nothing in it asks the host for a number."""
-        state_S, tokens_R = inputs_I[: STATE + rows], inputs_I[STATE + rows :]
+        state_S, tokens_R = inputs_I[:-rows], inputs_I[-rows:]
         view = TreeView(self.cache, {self.device: state_S}, rows, self.capacity)
         hidden_RD, features_RF = self.model.hidden(tokens_R, view.positions(self.device), view, taps)
-        return self.model.logits(hidden_RD), features_RF
+        logits_RV = self.model.logits(hidden_RD)
+        return logits_RV, features_RF, best_of(logits_RV)
 
 
-def inputs(tree: TokenTree, start: int, rows: int) -> list[int]:
-    """The committed rows, no known node, the parents of R nodes, their tokens. Behind the tree's last node there is a
-    chain that fills the rows."""
-    parents, tokens = tree.parents_N.tolist(), tree.tokens_N.tolist()
-    more = rows - len(tokens)
-    chain = range(len(tokens) - 1, rows - 1)
-    return [start, 0, *parents, *chain, *tokens, *tokens[:1] * more]
+def inputs(tree: TokenTree, known: int, start: int, rows: int) -> list[int]:
+    """The committed rows, the known nodes, the parents of KNOWN + R nodes, the tokens of R. Behind the tree's last node
+    there is a chain that fills the rows; what is behind that is read by no row."""
+    parents_M, tokens_N = tree.parents_N.tolist(), tree.tokens_N[known:].tolist()
+    chain = range(len(parents_M) - 1, KNOWN + rows - 1)
+    return [start, known, *parents_M, *chain, *tokens_N, *tokens_N[:1] * (rows - len(tokens_N))]
 
 
 def records(device: torch.device) -> bool:

@@ -1,7 +1,8 @@
 """The kernels of the CUDA backend, in Triton. Each sums in an order that its weights or a row's own path decide alone:
 
 - a linear layer walks its inputs from the first up in steps that are the weight's own, by the same instruction for any
-  number of rows: a tile has more columns of rows, never another order;
+  number of rows: a tile has more columns of rows, never another order. Where a weight has few outputs its inputs are
+  walked in parts, as many as its shape says, whose sums are added from the first up;
 - attention sums keys in the order of their *positions*, in splits of SPLIT positions, wherever in the cache they lie. A
   split of committed rows is shared by tiles of several nodes; the splits that a tree reaches into are walked per node,
   through the rows of its own path. Both run the same products, so neither siblings, nor the length of the cache, nor
@@ -16,7 +17,15 @@ Legend: r rows of the pass, o outputs, k inputs, d head width, G query heads of 
 import triton
 import triton.language as tl
 
-RUNTIME = ["rows", "nodes", "capacity", "splits", "shared_tiles", "own_splits"]  # no variant of a kernel for a value
+RUNTIME = [
+    "rows",
+    "nodes",
+    "capacity",
+    "splits",
+    "shared_tiles",
+    "own_splits",
+    "size",
+]  # no variant of a kernel for a value
 
 
 @triton.jit
@@ -71,12 +80,13 @@ def _int4(w_ptr, step_ptr, minimum_ptr, o, k0, outputs, inputs, dtype: tl.conste
 
 
 @triton.jit
-def _finished(sums, scale_ptr, bias_ptr, o, outputs, BITS: tl.constexpr, BIASED: tl.constexpr):
-    """The sums [o, r] by their rows' scales, and with the bias."""
+def _finished(sums, scale_ptr, bias_ptr, o, outputs, first, BITS: tl.constexpr, BIASED: tl.constexpr):
+    """The sums [o, r] by their rows' scales, and with the bias where they begin with the first input."""
     if BITS == 8:
         sums *= tl.load(scale_ptr + o, mask=o < outputs, other=0.0)[:, None]
     if BIASED:
-        sums += tl.load(bias_ptr + o, mask=o < outputs, other=0.0).to(tl.float32)[:, None]
+        biased = tl.where(first == 0, outputs, 0)
+        sums += tl.load(bias_ptr + o, mask=o < biased, other=0.0).to(tl.float32)[:, None]
     return sums
 
 
@@ -93,6 +103,7 @@ def linear_kernel(
     inputs,
     outputs,
     packed,
+    span,
     BITS: tl.constexpr,
     BIASED: tl.constexpr,
     ADDED: tl.constexpr,
@@ -104,7 +115,9 @@ def linear_kernel(
 ):
     """y [rows, outputs] of x [rows, inputs]: weights [outputs, inputs] in 16 or 32 bits (BITS 16), in 8 with a scale
     for each output, or in 4 with a step (`scale_ptr`) and a minimum per group of 32, padded to `packed` inputs. ADDED:
-    plus a residual. GATED: of the weights' 2 outputs rows, y = silu(first half) * second half."""
+    plus a residual. GATED: of the weights' 2 outputs rows, y = silu(first half) * second half. The inputs come in
+    parts of `span`, a multiple of BK; of several, y is [parts, rows, outputs], and the first has the bias."""
+    first = tl.program_id(2) * span
     o = tl.program_id(0) * BO + tl.arange(0, BO)
     r = tl.program_id(1) * BR + tl.arange(0, BR)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
@@ -114,7 +127,7 @@ def linear_kernel(
     below = tl.where(inside, o + outputs, height)  # the same outputs of the second half
     sums = tl.zeros((BO, BR), dtype=tl.float32)
     second = tl.zeros((BO, BR), dtype=tl.float32)
-    for k0 in range(0, inputs, BK):
+    for k0 in range(first, tl.minimum(first + span, inputs), BK):
         if BITS == 4:
             HALF: tl.constexpr = BK // 2
             x_low = _inputs(x_ptr, r, k0 + tl.arange(0, HALF), rows, inputs)
@@ -130,14 +143,29 @@ def linear_kernel(
             sums = _dot(_weights(w_ptr, o, k, height, inputs, dtype, WIDEN), x, sums, WIDEN)
             if GATED:
                 second = _dot(_weights(w_ptr, below, k, height, inputs, dtype, WIDEN), x, second, WIDEN)
-    y = _finished(sums, scale_ptr, bias_ptr, o, height, BITS, BIASED)
+    y = _finished(sums, scale_ptr, bias_ptr, o, height, first, BITS, BIASED)
     if GATED:
-        y = y / (1 + tl.exp(-y)) * _finished(second, scale_ptr, bias_ptr, below, height, BITS, BIASED)
+        y = y / (1 + tl.exp(-y)) * _finished(second, scale_ptr, bias_ptr, below, height, first, BITS, BIASED)
+    y_ptr += tl.program_id(2).to(tl.int64) * rows * outputs
     at = r[None, :].to(tl.int64) * outputs + o[:, None]
     wanted = inside[:, None] & (r[None, :] < rows)
     if ADDED:
         y += tl.load(residual_ptr + at, mask=wanted, other=0.0).to(tl.float32)
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=wanted)
+
+
+@triton.jit
+def added_kernel(parts_ptr, residual_ptr, y_ptr, size, PARTS: tl.constexpr, ADDED: tl.constexpr, BLOCK: tl.constexpr):
+    """y [size] = the sum of parts [PARTS, size] from the first up, ADDED: plus a residual."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    y = tl.load(parts_ptr + at, mask=inside, other=0.0)
+    for _ in tl.static_range(PARTS - 1):
+        parts_ptr += size
+        y += tl.load(parts_ptr + at, mask=inside, other=0.0)
+    if ADDED:
+        y += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -15,6 +15,7 @@ from methods.engine.backends.cuda.graphs import Graphs, records
 from methods.engine.backends.cuda.kernels import norm_kernel, rotate_kernel
 from methods.engine.backends.cuda.launch import launch, power_of_two
 from methods.engine.backends.cuda.linear import MOST_ROWS, CudaLinear
+from methods.engine.backends.joined import Joined
 from methods.engine.backends.pytorch import equal_row_counts
 from methods.engine.config import ModelConfig
 
@@ -23,7 +24,8 @@ HEADS = 8  # that are rotated together
 
 
 class CudaStack:
-    """The layers one after the other, each on its device, in nine launches."""
+    """The layers one after the other, each on its device, in nine launches; where a matrix has few outputs in one or
+    two more. Parts of layers that are split among ranks wait for each other's sums twice in a layer."""
 
     operators = "triton"
     min_rows = 1
@@ -37,7 +39,8 @@ class CudaStack:
     def measure_rows(self, *others: LinearLayer) -> None:
         """Sums have one order, but the compiler makes a kernel for each number of columns: so bits are compared."""
         parts = [part for layer in self.layers for part in linears(layer)]
-        self.row_counts = equal_row_counts([*parts, *(part for part in others if isinstance(part, CudaLinear))], ROWS)
+        own = [part.partial if isinstance(part, Joined) else part for part in (*parts, *others)]
+        self.row_counts = equal_row_counts([part for part in own if isinstance(part, CudaLinear)], ROWS)
 
     def fewer_rows(self) -> bool:
         before, self.row_counts = self.row_counts, ROWS[-1:]
@@ -47,8 +50,11 @@ class CudaStack:
         return PositionCache(self.config, rows, self.dtype, self.devices[:layers])
 
     def recorder(self, model: Any, cache: PositionCache) -> Graphs | None:
-        """On one GPU. Where layers lie on several, these take so long that the host is ahead of them."""
-        alone = len(cache.data) == 1 and model.norm_D.device in cache.data
+        """On one GPU. Where layers lie on several, these take so long that the host is ahead of them. Where they are
+        split among ranks, the others must be told of each pass, and that NCCL's calls may be recorded beside whatever
+        else a rank does is for a GPU to show."""
+        whole = not any(isinstance(layer.out, Joined) for layer in self.layers)
+        alone = whole and len(cache.data) == 1 and model.norm_D.device in cache.data
         return Graphs(model, cache) if alone and records(model.norm_D.device) else None
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -85,7 +91,7 @@ class CudaStack:
             normed = torch.cat((rms_norm(beside_NE, layer.beside_norm_E, eps), normed), 1)
         q_NHd = self._rotated(layer, qkv(normed), rotation, view, index)
         x_ND = out(view.attend(index, q_NHd), x_ND)
-        return down(gate_up(rms_norm(x_ND, layer.mlp_norm_D, eps), gated=True), x_ND)
+        return down(cast(CudaLinear, gate_up)(rms_norm(x_ND, layer.mlp_norm_D, eps), gated=True), x_ND)
 
     def _rotated(
         self,
@@ -115,9 +121,9 @@ class CudaStack:
         return q_NHd
 
 
-def linears(layer: LayerParts) -> list[CudaLinear]:
-    """Of a layer whose every part this backend has made."""
-    return [cast(CudaLinear, part) for part in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+def linears(layer: LayerParts) -> list[CudaLinear | Joined]:
+    """Of a layer whose every part this backend has made; those that are joined are `out` and `down`."""
+    return [cast(CudaLinear | Joined, part) for part in (layer.qkv, layer.out, layer.gate_up, layer.down)]
 
 
 def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:

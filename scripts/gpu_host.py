@@ -1,0 +1,85 @@
+"""What first_gpu_day.py measures of the host beside a GPU: what it makes before a pass, and what PEARL's ranks send
+each other where a draft is rejected."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from gpu_engine import Came, Sizes, decoder_of, seconds
+
+from methods.engine.gloo import GlooLink
+from methods.engine.sampling import Sampling, draw
+from methods.engine.tree import TokenTree
+from methods.pearl.messages import Row
+
+MOST_BEFORE = 1.0  # milliseconds that may go by before the first launch of a pass over a tree
+MOST_ROW = 3.0  # and from a row on the draft's GPU to a token that is drawn by it
+
+
+def host(sizes: Sizes, device: torch.device) -> Came:
+    """Milliseconds of a tree of as many nodes as a pass has rows and of what these see, by the tokens before it; and of
+    the probabilities of a whole vocabulary on their way from the draft's GPU."""
+    nodes = max(sizes.rows)
+    parents = [-1, *(i // 2 for i in range(nodes - 1))]
+    made = {
+        f"tree of {nodes}": lambda: TokenTree(torch.tensor([1] * nodes), torch.tensor(parents)),
+        "chain of 1": lambda: TokenTree.chain([1]),
+    }
+    before: dict[str, dict[int, float]] = {}
+    with decoder_of(list(sizes.models.values())[-1], device, sizes.most) as decoder:
+        cache, rounds = decoder.model.new_cache(sizes.most), 3 * sizes.rounds
+        for name, tree in made.items():
+            times = {n: seconds(lambda t=tree, n=n: cache.view(n, t()), device, rounds) for n in sizes.lengths}  # type: ignore[misc]
+            before[name] = {length: 1e3 * value for length, value in times.items()}
+    row = row_of(max(shape.vocab_size for shape in sizes.shapes.values()), device, sizes.rounds)
+    worst, whole = max(max(times.values()) for times in before.values()), sum(row["ms"].values())
+    text = f"a tree and what it sees at most {worst:.2f} ms, a row of probabilities {whole:.2f} ms"
+    return Came(text, worst <= MOST_BEFORE and whole <= MOST_ROW, {"ms before a pass": before, "a row": row})
+
+
+def row_of(vocabulary: int, device: torch.device, rounds: int) -> dict[str, Any]:
+    """Milliseconds of the steps of a row: to the host, over a link, and a token drawn by it."""
+    q_V = torch.rand(vocabulary, dtype=torch.float64, device=device)
+    on_host_V, generator = q_V.cpu(), Sampling(1.0).generator("verify")
+    with linked() as (here, there):
+
+        def send() -> None:
+            there.send(Row(0, on_host_V))
+            here.receive("a row")
+
+        times = {
+            "to the host": seconds(q_V.cpu, device, rounds),
+            "over gloo": seconds(send, device, rounds),
+            "a token": seconds(lambda: draw(on_host_V, generator), device, rounds),
+        }
+    return {"tokens": vocabulary, "ms": {name: 1e3 * value for name, value in times.items()}}
+
+
+@contextmanager
+def linked() -> Iterator[tuple[GlooLink, GlooLink]]:
+    """Both ends of a link, in this process."""
+    groups: dict[int, dist.ProcessGroup] = {}
+
+    def join(store: dist.Store, rank: int) -> None:
+        groups[rank] = dist.ProcessGroupGloo(store, rank, 2, timedelta(seconds=60))
+
+    with TemporaryDirectory() as folder:
+        store = dist.FileStore(f"{folder}/store", 2)
+        other = threading.Thread(target=join, args=(store, 1))
+        other.start()
+        join(store, 0)
+        other.join()
+        names = "the target's end", "the draft's end"
+        here, there = GlooLink(groups[0], names, 60, [Row]), GlooLink(groups[1], names[::-1], 60, [Row])
+        try:
+            yield here, there
+        finally:
+            closing = threading.Thread(target=there.close)
+            closing.start()
+            here.close()
+            closing.join()
