@@ -49,10 +49,11 @@ def test_a_prompt_that_is_kept_is_read_once_and_gives_the_same(tiny: Path, monke
     model = find_checkpoint(str(tiny)).transformer("bfloat16", [torch.device("cpu")])
     keeping, plain = Decoder(model), Decoder(model)
     keeping.keep_prompts()
-    for taps in ((), (0, 2), (FINAL,)):
+    asked: list[tuple[int, ...]] = [(), (2,), (0, 2, FINAL), (FINAL, 0)]
+    for taps in asked:
         keeping.prefill([1, 2], taps)
     tree = TokenTree.of(5, [[6, 7], [6, 8], [9]])
-    expected = {taps: plain.prefill(PROMPT, taps) for taps in ((), (2,), (0, 2, FINAL), (FINAL, 0))}
+    expected = {taps: plain.prefill(PROMPT, taps) for taps in asked}
     passes = plain.score(tree, (2,))
     reads = counted(monkeypatch)
     for taps, scores in expected.items():
