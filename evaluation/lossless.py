@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.launch.arguments import count, number
-from evaluation.launch.config import add_conditions
+from evaluation.launch.flags import add_conditions
 from evaluation.launch.measure import check, spoken
 from evaluation.proof.configuration import provable
 from evaluation.show.losslessness import document, show

@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.answers.files import any_path
 from evaluation.launch import arguments
-from evaluation.launch.config import DEVICES, parse
+from evaluation.launch.config import parse
+from evaluation.launch.flags import DEVICES
 from methods.errors import CommandParser, UserError, command_line
 from methods.pairs import known_pairs
 from methods.paths import ROOT

@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.launch.config import DEVICES
+from evaluation.launch.flags import DEVICES
 from methods import BASELINE, METHODS, get_method
 from methods.errors import CommandParser, UserError, command_line, one_line, writing
 from methods.pairs import Pair, find_pair, known_pairs

@@ -16,8 +16,8 @@ from typing import Any
 
 from evaluation.answers.files import any_path, write_whole
 from evaluation.page.asked import Race
-from evaluation.page.races import Races, about
 from evaluation.page.files import LESSONS
+from evaluation.page.races import Races, about
 from methods.errors import CommandParser, RunError, command_line
 
 Json = dict[str, Any]

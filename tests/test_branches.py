@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from evaluation.launch.config import all_options, parse
+from evaluation.launch.config import parse
+from evaluation.launch.flags import all_options
 from methods import BASELINE, METHODS, get_method
 from methods.base import Generation, Limits, generate
 from methods.build import build_chain_drafter, build_method

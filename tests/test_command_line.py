@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from evaluation import equal, lossless, run, speed
 from evaluation.launch import hub
 from evaluation.launch.benchmarks import load_questions
-from evaluation.launch.config import RunConfig, all_options, parse
+from evaluation.launch.config import RunConfig, parse
+from evaluation.launch.flags import all_options
 from evaluation.launch.measure import check, describe
 from methods import METHODS
 from methods.errors import UserError, command_line, nearest

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from evaluation.answers.header import what_it_is
-from evaluation.launch.config import all_options
+from evaluation.launch.flags import all_options
 from methods import METHODS, get_method
 from methods.build import build_drafter, build_method
 from methods.drafter_rows import CHAIN, DRAFTERS, TREE, DrafterSpec

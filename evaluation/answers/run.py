@@ -16,7 +16,6 @@ from evaluation.answers.packing import pack, renumbered
 from evaluation.answers.record import Answer, read_answers
 from methods import VARIANT
 
-
 LAUNCH = re.compile(r"launch-([2-9]|[1-9]\d+)").fullmatch  # the folder of a later launch
 REPEATS = 1 << 20  # more than a launch has: where launches are taken together, a repeat's number tells its launch
 

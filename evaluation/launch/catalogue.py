@@ -9,7 +9,7 @@ from pathlib import Path
 from evaluation.answers.files import header_path
 from evaluation.answers.header import read_header
 from evaluation.launch.benchmarks import EMBEDDED, benchmarks_here, known_benchmarks, sources
-from evaluation.launch.config import USAGE
+from evaluation.launch.flags import USAGE
 from evaluation.launch.hub import is_cached, is_hub_id
 from methods import BASELINE, METHODS, MethodSpec, Option, get_method
 from methods.errors import UserError
