@@ -14,24 +14,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.launch.arguments import count, number
-from evaluation.launch.flags import add_conditions
+from evaluation.launch.flags import add_conditions, beyond_conditions
 from evaluation.launch.measure import check, spoken
 from evaluation.proof.configuration import provable
 from evaluation.show.losslessness import document, show
 from methods.errors import CommandParser, command_line
-
-# What `run.py` can be told beyond this command's options.
-NOBODY: dict[str, list[str]] = {}
-FIXED = {
-    "repeats": 1,
-    "replicas": 1,
-    "trace": None,
-    "alone": True,
-    "read_once": False,
-    "output": None,
-    "servers": NOBODY,
-    "interleave": False,
-}
 
 
 def main() -> int:
@@ -74,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--power", metavar="X", type=_share, default=0.9, help="how probably they must show it (default %(default)g)")
     add("--json", action="store_true", help="print one JSON document")
-    parser.set_defaults(benchmark="mini_bench", limit=10, max_new_tokens=64, temperature=1.0, **FIXED)
+    parser.set_defaults(benchmark="mini_bench", limit=10, max_new_tokens=64, temperature=1.0)
+    parser.set_defaults(**beyond_conditions() | {"alone": True})
     return parser
 
 

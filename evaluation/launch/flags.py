@@ -113,3 +113,12 @@ def add_conditions(parser: argparse.ArgumentParser) -> None:
     )
     for name, text in all_options().items():
         add(f"--{name.replace('_', '-')}", metavar="VALUE", help=text)
+
+
+def beyond_conditions() -> dict[str, object]:
+    """Return what the main job's other options are by default: what a command that has the conditions alone does not
+    ask for."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_conditions(parser)
+    known, every = vars(parser.parse_args([])), vars(command_parser().parse_args([""]))
+    return {name: value for name, value in every.items() if name not in (*known, "methods", "json")}
