@@ -15,12 +15,19 @@ from evaluation.show.figures.style import looks
 from methods.paths import ROOT
 
 FOLDER = ROOT / "results/leaderboard"
+MOST_BYTES = 20_000_000  # of all that is committed here: a clone brings it
 BENCHMARKS = "humaneval", "mini_bench"
 
 
 @pytest.fixture(scope="module")
 def groups() -> list[Group]:
     return read_groups([FOLDER])
+
+
+def test_results_are_small() -> None:
+    """But for those of this machine alone."""
+    paths = (path for path in (ROOT / "results").rglob("*") if ROOT / "results/local" not in path.parents)
+    assert sum(path.stat().st_size for path in paths if path.is_file()) <= MOST_BYTES
 
 
 SHARED = ["first-look-epyc", "leaderboard/greedy", "leaderboard-first", "leaderboard-earlier"]

@@ -109,6 +109,7 @@ class Run:
 
 def later_launches(first: Path) -> dict[int, Path]:
     """The files of the later launches that hold something, by number, of the file of a first one."""
+    first = first.absolute()
     if len(first.parents) < 3 or first_launch(first) != first:
         return {}
     output = first.parents[2]

@@ -2,6 +2,7 @@
 
 from rich.text import Text
 
+from evaluation.answers.run import launch_of, repeat_within
 from evaluation.judge.equality import IDENTICAL, TOO_LONG, Comparison, Difference, TurnResult, _parting
 
 FIRST = 5  # turns shown that are not identical, unless all are asked for
@@ -30,7 +31,8 @@ def report(comparison: Comparison, show_all: bool) -> Text:
 
 def _describe(result: TurnResult, names: tuple[str, str]) -> str:
     place = f"question {result.question_id}, turn {result.turn + 1}"
-    place += f", repeat {result.repeat + 1}" if result.repeat else ""
+    place += f", launch {launch_of(result.repeat) + 1}" if launch_of(result.repeat) else ""
+    place += f", repeat {repeat_within(result.repeat) + 1}" if repeat_within(result.repeat) else ""
     if result.difference is None:
         return f"{place}: {result.status} in {result.where}"
     unit = "token" if result.difference.tokens else "character"

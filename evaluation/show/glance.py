@@ -21,8 +21,9 @@ def first_page(groups: Sequence[Group], equality: Mapping[Result, Comparison]) -
 
 def _row(group: Group, seen: Glance, equality: Mapping[Result, Comparison]) -> list[str | Cell]:
     s = seen.best.summary
-    tone = "good" if s.significant and s.speedup > 1 else ""
-    fastest = Cell(f"{group.labels[seen.best]}: {s.speedup:.2f}x", tone)
+    faster = s.significant and s.speedup > 1
+    words = f"{group.labels[seen.best]}: {s.speedup:.2f}x" + "\nnone beats the target alone" * (not faster)
+    fastest = Cell(words, "good" if faster else "")
     return [group.name, fastest, Cell(_sure(group, seen, s)), _same_text(group, equality), Cell(_elsewhere(seen, s))]
 
 
