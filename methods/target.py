@@ -90,12 +90,12 @@ class Target:
         self.pending, self.decided = verdict.next_token, self.decided + len(path_A)
         if self.decoder.length != self.decided - 1:
             raise AssertionError(f"the cache holds {self.decoder.length} tokens, {self.decided} are decided")
-        kept = [int(tree.tokens_N[node]) for node in path_A[1:]]
+        kept = [tree.tokens[node] for node in path_A[1:]]
         kept_rows = slice(len(path_A)) if tree.is_chain else path_A  # a list of rows would be copied to the device
         features_AF = None if scores.features_NF is None else scores.features_NF[kept_rows]
         doubtful = self.decoder.row_invariant is False and self.sampling.greedy
         margins = _margins(scores.logits_NV[path_A]) if doubtful else None
-        nodes_N = tree.tokens_N[: len(scores.logits_NV)].tolist()
+        nodes_N = tree.tokens[: len(scores.logits_NV)]
         return Outcome(
             [*kept, self.pending], path_A, features_AF, scores.logits_NV, verdict.leaf_kept, margins, nodes_N
         )

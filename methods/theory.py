@@ -235,9 +235,7 @@ class Round(NamedTuple):
     accepted: int
 
 
-def _fixed(
-    times: _Times, window: int, kept: Fate, hit: Fate, pre_verify: bool, post_verify: bool
-) -> Iterator[Round]:
+def _fixed(times: _Times, window: int, kept: Fate, hit: Fate, pre_verify: bool, post_verify: bool) -> Iterator[Round]:
     """In lockstep: the draft begins a window when the target has asked for it, and a ruling needs the whole window.
     One that was prepared is there at once."""
     draft, verify, link, row = times

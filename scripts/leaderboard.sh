@@ -2,7 +2,7 @@
 # Every method that a pair has weights for, in several launches: scripts/leaderboard.sh PAIR [FOLDER] [options of eval.sh]
 # LAUNCHES (5) of each benchmark, all benchmarks in turn, at least PAUSE (0) seconds apart; judged together. Methods of one
 # rank run on the target's device. Beside BENCHMARKS, QUESTIONS="FILE..." are answered too, at TEMPERATURES ("0 1") each.
-# Started again, also days later, it goes on where it stopped.
+# Started again, also days later, it goes on where it stopped. Last it calibrates the harness here, for the report.
 set -euo pipefail
 ROOT="$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")"
 PAIR="${1:?expected a pair: scripts/leaderboard.sh PAIR [FOLDER] [options]}"
@@ -21,3 +21,4 @@ for launch in $(seq "${LAUNCHES:-5}"); do
         done
     done
 done
+"$ROOT/eval.sh" --calibrate "$FOLDER"

@@ -2,18 +2,14 @@
 
 import json
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from annotated_types import Ge, Le
 
 from evaluation.answers.files import read_file, write_whole
 from evaluation.answers.kinds import Count, Line, Number, Rate
 from methods.errors import UserError
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 CALIBRATION = "calibration.json"
 Read = TypeVar("Read")
@@ -36,8 +32,8 @@ class Disturbance:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A method's run of a calibration. `theory` and `printed`: its speedup, as computed and as the run's verdict has it;
-    `mat_theory`, `mat`: the same of tokens per pass. `overhead`: seconds that a round takes beyond the waits of its
+    """A method in a calibration. `theory` and `printed`: its speedup as computed, and as the verdict of the run has it;
+    of the baseline its tokens per second. `mat_theory`, `mat`: the same of tokens per pass. `overhead`: seconds that a round takes beyond the waits of its
     passes, the median; `passes`: of either model in a round. `lost`: the share of its time for which waits were late.
     `faults`: what cannot be, however busy the machine."""
 
@@ -104,20 +100,13 @@ def write_calibration(folder: Path, found: Calibration) -> Path:
 
 
 def _read(path: Path, kind: type[Read]) -> Read:
-    from pydantic import ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
     from evaluation.answers.schema import sentence
 
+    adapter = TypeAdapter(kind)
     try:
-        read: Read = _adapter(kind).validate_json(read_file(path))
+        return adapter.validate_json(read_file(path))
     except ValidationError as error:
         problem = sentence(error.errors(include_url=False), "calibration")
         raise UserError(f"{path}: {problem}; calibrate again, or delete it") from None
-    return read
-
-
-@cache
-def _adapter(kind: type[Any]) -> "TypeAdapter[Any]":
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)

@@ -8,13 +8,11 @@ does something else meanwhile makes waits end late, which each wait notes by its
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import pairwise
 from statistics import median, quantiles
-from typing import Any
 
 from evaluation.answers.calibration import Calibrated, Disturbance, Verdict
-from evaluation.answers.kinds import QuestionId
 from evaluation.answers.record import Choice
 from evaluation.answers.run import Run
 from evaluation.answers.trace import TracedSpan
@@ -28,8 +26,10 @@ PASS_SECONDS, ROW_SECONDS, DRAFT_SECONDS = 20e-3, 0.25e-3, 4e-3
 EXACT, NEAR = 0.01, 0.03  # of a speedup, by which it may differ from the theory's: on a quiet machine, on a busy one
 QUIET = 0.003  # share of the time for which waits are late
 EXPLAINED = 3  # times that share may be missing, where ranks wait for each other too
-SLOWEST = 1e-3  # seconds that the quickest rounds may take beyond their waits
-FEWEST_ROUNDS = 5  # of which the quickest tell something
+SLOWEST = 1e-3  # seconds that the quickest rounds may take beyond their waits,
+FEWEST_ROUNDS = 5  # of so many that they tell something,
+BUSIEST = 0.1  # where waits are late for no more than this share
+ATTEMPTS = 3
 CLOCK = 1e-6  # seconds by which two readings of clocks and sums of them may differ
 
 
@@ -47,9 +47,9 @@ class Case:
     branches: bool = False
 
     @property
-    def rows_beside(self) -> int:
-        """Rows of a tree's pass beyond those of a chain as long as it is deep."""
-        return 2 ** (self.window + 1) - 2 - self.window if self.tree else 0
+    def nodes(self) -> int:
+        """Drafted tokens of a pass."""
+        return 2 ** (self.window + 1) - 2 if self.tree else self.window
 
     def rounds(self, script: Script) -> list[Round]:
         """Of the answer to a script, behind the prompt."""
@@ -61,7 +61,7 @@ class Case:
             lambda place: script.card(place + 1) <= best,
             self.window,
             DRAFT_SECONDS,
-            PASS_SECONDS + ROW_SECONDS * self.rows_beside,
+            PASS_SECONDS + ROW_SECONDS * (self.nodes - self.window),
             tokens,
             self.pre_verify,
             self.post_verify,
@@ -154,34 +154,28 @@ def late_within(noted: Disturbance, begin: float, end: float) -> float:
     return sum(noted.late[first:last])
 
 
-def judge(measured: Measured) -> Calibrated:
-    """Put what was measured beside what theory says."""
-    case, scripts = measured.case, measured.scripts
-    summary = summarize(measured.run, measured.base)
-    seconds, base_seconds = (sum(map(each.seconds, scripts)) for each in (case, CASES[0]))
-    passes = sum(len(rounds) + 1 for rounds in measured.rounds)
-    drafts = sum(round.draft_busy for rounds in measured.rounds for round in rounds) / DRAFT_SECONDS
-    count = sum(map(len, measured.rounds))
+def judge(measured: Measured, base_lost: float) -> Calibrated:
+    """Put what was measured beside what theory says. `base_lost`: of the baseline, whose time is in the speedup."""
+    case, summary = measured.case, summarize(measured.run, measured.base)
+    tokens, seconds = sum(script.tokens for script in measured.scripts), sum(map(case.seconds, measured.scripts))
+    theory, printed = sum(map(CASES[0].seconds, measured.scripts)) / seconds, summary.speedup
+    if case.name == BASELINE:
+        theory, printed = tokens / seconds, summary.tokens_per_second
+    rounds = [round for answer in measured.rounds for round in answer]
     faults = [*_faults(measured), *_arithmetic(measured, summary.speedup)]
-    row = Calibrated(
+    lost = measured.lost if case.name == BASELINE else measured.lost + base_lost
+    return Calibrated(
         method=case.name,
-        theory=base_seconds / seconds,
-        printed=summary.speedup,
-        mat_theory=sum(script.tokens for script in scripts) / passes,
+        theory=theory,
+        printed=printed,
+        mat_theory=tokens / (len(rounds) + len(measured.scripts)),
         mat=summary.mat or 0.0,
         overhead=median(excess for _, excess in measured.excess),
-        passes=1 + drafts / count,
+        passes=1 + sum(round.draft_busy for round in rounds) / DRAFT_SECONDS / len(rounds),
         lost=measured.lost,
         faults=faults,
-        verdict="exact",
+        verdict=verdict_of(printed / theory - 1, lost, bool(faults)),
     )
-    return _with_verdict(row)
-
-
-def _with_verdict(row: Calibrated) -> Calibrated:
-    from dataclasses import replace
-
-    return replace(row, verdict=verdict_of(row.deviation, row.lost, bool(row.faults)))
 
 
 def verdict_of(deviation: float, lost: float, faulty: bool) -> Verdict:
@@ -194,6 +188,16 @@ def verdict_of(deviation: float, lost: float, faulty: bool) -> Verdict:
     if lost < QUIET or abs(deviation) > max(NEAR, EXACT + EXPLAINED * lost):
         return "wrong"
     return "near" if abs(deviation) <= NEAR else "busy"
+
+
+def settled(verdicts: Sequence[Verdict]) -> Verdict | None:
+    """What several attempts say together; None where another one may say more. One that comes out right is believed,
+    one that comes out wrong if a second one does too."""
+    if verdicts[-1] in ("exact", "near"):
+        return verdicts[-1]
+    if verdicts.count("wrong") == 2:
+        return "wrong"
+    return None if len(verdicts) < ATTEMPTS else verdicts[-1]
 
 
 def _faults(measured: Measured) -> Iterator[str]:
@@ -210,16 +214,19 @@ def _faults(measured: Measured) -> Iterator[str]:
 
 def _counts(case: Case, script: Script, rounds: Sequence[Round], choice: Choice) -> Iterator[str]:
     """Tokens, passes and drafts are known. Branches may come too late on a busy machine: then there are more passes."""
-    hits = sum(choice.hits or [])
-    wanted: dict[str, tuple[int, int]] = {
-        "tokens": (script.tokens, choice.new_tokens[0]),
-        "passes": (len(rounds) + 1, len(choice.accept_lengths)),
-        "judged drafts": (sum(r.judged for r in rounds), sum((choice.drafted or [[]])[0])),
-        "accepted drafts": (sum(r.accepted for r in rounds), sum((choice.accepted or [[]])[0])),
-    }
-    for what, (expected, came) in wanted.items():
-        if came != expected:
-            yield f"expected {expected} {what}, got {came}"
+    passes, expected = len(choice.accept_lengths), len(rounds) + 1
+    if case.branches and passes > expected:
+        return
+    judged = case.nodes * len(rounds) if case.tree else sum(round.judged for round in rounds)
+    accepted = sum(round.accepted for round in rounds)
+    for what, wanted, came in (
+        ("tokens", script.tokens, choice.new_tokens[0]),
+        ("passes", expected, passes),
+        ("judged drafts", judged, sum(choice.drafted[0]) if choice.drafted else None),
+        ("accepted drafts", accepted, sum(choice.accepted[0]) if choice.accepted else None),
+    ):
+        if came != wanted:
+            yield f"expected {wanted} {what}, got {came}"
 
 
 def _times(case: Case, script: Script, rounds: Sequence[Round], choice: Choice) -> Iterator[str]:
@@ -240,6 +247,8 @@ def _times(case: Case, script: Script, rounds: Sequence[Round], choice: Choice) 
 
 def _slow(measured: Measured) -> Iterator[str]:
     """Rounds of one kind of which even the quickest are slow."""
+    if measured.lost > BUSIEST:
+        return
     kinds: dict[float, list[float]] = {}
     for seconds, excess in measured.excess:
         kinds.setdefault(round(seconds, 6), []).append(excess)

@@ -11,23 +11,38 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluation.answers.calibration import Disturbance
-from evaluation.answers.files import write_whole
-from evaluation.judge.calibration import CASES, DRAFT_SECONDS, PASS_SECONDS, ROW_SECONDS, Case
+from rich.console import Console
+
+from evaluation.answers.calibration import Calibration, Disturbance, read_disturbance
+from evaluation.answers.files import answers_of, write_whole
+from evaluation.answers.run import Run
+from evaluation.answers.trace import read_trace
+from evaluation.judge.calibration import (
+    CASES,
+    DRAFT_SECONDS,
+    PASS_SECONDS,
+    ROW_SECONDS,
+    Case,
+    Measured,
+    judge,
+    settled,
+)
 from evaluation.launch.config import RunConfig, parse
 from evaluation.launch.measure import answer, open_session, spoken, start
 from methods import BASELINE
 from methods.engine.script import EOS, UNKNOWN, WORDS, Script
+from methods.errors import RunError
 
 VOCABULARY = 49152  # as many tokens as the embedded pair has: the largest of a row takes its time
 CONTEXT = 4096
 PAIR = "synthetic"
 TRACE = "trace.json"
+ONE_CORE = "one core only: PEARL, whose two ranks are busy all the time, cannot be calibrated"
 # How often drafts are kept differs, and so do lengths: a mean of ratios is not the ratio of sums.
 SCRIPTS = (
     Script(kept=95, other=5, tokens=90, prompt=10, seed=1),
@@ -43,6 +58,48 @@ def cases_here() -> list[Case]:
     """Return what can be calibrated here: two ranks that are busy all the time need two cores."""
     ranks = min(len(os.sched_getaffinity(0)), 2)
     return [case for case in CASES if case.ranks <= ranks]
+
+
+def calibrate(folder: Path, cases: Sequence[Case], scripts: Sequence[Script], told: Console) -> Calibration:
+    """Measure the cases below the folder, again and for longer where the machine was too busy, or the outcome is to be
+    believed only if it comes twice. Raises RunError where a launch fails."""
+    found: list[Calibration] = []
+    while not found or settled([one.verdict for one in found]) is None:
+        attempt = len(found) + 1
+        again = [replace(script, seed=script.seed + 100 * n) for n in range(attempt) for script in scripts]
+        told.print(f"attempt {attempt}: {len(cases)} methods, {len(again)} answers of each")
+        if status := measure(folder, cases, again):
+            raise RunError(f"the run of the calibration ended with exit status {status}; its answers are in {folder}")
+        found.append(read(folder, cases, again))
+    return found[-1]
+
+
+def read(folder: Path, cases: Sequence[Case], scripts: Sequence[Script]) -> Calibration:
+    """Judge what `measure` has left in a folder."""
+    trace = read_trace(folder / TRACE)
+    disturbed = [read_disturbance(path) for path in sorted(folder.glob(disturbance_name("*")))]
+    answers = folder / "scripts" / PAIR
+    base, rows, base_lost = Run.read(answers_of(answers, BASELINE)), [], 0.0
+    for case in cases:
+        spans = [trace.answers[case.name][number, 0] for number in range(1, len(scripts) + 1)]
+        run = Run.read(answers_of(answers, case.name))
+        measured = Measured(case, scripts, run, base, spans, disturbed)
+        base_lost = base_lost or measured.lost
+        rows.append(judge(measured, base_lost))
+    header, cores = base.header, os.cpu_count() or 1
+    assert header is not None, "a run of ours has a header"
+    alone = [] if any(case.ranks > 1 for case in cases) else [ONE_CORE]
+    return Calibration(
+        created=header.created or "",
+        cpu=header.cpu or "",
+        git_commit=header.git_commit,
+        pass_seconds=PASS_SECONDS,
+        draft_seconds=DRAFT_SECONDS,
+        stolen=max(noted.stolen / noted.seconds for noted in disturbed) / cores,
+        switches=max(noted.switches / noted.seconds for noted in disturbed),
+        rows=rows,
+        notes=alone,
+    )
 
 
 def measure(folder: Path, cases: Sequence[Case], scripts: Sequence[Script]) -> int:
@@ -112,7 +169,7 @@ def _job(config: RunConfig, cases: int) -> int:
     return int(bool(failed))
 
 
-def disturbance_name(rank: int) -> str:
+def disturbance_name(rank: int | str) -> str:
     return f"disturbance-{rank}.json"
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from evaluation.answers.calibration import Calibration, read_calibration
 from evaluation.answers.header import COMMON
 from evaluation.judge.acceptance import AtDepth, by_depth
 from evaluation.judge.change import Pairing, apart, headline, interval_words
@@ -15,6 +16,7 @@ from evaluation.judge.groups import Group, Result, conditions
 from evaluation.judge.served import Served, against_plain
 from evaluation.judge.summary import Summary
 from evaluation.judge.wording import counted, launches_words
+from evaluation.show import calibration as words
 from evaluation.show.document import Cell
 from evaluation.show.figures.speed import category_names
 from evaluation.show.figures.style import Drawing
@@ -44,6 +46,20 @@ class Report:
     @property
     def name(self) -> str:
         return self.folder.resolve().name
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """What is known of the harness on that machine, where it was calibrated into the folder."""
+        return read_calibration(self.folder)
+
+    calibration_heads = words.HEADS
+
+    def calibrated(self) -> Rows:
+        return [list(words.cells(row)) for row in self.calibration.rows] if self.calibration else []
+
+    def calibration_words(self) -> list[str]:
+        found = self.calibration
+        return [words.headline(found), *words.told(found)] if found else []
 
     @property
     def results(self) -> list[Result]:

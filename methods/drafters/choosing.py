@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from methods.drafters.base import BranchingDrafter, Draft, Place
-from methods.engine.sampling import Sampling, draw, probabilities
+from methods.engine.sampling import Sampling, draw, largest, probabilities
 from methods.engine.tree import TokenTree
 from methods.target import Outcome
 
@@ -37,7 +37,7 @@ class ChoosingDrafter(BranchingDrafter):
         """The next draft token; when sampling, its q over the target's vocabulary is added to `rows`."""
         logits_1R = logits_1R[:, : len(self.tokens_R)]
         if self.sampling.greedy:
-            return int(self.tokens_R[int(logits_1R.argmax())])
+            return int(self.tokens_R[largest(logits_1R)[0][0]])
         q_1R = probabilities(logits_1R, self.sampling).cpu()
         rows.append(q_1R.new_zeros(1, self.vocabulary).index_copy(1, self.tokens_R, q_1R))
         return int(self.tokens_R[draw(q_1R[0], self.generator)])

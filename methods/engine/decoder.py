@@ -34,7 +34,7 @@ def cache_rows(model: Layers, max_length: int) -> int:
 @dataclass(frozen=True)
 class Scores:
     """logits_NV: fp32. features_NF: the taps that were asked for, side by side; of a prompt all T rows. None: none
-    were. best_N2: what `best_of` of verify.py gives of the logits, where a recorded pass found it."""
+    were. best_N2: what `best_of` of sampling.py gives of the logits, where a recorded pass found it."""
 
     logits_NV: Tensor
     features_NF: Tensor | None

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,6 +57,28 @@ def probabilities(logits_NV: Tensor, sampling: Sampling) -> Tensor:
         p = p.masked_fill(torch.zeros_like(p, dtype=torch.bool).scatter(-1, order, before >= sampling.top_p), 0)
         p = p / p.sum(-1, keepdim=True)
     return p
+
+
+def largest(logits_NV: Tensor) -> tuple[list[int], list[float]]:
+    """The place of the largest logit of each row, of equals the first, and that logit; NaN is taken for the largest."""
+    if logits_NV.device.type == "cpu" and logits_NV.dtype == torch.float32:
+        rows_NV = logits_NV.numpy()  # whose argmax is vectorized, unlike PyTorch's
+        best_N = rows_NV.argmax(-1)
+        return best_N.tolist(), rows_NV[np.arange(len(best_N)), best_N].tolist()
+    return as_lists(best_of(logits_NV))
+
+
+def best_of(logits_NV: Tensor) -> Tensor:
+    """The same on the logits' device, [N, 2]: side by side in fp64, in which both are exact, so that a device is waited for
+    once."""
+    best_N1 = logits_NV.argmax(-1)[:, None]
+    return torch.cat((best_N1.double(), logits_NV.gather(-1, best_N1).double()), 1)
+
+
+def as_lists(best_N2: Tensor) -> tuple[list[int], list[float]]:
+    """What `best_of` has found, as `largest` gives it."""
+    found_N2 = best_N2.tolist()
+    return [int(best) for best, _ in found_N2], [logit for _, logit in found_N2]
 
 
 def stacked(tokens_G: Sequence[int], rows_G: Sequence[Tensor | None]) -> Tensor | None:

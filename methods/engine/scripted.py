@@ -1,5 +1,5 @@
-"""A model of known speed: each pass takes a time that is known beforehand, waited for busily, and says what its prompt's
-script says (script.py). For calibration: what a run measures of such a pair can be counted without running it.
+"""A model of known speed: each pass takes a time that is known beforehand, waited for busily, and says what the script
+in its prompt says (script.py). For calibration: what a run measures of such a pair can be counted without running it.
 
 Its folder has a config.json as any model's, with a table "scripted", and no weights. All but the layers and the head is
 the engine's own: decoder, cache rows, trees, links. A state is the number of its row.
@@ -88,7 +88,15 @@ class ScriptedStack:
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         return x_ND
 
-    def __call__(self, x_ND: Tensor, *where: Any) -> Tensor:
+    def __call__(
+        self,
+        x_ND: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        view: Any,
+        first: int,
+        stop: int,
+        beside_NE: Tensor | None = None,
+    ) -> Tensor:
         return x_ND
 
 

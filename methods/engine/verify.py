@@ -21,7 +21,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.engine.sampling import DistantRow, Sampling, check_finite, draw, probabilities, uniform, whole
+from methods.engine.sampling import (
+    DistantRow,
+    Sampling,
+    as_lists,
+    check_finite,
+    draw,
+    largest,
+    probabilities,
+    uniform,
+    whole,
+)
 from methods.engine.tree import TokenTree
 
 
@@ -57,39 +67,20 @@ def verify(
         if kept is None:
             return Verdict(path, best_S[node] if sampling.greedy else draw(p_V, generator))
         if kept >= len(logits_SV):
-            return Verdict(path, int(tree.tokens_N[kept]), leaf_kept=True)
+            return Verdict(path, tree.tokens[kept], leaf_kept=True)
         path.append(kept)
 
 
 def most_likely(logits_SV: Tensor, best_S2: Tensor | None = None) -> list[int]:
-    """The best token of each row. `best_S2`: what `best_of` gives, where that is known."""
-    found_S2 = (best_of(logits_SV) if best_S2 is None else best_S2).tolist()
-    check_finite(all(math.isfinite(logit) for _, logit in found_S2))
-    return [int(best) for best, _ in found_S2]
-
-
-def best_of(logits_SV: Tensor) -> Tensor:
-    """Of each row the best token, of equals the first, and its logit; argmax takes NaN for the largest of all. Side by
-    side in fp64, in which both are exact: so a device is waited for once."""
-    best_S1 = _argmax(logits_SV)[:, None]
-    return torch.cat((best_S1.double(), logits_SV.gather(-1, best_S1).double()), 1)
-
-
-PARTS = 64  # of a row
-
-
-def _argmax(logits_SV: Tensor) -> Tensor:
-    """argmax, [S], by way of the largest of each part of a row: on CPUs that is vectorized, argmax is not."""
-    if logits_SV.device.type != "cpu" or logits_SV.shape[-1] % PARTS:
-        return logits_SV.argmax(-1)
-    parts_SPv = logits_SV.unflatten(-1, (PARTS, -1))
-    part_S = parts_SPv.amax(-1).argmax(-1)
-    within_S = parts_SPv[torch.arange(len(part_S)), part_S].argmax(-1)
-    return part_S * parts_SPv.shape[-1] + within_S
+    """The best token of each row, of equals the first; a row with a NaN in it is refused. `best_S2`: what `best_of` gives,
+    where that is known."""
+    best_S, largest_S = largest(logits_SV) if best_S2 is None else as_lists(best_S2)
+    check_finite(all(map(math.isfinite, largest_S)))
+    return best_S
 
 
 def _matching_child(tree: TokenTree, children: list[int], best: int) -> int | None:
-    return next((child for child in children if int(tree.tokens_N[child]) == best), None)
+    return next((child for child in children if tree.tokens[child] == best), None)
 
 
 def _try_children(

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from methods.engine import traffic
 from methods.engine.backends.cuda.attention import PositionCache, TreeView
+from methods.engine.sampling import best_of
 from methods.engine.tree import TokenTree
-from methods.engine.verify import best_of
 from methods.errors import one_line
 
 Outputs = tuple[
