@@ -390,12 +390,16 @@ class Again:
 @pytest.mark.parametrize("place, recorded", [([0], False), ([0, 1], False), ([0], True)])
 @pytest.mark.skipif(DEVICE != CPU, reason="there is a GPU that is not pretended")
 def test_a_pass_waits_once_and_copies_twice(here: pytest.MonkeyPatch, place: list[int], recorded: bool) -> None:
-    """On one pretended GPU, and with layers on each of two; where it is recorded it copies once."""
+    """On one pretended GPU, and with layers on each of two, in nine launches a layer; where it is recorded it copies
+    once."""
     here.setattr(cuda, "usable", lambda device: device.type == "cuda")
     here.setattr(stack, "records", lambda device: recorded)
     here.setattr(graphs, "capture", lambda run, device: (Again(run, outputs := run()), outputs))
 
+    names = list[str]()
+
     def launched(kernel: Any, grid: Any, *arguments: Any, **constants: Any) -> None:
+        names.append(kernel.fn.__name__)
         assert len({place_of(part) for part in tensors_in(arguments)}) == 1
         with torch._C.DisableTorchFunction():
             launch.launch(kernel, grid, *mapped(plain, arguments), **constants)
@@ -411,8 +415,9 @@ def test_a_pass_waits_once_and_copies_twice(here: pytest.MonkeyPatch, place: lis
         model = Transformer(config, weights, torch.float32, devices)
         side = Target(Decoder(model, 40))
         side.start(PROMPT, Sampling())
-        before = gpus.log.copy()
+        before, names[:] = gpus.log.copy(), []
         side.judge(TokenTree(torch.tensor([side.pending, 6, 7, 8]), TREE.parents_N))
+        assert len(names) == len(place) * (1 + 9) + 2, "a view on each GPU; behind the layers a norm and the head"
         assert model.stack.operators == "triton"
         assert gpus.log["read"] - before["read"] == 1
         assert gpus.log["send"] - before["send"] == (1 if recorded else 2)

@@ -92,7 +92,8 @@ class Team:
     def _gathered(self, own_ND: Tensor) -> Tensor:
         parts_RND = own_ND.new_empty(self.part.count, *own_ND.shape)
         if self.collective:
-            dist.all_gather_into_tensor(parts_RND, own_ND, self.group)
+            gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its older name
+            gather(parts_RND.flatten(0, 1), own_ND, self.group)
             return parts_RND
         others = [rank for rank in range(self.part.count) if rank != self.part.index]
         coming = [self.group.recv([parts_RND[rank]], rank, 0) for rank in others]

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.engine import traffic
-from methods.engine.backends.cuda.kernels import added_kernel, linear_kernel
 from methods.engine.backends.cuda.launch import INTERPRETED, launch
+from methods.engine.backends.cuda.products import added_kernel, linear_kernel
 from methods.engine.backends.pytorch import product
 from methods.engine.int4 import GROUP, Int4
 from methods.engine.int8 import Int8
