@@ -32,8 +32,8 @@ class Models:
     rank of the pair or from there, if it has one; `team`: of the ranks among which the target is split; `drafts_only`:
     this is the draft rank, which never loads the target. `drafts`: the pair's weights by their kind, for methods that
     need several. `frequent`: the pair's file of the target's tokens, the most frequent first, by which "int4-K" chooses
-    its K. `servers`: the URL of each server that rows ask, by its name. `keep_prompts`: target and draft model do not read
-    the same prompt again (Decoder.keep_prompts)."""
+    its K. `servers`: the URL of each server that rows ask, by its name. `keep_prompts`: target and draft model do not
+    read the same prompt again (Decoder.keep_prompts)."""
 
     target_source: str
     draft_source: str | None

@@ -30,13 +30,12 @@ from methods.engine.decoder import Decoder, Scores
 from methods.engine.head import Head
 from methods.engine.link import Close, LocalLink
 from methods.engine.loader import find_checkpoint
-from methods.engine.sampling import Sampling
+from methods.engine.sampling import Sampling, best_of
 from methods.engine.split import Part, SplitWeights, part_of
 from methods.engine.team import Team
 from methods.engine.tensor_parallel import Follower, LeadingDecoder
 from methods.engine.transformer import FINAL, Layers, Transformer
 from methods.engine.tree import TokenTree
-from methods.engine.verify import best_of
 from methods.engine.weights import expected_shapes
 from methods.models import Models
 from methods.target import Target

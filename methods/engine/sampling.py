@@ -69,8 +69,8 @@ def largest(logits_NV: Tensor) -> tuple[list[int], list[float]]:
 
 
 def best_of(logits_NV: Tensor) -> Tensor:
-    """The same on the logits' device, [N, 2]: side by side in fp64, in which both are exact, so that a device is waited for
-    once."""
+    """The same on the logits' device, [N, 2]: side by side in fp64, in which both are exact, so that a device is waited
+    for once."""
     best_N1 = logits_NV.argmax(-1)[:, None]
     return torch.cat((best_N1.double(), logits_NV.gather(-1, best_N1).double()), 1)
 

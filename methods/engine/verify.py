@@ -72,8 +72,8 @@ def verify(
 
 
 def most_likely(logits_SV: Tensor, best_S2: Tensor | None = None) -> list[int]:
-    """The best token of each row, of equals the first; a row with a NaN in it is refused. `best_S2`: what `best_of` gives,
-    where that is known."""
+    """The best token of each row, of equals the first; a row with a NaN in it is refused. `best_S2`: what `best_of`
+    gives, where that is known."""
     best_S, largest_S = largest(logits_SV) if best_S2 is None else as_lists(best_S2)
     check_finite(all(map(math.isfinite, largest_S)))
     return best_S
