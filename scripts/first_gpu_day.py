@@ -45,6 +45,10 @@ DATA_SHEETS = {  # bytes per second, by a part of a GPU's name
     "RTX 3090": 0.94e12,
 }
 MOST_FLOORS = {"7B": 2.0, "8B": 2.0}  # of a pass of one row; a small model's is all launches
+MOST_MS = (
+    1.0,
+    3.0,
+)  # before the first launch of a pass over a tree; from a row on the draft's GPU to a token drawn by it
 LEAST_SHARE = 0.8  # of the bandwidth, by which weights in 16 bits are read
 
 
@@ -137,10 +141,11 @@ class Day:
     def steps(self) -> list[Step]:
         """In the order in which they are worth most: should the day be short, the last ones are missed least."""
         import gpu_engine as engine
-        from gpu_host import MOST_BEFORE, MOST_ROW, host
+        from gpu_host import host
 
         floors = {name: MOST_FLOORS.get(name, float("inf")) for name in self.sizes.models}
         at, least = self.sizes.lengths[1], LEAST_SHARE if self.device == "cuda" else 0.0
+        before, row = MOST_MS if self.device == "cuda" else (float("inf"), float("inf"))
         told = {name: f", one row at {at} tokens within {most:g} floors" for name, most in MOST_FLOORS.items()}
         return [
             Step(
@@ -178,8 +183,8 @@ class Day:
             ),
             Step(
                 "host",
-                f"a tree and what it sees within {MOST_BEFORE:g} ms, a row from GPU to token within {MOST_ROW:g} ms",
-                partial(host, self.sizes, self.place),
+                f"a tree and what it sees within {before:g} ms, a row from GPU to token within {row:g} ms",
+                partial(host, self.sizes, self.place, before, row),
             ),
             Step("methods", "every answer of every method is the baseline's, token for token", self._methods),
             Step("sampling", "every method answers at a temperature of 0.8", self._sampling),

@@ -89,7 +89,8 @@ def run(bits: int, rows: int, whole: bool = False) -> None:
         rotation = (torch.empty(rows, 1, config.head_dim, device=META),) * 2
         model.logits(model.run(x_ND, rotation, view, 0, 1))
     else:
-        stack.linears(model.layers[0])[2](x_ND, gated=True)
+        gate_up: Any = model.layers[0].gate_up
+        gate_up(x_ND, gated=True)
 
 
 if __name__ == "__main__":

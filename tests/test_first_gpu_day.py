@@ -9,6 +9,7 @@ from typing import Any
 
 import first_gpu_day
 import gpu_engine
+import gpu_host
 import pytest
 import torch
 from first_gpu_day import CannotRunError, Day, Step, attempt, equal, runnable, spend
@@ -104,6 +105,11 @@ def test_a_slow_pass_and_one_of_other_bits_are_not_as_expected(monkeypatch: pyte
     found = gpu_engine.passes("tiny", CPU, HOST, 1.0, 2.0)
     assert not found.good and "OTHER BITS" in found.text
     assert not gpu_engine.exact_kernels(CPU, HOST).good
+
+
+def test_a_slow_host_is_not_as_expected() -> None:
+    assert gpu_host.host(CPU, HOST, 1e9, 1e9).good
+    assert not gpu_host.host(CPU, HOST, 0.0, 1e9).good and not gpu_host.host(CPU, HOST, 1e9, 0.0).good
 
 
 @pytest.mark.parametrize("off", [0.0, 1.0])
