@@ -47,10 +47,10 @@ class Verdict:
 def verify(tree: TokenTree, logits_SV: Tensor, sampling: Sampling, generator: torch.Generator) -> Verdict:
     """Walk down the tree as long as the target agrees. `generator` is not touched in greedy decoding."""
     best_S = most_likely(logits_SV) if sampling.greedy else []
-    path = [0]
+    path, scored, drafted = [0], logits_SV.shape[0], tree.drafted
     while True:
         node = path[-1]
-        children = [child for child in tree.children[node] if child <= tree.drafted]
+        children = [child for child in tree.children[node] if child <= drafted]
         if sampling.greedy:
             kept = _matching_child(tree, children, best_S[node])
         else:
@@ -58,7 +58,7 @@ def verify(tree: TokenTree, logits_SV: Tensor, sampling: Sampling, generator: to
             kept, p_V = _try_children(tree, children, p_V, generator)
         if kept is None:
             return Verdict(path, best_S[node] if sampling.greedy else draw(p_V, generator))
-        if kept >= len(logits_SV):
+        if kept >= scored:
             return Verdict(path, tree.tokens[kept], leaf_kept=True)
         path.append(kept)
 
