@@ -17,7 +17,7 @@ from torch import Tensor
 
 from methods.engine.config import ModelConfig
 from methods.engine.schema import Schema, checked
-from methods.engine.script import BRIEF, Script
+from methods.engine.script import BRIEF, WORDS, Script
 from methods.engine.transformer import Transformer
 from methods.engine.tree import TokenTree
 
@@ -28,7 +28,8 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 class Pace(Schema):
     """The table of a config.json. A pass takes `pass_seconds`, and `row_seconds` more for each row beyond its first; a
-    prompt takes as many passes as its script says. `drafts`: it says what the script's draft says, not its target."""
+    prompt takes as many passes as its script says. `drafts`: it says what the script's draft says, not its target, by a
+    head over the words of scripts."""
 
     pass_seconds: Seconds
     row_seconds: Seconds
@@ -106,7 +107,8 @@ class ScriptedModel(Transformer):
     def __init__(self, config: ModelConfig, pace: Pace) -> None:
         self.config, self.pace = config, pace
         self.dtype, self.devices, self.layers = torch.float32, [torch.device("cpu")], []
-        self.stack, self.tokens_R = ScriptedStack(), None
+        self.stack = ScriptedStack()
+        self.tokens_R = torch.arange(len(WORDS)) if pace.drafts else None
         self.embedding_VD = torch.arange(config.vocab_size, dtype=torch.float32)[:, None]  # a token's state is itself
         self._script, self._length, self._logits_NV = BRIEF, 0, torch.empty(0)
 
@@ -147,8 +149,8 @@ class ScriptedModel(Transformer):
         return states_ND
 
     def _say(self, positions: list[int]) -> Tensor:
-        """The logits of what follows these positions, [N, V]."""
-        logits_NV = torch.zeros(len(positions), self.config.vocab_size)
+        """The logits of what follows these positions, [N, V], of a draft of the words alone."""
+        logits_NV = torch.zeros(len(positions), len(WORDS) if self.pace.drafts else self.config.vocab_size)
         for row_V, position in zip(logits_NV, positions, strict=True):
             place = position + 1 - self._length
             if self.pace.drafts:
