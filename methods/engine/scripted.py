@@ -112,16 +112,14 @@ class ScriptedModel(Transformer):
         self.embedding_VD = torch.arange(config.vocab_size, dtype=torch.float32)[:, None]  # a token's state is itself
         self._script, self._length, self._logits_NV = BRIEF, 0, torch.empty(0)
 
-    def grow(self, positions: int) -> None:
-        return
-
     def rotation(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
         return positions_N, positions_N
 
-    def hidden(
+    def __call__(
         self, tokens_N: Tensor, positions_N: Tensor, view: Any, taps: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor | None]:
-        x_ND = self.run(self.embed(tokens_N), self.rotation(positions_N), view, 0, self.config.layers)
+        """A pass from the tokens on. Its states are features too."""
+        x_ND = self._pass(time.perf_counter(), tokens_N, positions_N, view, 1.0)
         return x_ND, torch.cat([x_ND] * len(taps), 1) if taps else None
 
     def run(
@@ -133,19 +131,20 @@ class ScriptedModel(Transformer):
         stop: int,
         beside_NE: Tensor | None = None,
     ) -> Tensor:
-        """The pass, from beginning to end. Of a prompt the last row alone has logits."""
-        begin, rows = time.perf_counter(), len(x_ND)
-        positions = rotation[0].tolist()
-        if view:
-            tokens = [int(token) for token in x_ND[:, 0].tolist()]
-            self._script, self._length = Script.read(tokens) or BRIEF, rows
-            positions = positions[-1:]
-        self._logits_NV = self._say(positions)
+        share = (stop - first) / self.config.layers
+        return self._pass(time.perf_counter(), x_ND[:, 0].long(), rotation[0], view, share)
+
+    def _pass(self, begin: float, tokens_N: Tensor, positions_N: Tensor, prompt: bool, share: float) -> Tensor:
+        """A share of a pass that has begun; returns when it is to end. Of a prompt the last row alone has logits."""
+        rows, positions = positions_N.shape[0], positions_N.tolist()
         seconds = self.pace.pass_seconds + self.pace.row_seconds * (rows - 1)
-        if view:
+        states_ND = torch.arange(rows, dtype=torch.float32)[:, None]
+        if prompt:
+            self._script, self._length = Script.read(tokens_N.tolist()) or BRIEF, rows
             seconds = self.pace.pass_seconds * self._script.prompt
-        states_ND = torch.zeros(rows, 1) if view else torch.arange(rows, dtype=torch.float32)[:, None]
-        WAITS.until(begin + seconds * (stop - first) / self.config.layers)
+            positions, states_ND = positions[-1:], torch.zeros(rows, 1)
+        self._logits_NV = self._say(positions)
+        WAITS.until(begin + seconds * share)
         return states_ND
 
     def _say(self, positions: list[int]) -> Tensor:
