@@ -95,7 +95,7 @@ class Target:
         features_AF = None if scores.features_NF is None else scores.features_NF[kept_rows]
         doubtful = self.decoder.row_invariant is False and self.sampling.greedy
         margins = _margins(scores.logits_NV[path_A]) if doubtful else None
-        nodes_N = tree.tokens[: len(scores.logits_NV)]
+        nodes_N = tree.tokens[: scores.logits_NV.shape[0]]
         return Outcome(
             [*kept, self.pending], path_A, features_AF, scores.logits_NV, verdict.leaf_kept, margins, nodes_N
         )

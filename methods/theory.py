@@ -216,12 +216,13 @@ def known_rounds(
     post_verify: bool,
     hit: Fate = lambda place: False,
     row_seconds: float = 0.0,
+    link_seconds: float = 0.0,
 ) -> list["Round"]:
     """The rounds of one answer of `tokens` tokens behind the prefill's, where it is known what becomes of each draft:
     what `simulate` draws by chance. `kept(place)`: whether the token that is drafted for that place of the answer, from
     0 on, will be kept; `hit(place)`: whether the target's own token there is one for which a window had been prepared.
     A pass takes `row_seconds` more for each row beyond its first."""
-    times = _Times(draft_seconds, verify_seconds, 0.0, row_seconds)
+    times = _Times(draft_seconds, verify_seconds, link_seconds, row_seconds)
     return _decode(_fixed(times, window, kept, hit, pre_verify, post_verify), tokens)
 
 

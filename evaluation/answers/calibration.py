@@ -33,9 +33,9 @@ class Disturbance:
 @dataclass(frozen=True)
 class Calibrated:
     """A method in a calibration. `theory` and `printed`: its speedup as computed, and as the verdict of the run has it;
-    of the baseline its tokens per second. `mat_theory`, `mat`: the same of tokens per pass. `overhead`: seconds that a round takes beyond the waits of its
-    passes, the median; `passes`: of either model in a round. `lost`: the share of its time for which waits were late.
-    `faults`: what cannot be, however busy the machine."""
+    of the baseline its tokens per second. `mat_theory`, `mat`: the same of tokens per pass. `overhead`: seconds that a
+    round takes beyond what theory says and what its waits are late, the median; `passes`: of either model in a round.
+    `lost`: the share of its time for which waits were late. `faults`: what cannot be, however busy the machine."""
 
     method: Line
     theory: Rate
@@ -56,14 +56,16 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Calibration:
-    """All of a calibration. `pass_seconds` and `draft_seconds`: what a pass of the target and of the draft take;
-    `stolen`: the share of the machine's time that its host took; `switches`: per second, of a rank, the most."""
+    """All of a calibration. `pass_seconds`, `draft_seconds`, `link_seconds`: what a pass of the target, one of the
+    draft and a message take; `stolen`: the share of the machine's time that its host took; `switches`: per second, of
+    a rank, the most."""
 
     created: Line
     cpu: Line
     git_commit: Line | None
     pass_seconds: Seconds
     draft_seconds: Seconds
+    link_seconds: Seconds
     stolen: Annotated[float, Ge(0)]
     switches: Annotated[float, Ge(0)]
     rows: list[Calibrated]

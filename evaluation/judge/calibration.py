@@ -22,14 +22,13 @@ from methods import BASELINE
 from methods.engine.script import FIRST, SECOND, Script
 from methods.theory import Round, known_rounds
 
-PASS_SECONDS, ROW_SECONDS, DRAFT_SECONDS = 20e-3, 0.25e-3, 4e-3
+PASS_SECONDS, ROW_SECONDS, DRAFT_SECONDS, LINK_SECONDS = 20e-3, 0.25e-3, 4e-3, 1e-3
 EXACT, NEAR = 0.01, 0.03  # of a speedup, by which it may differ from the theory's: on a quiet machine, on a busy one
 QUIET = 0.003  # share of the time for which waits are late
 EXPLAINED = 3  # times that share may be missing, where ranks wait for each other too
 SLOWEST = 1e-3  # seconds that the quickest rounds may take beyond their waits,
 FEWEST_ROUNDS = 5  # of so many that they tell something,
 BUSIEST = 0.1  # where waits are late for no more than this share
-ATTEMPTS = 3
 CLOCK = 1e-6  # seconds by which two readings of clocks and sums of them may differ
 
 
@@ -67,6 +66,7 @@ class Case:
             self.post_verify,
             lambda place: self.branches and script.card(place + 1) == SECOND,
             ROW_SECONDS,
+            LINK_SECONDS if self.ranks > 1 else 0.0,
         )
 
     def prefill_seconds(self, script: Script) -> float:
@@ -190,14 +190,10 @@ def verdict_of(deviation: float, lost: float, faulty: bool) -> Verdict:
     return "near" if abs(deviation) <= NEAR else "busy"
 
 
-def settled(verdicts: Sequence[Verdict]) -> Verdict | None:
-    """What several attempts say together; None where another one may say more. One that comes out right is believed,
-    one that comes out wrong if a second one does too."""
-    if verdicts[-1] in ("exact", "near"):
-        return verdicts[-1]
-    if verdicts.count("wrong") == 2:
-        return "wrong"
-    return None if len(verdicts) < ATTEMPTS else verdicts[-1]
+def settled(verdicts: Sequence[Verdict], attempts: int) -> bool:
+    """Whether the last of these is what there is to say, of at most so many attempts. One that comes out right is
+    believed, one that comes out wrong if a second one does too."""
+    return verdicts[-1] in ("exact", "near") or verdicts.count("wrong") == 2 or len(verdicts) >= attempts
 
 
 def _faults(measured: Measured) -> Iterator[str]:

@@ -25,6 +25,7 @@ from evaluation.answers.trace import read_trace
 from evaluation.judge.calibration import (
     CASES,
     DRAFT_SECONDS,
+    LINK_SECONDS,
     PASS_SECONDS,
     ROW_SECONDS,
     Case,
@@ -38,7 +39,7 @@ from methods import BASELINE
 from methods.engine.script import EOS, UNKNOWN, WORDS, Script
 from methods.errors import RunError
 
-VOCABULARY = 49152  # as many tokens as the embedded pair has: the largest of a row takes its time
+VOCABULARY = 49152  # as many tokens as the embedded target has: to look through a row takes its time
 CONTEXT = 4096
 PAIR = "synthetic"
 TRACE = "trace.json"
@@ -60,11 +61,13 @@ def cases_here() -> list[Case]:
     return [case for case in CASES if case.ranks <= ranks]
 
 
-def calibrate(folder: Path, cases: Sequence[Case], scripts: Sequence[Script], told: Console) -> Calibration:
+def calibrate(
+    folder: Path, cases: Sequence[Case], scripts: Sequence[Script], told: Console, attempts: int = 3
+) -> Calibration:
     """Measure the cases below the folder, again and for longer where the machine was too busy, or the outcome is to be
     believed only if it comes twice. Raises RunError where a launch fails."""
     found: list[Calibration] = []
-    while not found or settled([one.verdict for one in found]) is None:
+    while not found or not settled([one.verdict for one in found], attempts):
         attempt = len(found) + 1
         again = [replace(script, seed=script.seed + 100 * n) for n in range(attempt) for script in scripts]
         told.print(f"attempt {attempt}: {len(cases)} methods, {len(again)} answers of each")
@@ -95,6 +98,7 @@ def read(folder: Path, cases: Sequence[Case], scripts: Sequence[Script]) -> Cali
         git_commit=header.git_commit,
         pass_seconds=PASS_SECONDS,
         draft_seconds=DRAFT_SECONDS,
+        link_seconds=LINK_SECONDS,
         stolen=max(noted.stolen / noted.seconds for noted in disturbed) / cores,
         switches=max(noted.switches / noted.seconds for noted in disturbed),
         rows=rows,
@@ -113,8 +117,8 @@ def measure(folder: Path, cases: Sequence[Case], scripts: Sequence[Script]) -> i
 def configuration(folder: Path, cases: Sequence[Case], scripts: Sequence[Script]) -> RunConfig:
     """Write the pair and the questions into the folder, and return what the command line of their run says."""
     target, draft, questions = folder / PAIR, folder / "draft", folder / "scripts.jsonl"
-    write_model(target, PASS_SECONDS, ROW_SECONDS, drafts=False)
-    write_model(draft, DRAFT_SECONDS, 0.0, drafts=True)
+    write_model(target, {"pass_seconds": PASS_SECONDS, "row_seconds": ROW_SECONDS, "drafts": False})
+    write_model(draft, {"pass_seconds": DRAFT_SECONDS, "row_seconds": 0.0, "drafts": True})
     lines = [
         json.dumps({"question_id": number, "category": f"kept {script.kept}", "turns": [script.text]})
         for number, script in enumerate(scripts, 1)
@@ -137,8 +141,8 @@ def configuration(folder: Path, cases: Sequence[Case], scripts: Sequence[Script]
     return parse([names, *typed, "--alone"])
 
 
-def write_model(folder: Path, pass_seconds: float, row_seconds: float, drafts: bool) -> None:
-    """Write a scripted model with its tokenizer. One that drafts can serve as a draft with exits, too."""
+def write_model(folder: Path, pace: dict[str, float | bool]) -> None:
+    """Write a scripted model of that pace with its tokenizer. One that drafts can serve as a draft with exits, too."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -152,8 +156,8 @@ def write_model(folder: Path, pass_seconds: float, row_seconds: float, drafts: b
         "num_attention_heads": 1,
         "max_position_embeddings": CONTEXT,
         "eos_token_id": EOS,
-        "scripted": {"pass_seconds": pass_seconds, "row_seconds": row_seconds, "drafts": drafts},
-    } | ({"draft": {"format": 1, "exits": [1]}} if drafts else {})
+        "scripted": pace,
+    } | ({"draft": {"format": 1, "exits": [1]}} if pace["drafts"] else {})
     (folder / "config.json").write_text(json.dumps(table), encoding="utf-8")
     raw = Tokenizer(models.WordLevel({word: token for token, word in enumerate(WORDS)}, WORDS[UNKNOWN]))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -163,7 +167,12 @@ def write_model(folder: Path, pass_seconds: float, row_seconds: float, drafts: b
 
 def _job(config: RunConfig, cases: int) -> int:
     """What each rank does: its part of the run, and a note of how it was disturbed."""
+    from methods.engine.gloo import GlooLink
+    from methods.engine.paced_link import PacedLink
+
     session = open_session(config)
+    if isinstance(session.link, GlooLink):
+        session.link = PacedLink(session.link, LINK_SECONDS)
     with disturbance_noted(config.output / disturbance_name(session.ranks.rank)):
         failed = answer(session, spoken(session.ranks.rank))
     return int(bool(failed))

@@ -18,8 +18,9 @@ VERDICTS: dict[Verdict, str] = {
 
 def headline(found: Calibration) -> str:
     """Say in a sentence what came of it."""
-    models = f"of {found.pass_seconds * 1e3:g} ms, draft passes of {found.draft_seconds * 1e3:g} ms"
-    return f"calibrated with passes {models}: {VERDICTS[found.verdict]} (at most {found.deviation:.2%} from theory)"
+    times = f"of {found.pass_seconds * 1e3:g} ms, of the draft {found.draft_seconds * 1e3:g}"
+    times += f", messages of {found.link_seconds * 1e3:g}"
+    return f"calibrated with passes {times}: {VERDICTS[found.verdict]} (at most {found.deviation:.2%} from theory)"
 
 
 def told(found: Calibration) -> list[str]:

@@ -113,7 +113,7 @@ class Decoder:
 
         The first `known` nodes are those of the pass before, whose rows are still there: they are not computed again,
         and the scores are of the nodes behind them. So a tree grows."""
-        nodes = len(tree.tokens_N)
+        nodes = tree.nodes
         if nodes > self.room:
             raise ValueError(f"expected at most {self.room} nodes, got {nodes}: the context is full")
         new = nodes - known
@@ -126,7 +126,10 @@ class Decoder:
             return replayed
         tree = self._padded(tree, new)
         hidden, features = self._read(tree, known, taps)
-        return Scores(self.model.logits(hidden)[:new], None if features is None else features[:new])
+        logits_NV = self.model.logits(hidden)
+        if tree.nodes == nodes:
+            return Scores(logits_NV, features)
+        return Scores(logits_NV[:new], None if features is None else features[:new])
 
     def _read_prompt(self, tokens_T: list[int], taps: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """What the model gives of a whole prompt, as `Transformer` has it."""
@@ -135,13 +138,17 @@ class Decoder:
     def _read(self, tree: TokenTree, known: int, taps: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """The same of the nodes of a tree behind its first `known`."""
         view = self._cache.view(self.length, tree, known, self.exact)
+        if tree.is_chain and not known:
+            return self.model(tree.tokens_N, torch.arange(self.length, self.length + tree.nodes), view, taps)
         return self.model(tree.tokens_N[known:], self.length + tree.depth_N[known:], view, taps)
 
     def _replayed(self, tree: TokenTree, taps: Sequence[int], known: int = 0) -> Scores | None:
         """The same by a recorded pass. None: where none can be, or none has so many rows."""
-        counts, nodes = self.model.stack.row_counts or (), len(tree.tokens_N) - known
+        if self._recorder is None:
+            return None
+        counts, nodes = self.model.stack.row_counts or (), tree.nodes - known
         rows = next((count for count in counts if count >= nodes), None)
-        if self._recorder is None or rows is None:
+        if rows is None:
             return None
         found = self._recorder(tree, known, self.length, rows, taps)
         return None if found is None else Scores(*found)
@@ -199,12 +206,11 @@ class Decoder:
         more = next(count for count in counts if count >= new) - new if counts else self._min_rows - new
         if more <= 0:
             return tree
-        nodes = len(tree.tokens_N)
+        nodes = tree.nodes
         tokens = torch.cat((tree.tokens_N, tree.tokens_N[:1].expand(more)))
         parents = torch.cat((tree.parents_N, torch.arange(nodes - 1, nodes - 1 + more)))
         return TokenTree(tokens, parents, is_chain=tree.is_chain)
 
-    @torch.inference_mode()
     def commit(self, path_A: Sequence[int]) -> None:
         """Keep the rows of a path of the last tree, root first; they follow the committed ones. length += A."""
         path = list(path_A)
@@ -212,6 +218,7 @@ class Decoder:
             self._pack(path)
         self.length += len(path)
 
+    @torch.inference_mode()
     def _pack(self, path_A: list[int]) -> None:
         """Let the rows of a path follow the committed ones."""
         self._cache.pack(self.length, torch.tensor(path_A))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from methods.engine.config import ModelConfig
 from methods.engine.schema import Schema, checked
-from methods.engine.script import BRIEF, Script
+from methods.engine.script import BRIEF, WORDS, Script
 from methods.engine.transformer import Transformer
 from methods.engine.tree import TokenTree
 
@@ -28,7 +28,8 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 class Pace(Schema):
     """The table of a config.json. A pass takes `pass_seconds`, and `row_seconds` more for each row beyond its first; a
-    prompt takes as many passes as its script says. `drafts`: it says what the script's draft says, not its target."""
+    prompt takes as many passes as its script says. `drafts`: it says what the script's draft says, not its target, by a
+    head over the words of scripts."""
 
     pass_seconds: Seconds
     row_seconds: Seconds
@@ -106,20 +107,19 @@ class ScriptedModel(Transformer):
     def __init__(self, config: ModelConfig, pace: Pace) -> None:
         self.config, self.pace = config, pace
         self.dtype, self.devices, self.layers = torch.float32, [torch.device("cpu")], []
-        self.stack, self.tokens_R = ScriptedStack(), None
+        self.stack = ScriptedStack()
+        self.tokens_R = torch.arange(len(WORDS)) if pace.drafts else None
         self.embedding_VD = torch.arange(config.vocab_size, dtype=torch.float32)[:, None]  # a token's state is itself
         self._script, self._length, self._logits_NV = BRIEF, 0, torch.empty(0)
-
-    def grow(self, positions: int) -> None:
-        return
 
     def rotation(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
         return positions_N, positions_N
 
-    def hidden(
+    def __call__(
         self, tokens_N: Tensor, positions_N: Tensor, view: Any, taps: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor | None]:
-        x_ND = self.run(self.embed(tokens_N), self.rotation(positions_N), view, 0, self.config.layers)
+        """A pass from the tokens on. Its states are features too."""
+        x_ND = self._pass(time.perf_counter(), tokens_N, positions_N, view, 1.0)
         return x_ND, torch.cat([x_ND] * len(taps), 1) if taps else None
 
     def run(
@@ -131,24 +131,25 @@ class ScriptedModel(Transformer):
         stop: int,
         beside_NE: Tensor | None = None,
     ) -> Tensor:
-        """The pass, from beginning to end. Of a prompt the last row alone has logits."""
-        begin, rows = time.perf_counter(), len(x_ND)
-        positions = rotation[0].tolist()
-        if view:
-            tokens = [int(token) for token in x_ND[:, 0].tolist()]
-            self._script, self._length = Script.read(tokens) or BRIEF, rows
-            positions = positions[-1:]
-        self._logits_NV = self._say(positions)
+        share = (stop - first) / self.config.layers
+        return self._pass(time.perf_counter(), x_ND[:, 0].long(), rotation[0], view, share)
+
+    def _pass(self, begin: float, tokens_N: Tensor, positions_N: Tensor, prompt: bool, share: float) -> Tensor:
+        """A share of a pass that has begun; returns when it is to end. Of a prompt the last row alone has logits."""
+        rows, positions = positions_N.shape[0], positions_N.tolist()
         seconds = self.pace.pass_seconds + self.pace.row_seconds * (rows - 1)
-        if view:
+        states_ND = torch.arange(rows, dtype=torch.float32)[:, None]
+        if prompt:
+            self._script, self._length = Script.read(tokens_N.tolist()) or BRIEF, rows
             seconds = self.pace.pass_seconds * self._script.prompt
-        states_ND = torch.zeros(rows, 1) if view else torch.arange(rows, dtype=torch.float32)[:, None]
-        WAITS.until(begin + seconds * (stop - first) / self.config.layers)
+            positions, states_ND = positions[-1:], torch.zeros(rows, 1)
+        self._logits_NV = self._say(positions)
+        WAITS.until(begin + seconds * share)
         return states_ND
 
     def _say(self, positions: list[int]) -> Tensor:
-        """The logits of what follows these positions, [N, V]."""
-        logits_NV = torch.zeros(len(positions), self.config.vocab_size)
+        """The logits of what follows these positions, [N, V], of a draft of the words alone."""
+        logits_NV = torch.zeros(len(positions), len(WORDS) if self.pace.drafts else self.config.vocab_size)
         for row_V, position in zip(logits_NV, positions, strict=True):
             place = position + 1 - self._length
             if self.pace.drafts:

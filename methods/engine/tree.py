@@ -67,9 +67,14 @@ class TokenTree:
         return cls(torch.tensor(tokens), torch.tensor(parents))
 
     @property
+    def nodes(self) -> int:
+        """N."""
+        return self.tokens_N.shape[0]
+
+    @property
     def drafted(self) -> int:
         """How many drafted tokens are judged: all nodes but the root, and but those that are scored only."""
-        return (len(self.tokens_N) if self.judged is None else self.judged) - 1
+        return (self.nodes if self.judged is None else self.judged) - 1
 
     def behind(self, count: int) -> "TokenTree":
         """This tree behind a chain of `count` more nodes (token 0), the last of which becomes the root's parent."""
@@ -85,7 +90,7 @@ class TokenTree:
     @cached_property
     def visible_NN(self) -> Tensor:
         """visible_NN[i, j]: node j is node i or one of its ancestors."""
-        nodes = len(self.tokens_N)
+        nodes = self.nodes
         if self.is_chain:
             return torch.ones(nodes, nodes, dtype=torch.bool).tril()
         visible = torch.eye(nodes, dtype=torch.bool)
@@ -97,7 +102,7 @@ class TokenTree:
     def depth_N(self) -> Tensor:
         """Distance from the root: node i sits at position `length + depth_N[i]`."""
         if self.is_chain:
-            return torch.arange(len(self.tokens_N))
+            return torch.arange(self.nodes)
         depths = [0]
         for parent in self.parents_N.tolist()[1:]:
             depths.append(depths[parent] + 1)
@@ -107,8 +112,8 @@ class TokenTree:
     def children(self) -> list[list[int]]:
         """Children of every node, in order of index."""
         if self.is_chain:
-            return [*([i] for i in range(1, len(self.tokens))), []]
-        children: list[list[int]] = [[] for _ in range(len(self.tokens_N))]
+            return [*([i] for i in range(1, self.nodes)), []]
+        children: list[list[int]] = [[] for _ in range(self.nodes)]
         for i, parent in enumerate(self.parents_N.tolist()[1:], 1):
             children[parent].append(i)
         return children

@@ -55,10 +55,10 @@ def verify(
     """Walk down the tree as long as the target agrees. `generator` is not touched in greedy decoding. `best_S2`: what
     `best_of` gives, where that is known."""
     best_S = most_likely(logits_SV, best_S2) if sampling.greedy else []
-    path = [0]
+    path, scored, drafted = [0], logits_SV.shape[0], tree.drafted
     while True:
         node = path[-1]
-        children = [child for child in tree.children[node] if child <= tree.drafted]
+        children = [child for child in tree.children[node] if child <= drafted]
         if sampling.greedy:
             kept = _matching_child(tree, children, best_S[node])
         else:
@@ -66,7 +66,7 @@ def verify(
             kept, p_V = _try_children(tree, children, p_V, generator)
         if kept is None:
             return Verdict(path, best_S[node] if sampling.greedy else draw(p_V, generator))
-        if kept >= len(logits_SV):
+        if kept >= scored:
             return Verdict(path, tree.tokens[kept], leaf_kept=True)
         path.append(kept)
 
