@@ -27,6 +27,7 @@ from evaluation.launch.processes import launched
 from evaluation.show.verdict import judge
 from methods.errors import command_line
 
+
 def main() -> int:
     if text := answer_at_once(sys.argv[1:]):
         print(text)

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from evaluation.answers.files import compressed, header_path, read_file, told
-from evaluation.answers.header import Failure, RunHeader, Settled, as_it_reads, read_header, settled_together, write_header
+from evaluation.answers.header import (
+    Failure,
+    RunHeader,
+    Settled,
+    as_it_reads,
+    read_header,
+    settled_together,
+    write_header,
+)
 from evaluation.answers.kinds import QuestionId
 from evaluation.answers.record import Answer, parse_answers
 from methods.errors import UserError

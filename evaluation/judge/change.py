@@ -6,6 +6,7 @@ Used by `speed.py` and `report.py`.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from evaluation.answers.header import Role, of_role
 from evaluation.judge import stats
@@ -81,7 +82,7 @@ def _pairing(group: Group, now: Result, before: Result) -> Pairing:
 
 def _found(now: Result, before: Result) -> list[str]:
     """What the two came to that is no condition, where it differs, with what was before."""
-    numbers = [
+    numbers: list[tuple[str, Any, Any]] = [
         ("launches: {}", len(now.run.launches), len(before.run.launches)),
         ("the baseline's tokens per s: {:.1f}", *(r.summary.baseline_tokens_per_second for r in (now, before))),
         ("memory read in GB/s: {:.1f}", *((r.header.read_bandwidth or 0) / 1e9 for r in (now, before))),

@@ -33,7 +33,9 @@ def _sure(group: Group, seen: Glance, summary: Summary) -> str:
     if summary.low is not None:
         lines.insert(0, f"{summary.low:.2f} to {summary.high:.2f}" + " (not significant)" * (not summary.significant))
     if summary.launches > 1 and summary.moved_by_questions is not None:
-        lines.append(f"questions move it by {summary.moved_by_questions:.1%}, launches by {summary.moved_by_launch:.1%}")
+        lines.append(
+            f"questions move it by {summary.moved_by_questions:.1%}, launches by {summary.moved_by_launch:.1%}"
+        )
     if seen.second is not None and seen.ahead is not None:
         ahead = seen.ahead
         interval = f", {ahead.low:.2f} to {ahead.high:.2f}" if ahead.low is not None else ""
@@ -56,9 +58,13 @@ def _elsewhere(seen: Glance, summary: Summary) -> str:
     """By the draft's acceptance; of a method that copies, by what a pass yields."""
     lines = []
     if (found := seen.elsewhere) is not None:
-        turns, pearl = (" / ".join(f"{ratio:.1f}x" for ratio in ratios) for ratios in (found.draft_then_verify, found.pearl))
+        turns, pearl = (
+            " / ".join(f"{ratio:.1f}x" for ratio in ratios) for ratios in (found.draft_then_verify, found.pearl)
+        )
         passes = " / ".join(map(str, ELSEWHERE))
-        lines = [f"where a pass is as long as {passes} tokens of a draft that is accepted as often ({found.alpha:.0%}):"]
+        lines = [
+            f"where a pass is as long as {passes} tokens of a draft that is accepted as often ({found.alpha:.0%}):"
+        ]
         lines += [f"drafting first {turns}", f"PEARL {pearl}"]
     if seen.best.header.draft is None and seen.best.header.drafter and summary.mat is not None:
         lines.append(f"at most {summary.mat:.2f}x, where the rows of a pass cost what one does")

@@ -15,10 +15,10 @@ from evaluation.judge.groups import Group, Result, conditions
 from evaluation.judge.summary import Summary
 from evaluation.judge.wording import counted, launches_words
 from evaluation.show.document import Cell
-from evaluation.show.glance import HEAD, first_page
-from evaluation.show.launches import by_launch, by_launch_heads
 from evaluation.show.figures.speed import category_names
 from evaluation.show.figures.style import Drawing
+from evaluation.show.glance import HEAD, first_page
+from evaluation.show.launches import by_launch, by_launch_heads
 from methods import BASELINE
 
 Rows = list[list[str | Cell]]

@@ -85,7 +85,18 @@ def print_speed(runs: dict[str, Run], ids: Collection[QuestionId], output: Conso
 
 def json_row(config: RunConfig, name: str, row: "Summary", equality: "Comparison | None") -> dict[str, Any]:
     """Return a method's entry of the --json list. `identical` counts questions; it is null where sampling."""
-    figures = ("questions", "launches", "speedup", "low", "high", "moved_by_questions", "moved_by_launch", "mat", "tokens_per_second", "baseline_tokens_per_second")
+    figures = (
+        "questions",
+        "launches",
+        "speedup",
+        "low",
+        "high",
+        "moved_by_questions",
+        "moved_by_launch",
+        "mat",
+        "tokens_per_second",
+        "baseline_tokens_per_second",
+    )
     return {
         "method": name,
         "pair": config.pair.name,
