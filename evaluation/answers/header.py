@@ -243,7 +243,8 @@ def told_together(headers: Sequence[RunHeader]) -> RunHeader:
     first = headers[0]
     commits = dict.fromkeys(name for h in headers for name in str(h.git_commit or "unknown").split(", "))
     together: dict[str, Any] = {name: _mean([h[name] for h in headers if h[name]]) for name in MEASURED}
-    together["settled"] = reduce(settled_together, [h.settled for h in headers][1:], first.settled)
+    settled: list[Settled | None] = [h.settled for h in headers]
+    together["settled"] = reduce(settled_together, settled)
     together["failures"] = [failure for h in headers for failure in h.failures]
     together["git_commit"] = ", ".join(commits) if any(h.git_commit for h in headers) else None
     return replace(first, **together)
