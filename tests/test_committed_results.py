@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.judge.change import pair_runs
 from evaluation.judge.fit import PEARL, decode_speedup, pace, predicted_over_baseline, schedule
 from evaluation.judge.gates import compare_all
 from evaluation.judge.groups import Group, LeftOut, read_groups
@@ -30,6 +31,7 @@ def test_results_are_small() -> None:
     assert sum(path.stat().st_size for path in paths if path.is_file()) <= MOST_BYTES
 
 
+APART = ["autoregressive-all", "sps", "pearl"]  # on HumanEval, of four hours before
 SHARED = ["first-look-epyc", "leaderboard/greedy", "leaderboard-first", "leaderboard-earlier"]
 
 
@@ -67,6 +69,14 @@ def test_every_row_of_pearl_is_as_fast_as_ranks_that_share_a_memory(folder: str)
     assert len(found) == 32
     outside = {key: ratio for key, ratio in found.items() if abs(ratio - 1) > 0.1}
     assert outside == pytest.approx(OUTSIDE, abs=5e-3)
+
+
+@pytest.mark.parametrize(("earlier", "inside", "beyond"), [("first", 13, APART[2:]), ("earlier", 8, APART)])
+def test_two_leaderboards_differ_as_told(groups: list[Group], earlier: str, inside: int, beyond: list[str]) -> None:
+    greedy = [group for group in groups if any(r.folder.name == "greedy" for r in group.results)]
+    pairings = pair_runs(greedy, read_groups([ROOT / f"results/leaderboard-{earlier}"]))
+    assert len(pairings) == 14 and sum(pairing.inside is True for pairing in pairings) == inside
+    assert [pairing.label for pairing in pairings if pairing.apart] == beyond
 
 
 def cells(line: str) -> list[str]:

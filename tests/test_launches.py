@@ -80,7 +80,7 @@ def cannot_be_called(config: object) -> int:
 @pytest.mark.usefixtures("one_thread")
 def test_a_launch_of_other_conditions_than_the_first_is_refused(models: Path, tmp_path: Path) -> None:
     config = parse(typed(models, tmp_path, "--launches", "2"))
-    with pytest.raises(UserError, match="launch 2 of autoregressive has no first one in .*; begin with that"):
+    with pytest.raises(UserError, match=r"launch 2 of autoregressive has no first one in .*; begin with that"):
         measure_only(launch(config, 2))
     measure_only(config)
     path = tmp_path / "questions/target/pld.jsonl"
@@ -195,7 +195,9 @@ def test_runs_that_differ_beyond_both_intervals_are_told_with_what_else_differs(
     pairings = pair_runs(read_groups([now]), read_groups([before]))
     assert [pairing.apart for pairing in pairings] == [False, True]
     (line,) = apart(pairings)
-    assert line.startswith("beyond both intervals: tiny · mini_bench: pearl; besides, the number of threads was 2, is now 4")
+    assert line.startswith(
+        "beyond both intervals: tiny · mini_bench: pearl; besides, the number of threads was 2, is now 4"
+    )
     assert "memory read in GB/s: 30.0, before 50.0" in line and "gamma settled on: 3, before 5" in line
     assert apart(pairings[:1]) == ["no run differs beyond both intervals"]
     assert compare_folders(now, before, False) == 0 and line in capsys.readouterr().out

@@ -59,7 +59,7 @@ def test_read_bandwidth_is_that_of_memory() -> None:
 def test_a_probe_reads_other_memory_each_time_and_at_the_speed_that_there_is() -> None:
     probe = provenance.Probe()
     read = [probe.read() for _ in range(8)]
-    assert 1e9 < min(read) and max(read) < 300e9 and len(set(read)) > 1
+    assert min(read) > 1e9 and max(read) < 300e9 and len(set(read)) > 1
     pages = provenance.huge_page_bytes()
     assert pages is None or pages >= 0
 

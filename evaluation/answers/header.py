@@ -255,14 +255,16 @@ def told_together(headers: Sequence[RunHeader]) -> RunHeader:
     """The header of several launches taken together: the first's, with what was found in any of them."""
     first = headers[0]
     commits = dict.fromkeys(name for h in headers for name in str(h.git_commit or "unknown").split(", "))
-    found = {name: [value for h in headers if (value := h[name])] for name in MEASURED}
-    return replace(
-        first,
-        settled=reduce(settled_together, (h.settled for h in headers)),
-        failures=[failure for h in headers for failure in h.failures],
-        git_commit=", ".join(commits) if any(h.git_commit for h in headers) else None,
-        **{name: sum(values) / len(values) if values else None for name, values in found.items()},
-    )
+    together: dict[str, Any] = {name: _mean([h[name] for h in headers if h[name]]) for name in MEASURED}
+    settled: list[Settled | None] = [h.settled for h in headers]
+    together["settled"] = reduce(settled_together, settled)
+    together["failures"] = [failure for h in headers for failure in h.failures]
+    together["git_commit"] = ", ".join(commits) if any(h.git_commit for h in headers) else None
+    return replace(first, **together)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _listed(value: int | str | list[int | str] | None) -> list[int | str]:

@@ -42,8 +42,8 @@ def first_launch(path: Path) -> Path:
 class Run:
     """The answers of a method with their header, which is None beside Spec-Bench's files.
 
-    Of several launches (`read_launches`) a question has the repeats of all, and the header says what was found in any of
-    them. `launches`: the header of each. `notes`: what lies beside and is not in it."""
+    Of several launches (`read_launches`) a question has the repeats of all, and the header says what was found in any
+    of them. `launches`: the header of each. `notes`: what lies beside and is not in it."""
 
     path: Path
     answers: dict[QuestionId, Answer]
@@ -59,8 +59,8 @@ class Run:
 
     @classmethod
     def read_launches(cls, path: str | Path) -> "Run":
-        """The same with the later launches that lie beside it, if it is of the first. One that is not at its end, or that
-        was made under other conditions, is left out with a note."""
+        """The same with the later launches that lie beside it, if it is of the first. One that is not at its end, or
+        that was made under other conditions, is left out with a note."""
         first = cls.read(path)
         later = {number: cls.read(place, number) for number, place in later_launches(first.path).items()}
         faults = [(run.path, _fault(first, run)) for run in later.values()]

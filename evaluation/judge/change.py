@@ -81,18 +81,24 @@ def _pairing(group: Group, now: Result, before: Result) -> Pairing:
 
 def _found(now: Result, before: Result) -> list[str]:
     """What the two came to that is no condition, where it differs, with what was before."""
-    numbers = [
-        ("launches: {}", len(now.run.launches), len(before.run.launches)),
-        ("the baseline's tokens per s: {:.1f}", *(r.summary.baseline_tokens_per_second for r in (now, before))),
-        ("memory read in GB/s: {:.1f}", *((r.header.read_bandwidth or 0) / 1e9 for r in (now, before))),
-        ("MB in huge pages: {:.0f}", *((r.header.huge_pages or 0) / 1e6 for r in (now, before))),
-        ("commit: {}", *(short_commit(r.header.git_commit) for r in (now, before))),
-        ("begun: {}", now.header.created, before.header.created),
-    ]
-    ours, theirs = (r.header.settled or {} for r in (now, before))
-    numbers += [(f"{key} settled on: {{}}", valued(ours.get(key)), valued(theirs.get(key))) for key in ours | theirs]
-    told = [(words.format(become), words.format(was)) for words, become, was in numbers if become and was]
-    return [f"{become}, before {was.rpartition(': ')[2]}" for become, was in told if become != was]
+    ours, theirs = _state(now), _state(before)
+    both = [(what, ours[what], theirs[what]) for what in ours if what in theirs]
+    return [f"{what}: {become}, before {was}" for what, become, was in both if become != was]
+
+
+def _state(result: Result) -> dict[str, str]:
+    """How the machine was, when, by which code, and what the method has settled on, as far as files tell."""
+    h = result.header
+    told = {
+        "launches": str(len(result.run.launches)),
+        "the baseline's tokens per s": f"{result.summary.baseline_tokens_per_second:.1f}",
+        "memory read in GB/s": f"{h.read_bandwidth / 1e9:.1f}" if h.read_bandwidth else "",
+        "MB in huge pages": f"{h.huge_pages / 1e6:.0f}" if h.huge_pages is not None else "",
+        "commit": short_commit(h.git_commit),
+        "begun": h.created or "",
+    }
+    told |= {f"{key} settled on": valued(value) for key, value in (h.settled or {}).items()}
+    return {what: text for what, text in told.items() if text}
 
 
 def headline(pairings: Sequence[Pairing]) -> str:

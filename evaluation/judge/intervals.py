@@ -1,6 +1,7 @@
 """Intervals of ratios: of a speedup, or of what has become of it. Pure functions on arrays.
 
-Questions and launches are both drawn from many, and every launch answers the same questions: two crossed random effects.
+Questions and launches are both drawn from many, and every launch answers the same questions: two crossed random
+effects.
 
 Legend: L launches, Q questions; an axis `...` holds runs of a simulation.
 """
@@ -20,7 +21,7 @@ Sums = tuple[Floats, ...]  # tokens, time, tokens_base, time_base, each (..., L,
 
 @dataclass(frozen=True)
 class Spread:
-    """How far an estimate (...) on the logarithm may be off. `questions`: the variance of the estimate by the questions;
+    """How far an estimate (...) on the logarithm may be off. `questions`: the variance of the estimate by these;
     `launches`: the same by the launches, of each run (None: of one launch, which does not tell). `freedom`: degrees of
     freedom of all of it."""
 
@@ -51,14 +52,14 @@ def spread(runs: Sequence[Sums]) -> Spread:
     introduction to the bootstrap", chapter 11). By launches: what their own speedups vary, less what they would by the
     answers alone (the analysis of variance of two crossed effects; Searle, Casella and McCulloch 1992), or 0. Both are
     added, as Kalibera and Jones 2013 do for the levels of a benchmark, and the quantile is Student's, with the harmonic
-    mean of the parts' degrees of freedom, weighted by the parts: Satterthwaite's weights, which are squared, covered the
-    truth 91 times in 100 where three launches decide. On the logarithm, so swapping method and baseline gives the
-    reciprocal.
+    mean of the parts' degrees of freedom, weighted by the parts: Satterthwaite's weights, which are squared, covered
+    the truth 91 to 93 times in 100 where three launches decide. On the logarithm, so swapping method and baseline gives
+    the reciprocal.
 
-    For 5 to 164 questions whose ratios are spread log-normally by 0.1 to 0.5 the interval of one launch covers the truth
-    of that launch 94 to 96 times in 100. For 5 of them the expanded percentile interval of the bootstrap did 88 to 93
-    times and the studentized one 92 to 95 times. That of 3 to 10 launches, which move it by 0 to 8%, covers the truth of
-    any launch 94 to 97 times. It needs no random numbers.
+    For 5 to 164 questions whose ratios are spread log-normally by 0.1 to 0.5 the interval of one launch covers the
+    truth of that launch 94 to 96 times in 100. For 5 of them the expanded percentile interval of the bootstrap did 88
+    to 93 times and the studentized one 92 to 95 times. That of 3 to 10 launches, which move it by 0 to 8%, covers the
+    truth of any launch 94 to 97 times, that of two 92 to 97 times. It needs no random numbers.
     """
     estimate = _log_change([_total(run, (-2, -1)) for run in runs])
     deviations = _without_one(runs)

@@ -62,7 +62,7 @@ def pair_answers(method: Iterable[Answer], baseline: Iterable[Answer]) -> pd.Dat
 
 
 def speedup(pairs: pd.DataFrame) -> Speedup:
-    """The headline: tokens per second over all pairs against the baseline's, with its 95% interval (`intervals.spread`).
+    """The headline: tokens per second over all pairs against the baseline's, with the interval of `intervals.spread`.
 
     The question is what is sampled, with all its turns and repeats, method and baseline together: what varies between
     questions, and what is common to both runs of one, is not noise. So is the launch, where there are several.
@@ -85,8 +85,8 @@ def change(now: pd.DataFrame, before: pd.DataFrame) -> Ratio | None:
     both have; None where there is none.
 
     Both answered the same questions, so these are taken together, as in `speedup`. What differs between launches as
-    wholes, such as where the weights lie in memory or what else the machine does, is in the interval as far as a run has
-    several.
+    wholes, such as where the weights lie in memory or what else the machine does, is in the interval as far as a run
+    has several.
     """
     (questions, ours), (others, theirs) = (_cells(pairs) for pairs in (now, before))
     common = questions.intersection(others, sort=False)

@@ -1,5 +1,5 @@
-"""A comparison may be measured several times: each launch in processes of its own, with headers of its own under one run
-id, some time apart. Whole launches are done once; the one that was interrupted goes on where it stopped."""
+"""A comparison may be measured several times: each launch in processes of its own, with headers of its own under one
+run id, some time apart. Whole launches are done once; the one that was interrupted goes on where it stopped."""
 
 import time
 from collections import Counter
@@ -34,7 +34,7 @@ def start_launches(
 
 
 def next_launch(config: RunConfig, ids: Collection[QuestionId]) -> RunConfig:
-    """The first launch that is not done, or the last: what an outer launcher's processes can do, which are there once."""
+    """The first launch that is not done, or the last: an outer launcher's processes are there for one."""
     each = [launch(config, number) for number in range(1, config.launches + 1)]
     return next((one for one in each if not done(one, ids)), each[-1])
 

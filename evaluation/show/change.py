@@ -17,7 +17,7 @@ from evaluation.show.tables import print_tables, terminal
 CHANGE_EXPLAINED = """\
 change: the speedup of now over that of before, on the same questions; its interval: over these
 inside: the speedup of now lies in the interval of before
-What differs between launches as wholes, such as the load of the machine, is in the interval of a run of several only."""
+What differs between launches as wholes, such as the load of the machine, is in the intervals of runs of several."""
 
 
 def _table(pairings: Sequence[Pairing]) -> Table:
