@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ class Lesson:
 
 
 LIST = "Repeat this list, then repeat it in reverse order: apple, pear, plum, cherry, quince, peach."
-FIBONACCI = "Write a Python function that returns the n-th Fibonacci number."
+STORY = "Write a short story about a lighthouse keeper."
 LESSONS_TAUGHT = (
     Lesson(
         "One by one",
@@ -52,7 +51,7 @@ LESSONS_TAUGHT = (
         "A pass takes about as long for six tokens as for one, because it waits for memory, not for arithmetic. So a "
         "cheap draft model runs ahead, and the target checks what it said all at once: speculative decoding.",
         "sps@gamma=5",
-        FIBONACCI,
+        STORY,
         48,
     ),
     Lesson(
@@ -69,8 +68,8 @@ LESSONS_TAUGHT = (
         "Several guesses for one place",
         "A small head on the target's own state guesses the next tokens, and where it is unsure, several for the same "
         "place. The pass scores the whole tree, and the target follows the path that it agrees with.",
-        "eagle2",
-        FIBONACCI,
+        "eagle2@nodes=10@depth=4",
+        STORY,
         40,
     ),
     Lesson(
@@ -79,7 +78,7 @@ LESSONS_TAUGHT = (
         "Draft-then-verify has each of the two wait for the other. PEARL gives each a rank of its own: the draft drafts "
         "all the time, the target verifies all the time.",
         "pearl@gamma=4",
-        FIBONACCI,
+        STORY,
         56,
     ),
 )
@@ -97,7 +96,8 @@ def listed(texts: list[str]) -> str:
 
 
 def counted(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+    plural = "es" if thing.endswith("s") else "s"
+    return f"{number or 'no'} {thing}{'' if number == 1 else plural}"
 
 
 def sentences(loop: str, passes: list[Json]) -> list[str]:
@@ -118,7 +118,7 @@ def _prefill(each: Json) -> str:
 def _end(passes: list[Json]) -> str:
     tokens = sum(len(each["t"]) for each in passes)
     mat = tokens / len(passes)
-    return f"So {counted(tokens, 'token')} took {counted(len(passes), 'pass')}es: {mat:.2f} tokens per pass, the MAT."
+    return f"So {counted(tokens, 'token')} took {counted(len(passes), 'pass')}: {mat:.2f} tokens per pass, the MAT."
 
 
 def _first(what: str, seen: set[str], explanation: str, later: str = "") -> str:
@@ -160,7 +160,7 @@ def _proposed(each: Json, seen: set[str]) -> str:
             seen,
             f"The head guessed {counted(each['d'], 'token')} as a tree: the branches are alternatives for one place. "
             "One pass scored them all.",
-            f"A tree of {counted(each['d'], 'guess')}es.",
+            f"A tree of {counted(each['d'], 'guess')}.",
         )
     return _first(
         "window",
@@ -184,16 +184,13 @@ def _judged(each: Json, seen: set[str], own: str) -> str:
             f"All kept, and {own} behind them.",
         )
     wrong = quoted(each["g"]["x"][kept])
+    agreed = f"The first {kept} {'is' if kept == 1 else 'are'} kept, but " if kept else ""
     return _first(
         "rejection",
         seen,
-        f"The first {kept or 'one'} {'are' if kept > 1 else 'is'} {'' if kept else 'not '}what it would have said. "
-        f"{wrong} is rejected, with all behind it, and the target's own token stands in its place, {own}: the "
-        "correction. So the answer is exactly what the target alone writes."
-        if kept
-        else f"{wrong} is not what it would have said: it is rejected, with all behind it, and the target's own token "
-        f"stands in its place, {own}: the correction. So the answer is exactly what the target alone writes.",
-        f"{counted(kept, 'draft')} kept, {wrong} rejected; the correction is {own}.",
+        f"{agreed}{wrong} is not what it would have said: it is rejected, with all behind it, and the target's own "
+        f"token stands in its place, {own}: the correction. So the answer is exactly what the target alone writes.",
+        f"{counted(kept, 'draft').capitalize()} kept, {wrong} rejected; the correction is {own}.",
     )
 
 
@@ -241,15 +238,15 @@ def _pearl(each: Json, seen: set[str]) -> str:
             "all of pearl",
             seen,
             "All are kept, and the first token of the next window with them: the draft was right to go on.",
-            f"All {kept} kept.",
+            "All are kept, and the first of the next window." if kept > 1 else "It is kept.",
         )
         return f"{begin} {end}"
     end = _first(
         "rejection of pearl",
         seen,
-        f"{counted(kept, 'draft')} kept; then the target says {own}. What was drafted behind it meanwhile is void: that "
+        f"{counted(kept, 'draft').capitalize()} kept; then the target says {own}. What was drafted behind it meanwhile is void: that "
         "is the price of not waiting.",
-        f"{counted(kept, 'draft')} kept, then the target says {own}.",
+        f"{counted(kept, 'draft').capitalize()} kept, then the target says {own}.",
     )
     return f"{begin} {end}"
 
@@ -271,7 +268,7 @@ async def _answer(races: Races, lesson: Lesson) -> Json:
     return lane
 
 
-async def _lessons(races: Races) -> Iterator[Json]:
+async def _lessons(races: Races) -> list[Json]:
     made = []
     for lesson in LESSONS_TAUGHT:
         lane = await _answer(races, lesson)
@@ -279,7 +276,7 @@ async def _lessons(races: Races) -> Iterator[Json]:
         made.append(told | {"answer": lane, "says": sentences(lane["loop"], lane["passes"])})
         print(f"{lesson.method}: {len(lane['passes'])} passes", file=sys.stderr)
     await races.close()
-    return iter(made)
+    return made
 
 
 def main() -> int:
@@ -289,7 +286,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each rank (default 1)")
     options: argparse.Namespace = parser.parse_args()
     races = Races([options.pair, "--threads", str(options.threads)])
-    lessons = list(asyncio.run(_lessons(races)))
+    lessons = asyncio.run(_lessons(races))
     document = {"pair": options.pair, "dtype": races.config.dtype, "lessons": lessons}
     write_whole(Path(options.output), json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
     return 0

@@ -81,7 +81,7 @@ def test_models_stay_loaded_and_the_next_race_works_after_each_stop(server: Page
 
 
 def test_a_reader_who_goes_away_ends_the_race(server: Page) -> None:
-    race = server.race(["autoregressive"], max_new_tokens=400)
+    race = server.race(["pearl-pld"], max_new_tokens=400)
     assert next(race)["type"] == "race"
     status, told = server.ask("/api/race", {"methods": ["pld"], "prompt": "a"})
     assert (status, told["error"]) == (400, "expected no other race, but one is running; stop it, or wait for its end")
@@ -92,7 +92,7 @@ def test_a_reader_who_goes_away_ends_the_race(server: Page) -> None:
     while not (events := attempt(server)) and time.monotonic() < end:
         time.sleep(0.1)
     assert events[-1] == {"type": "end", "stopped": False, "error": ""}
-    begun = server.race(["pld"], max_new_tokens=400)
+    begun = server.race(["pearl-pld"], max_new_tokens=400)
     assert next(begun)["type"] == "race"  # and is left before the processes have it
     begun.close()
     while not (events := attempt(server)) and time.monotonic() < end:
@@ -103,7 +103,7 @@ def test_a_reader_who_goes_away_ends_the_race(server: Page) -> None:
 def attempt(server: Page) -> list[dict[str, Any]]:
     """The events of a race; none where another is still running."""
     try:
-        return list(server.race(["pld"], max_new_tokens=4))
+        return list(server.race(["pearl-pld"], max_new_tokens=4))
     except urllib.error.HTTPError:
         return []
 
@@ -166,8 +166,9 @@ def test_runs_below_the_folder_and_nothing_else(server: Page) -> None:
     assert set(figures["runs"]["pld"]["categories"]) == {"qa", "summarization"} and len(figures["questions"]) == 8
     _, answers = server.ask(f"/api/answers?folder={LEAF}&question=3")
     (turn,) = answers["answers"]
-    assert [lane["name"] for lane in turn] == ["autoregressive", "pld", "sps"]
-    assert ["".join(letter for _, _, letter in tokens(lane)) for lane in turn] == ["p" + 9 * "o", "pp" + 4 * "ko", "p" * 5 + "kkkko"]
+    assert [lane["name"] for lane in turn] == ["autoregressive", "sps", "pld"]
+    letters = ["".join(letter for _, _, letter in tokens(lane)) for lane in turn]
+    assert letters == ["p" + 9 * "o", "p" * 5 + "kkkko", "pp" + 4 * "ko"]
     assert "".join(text for _, text, _ in tokens(turn[0])) == "&'&'&'()*+"
     same = f"folder={LEAF}&run=autoregressive&other_folder={LEAF}&other_run=sps"
     _, compared = server.ask(f"/api/compare?{same}")

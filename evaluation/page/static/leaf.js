@@ -118,9 +118,12 @@ PB.Leaf = class {
       if (answer.text !== undefined) lane.plain(answer.text);
       else lane.add(answer.passes);
       lane.answered(answer.wall, answer.prefill, answer.finish);
-      if (!answer.timed) lane.status.textContent += " · times of passes not recorded: spread evenly";
       lanes.push(lane);
     }
+    const letters = new Set(lanes.flatMap((lane) => lane.letters));
+    this.legend.replaceChildren(...PB.legend(Object.keys(PB.ORIGINS).filter((letter) => letters.has(letter))).children);
+    const untimed = answers.some((answer) => !answer.timed);
+    this.notice.textContent = untimed ? "These files do not record when each pass ended: passes are spread evenly over the answer." : "";
     this.board.replaceChildren(...lanes.map((lane) => lane.root));
     this.player.load(lanes.filter((lane) => lane.passes.length));
   }

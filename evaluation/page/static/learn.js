@@ -18,11 +18,12 @@ PB.parts.learn = class {
     const step = (by, sign, name) => el("button.button", { type: "button", "aria-label": name, onclick: () => this._by(by) }, sign);
     const controls = el("div.steps", {}, step(-1, "←", "pass before"), this.play, step(1, "→", "next pass"), this.count);
     this.board = el("div.lanes.one");
+    this.legend = PB.legend();
     this.root = el(
       "section.learn",
       {},
       this.tabs,
-      el("div.lesson", {}, el("div.telling", {}, this.title, this.intro, el("div.card.saying", {}, this.says, controls), this.asked, PB.legend()), this.board),
+      el("div.lesson", {}, el("div.telling", {}, this.title, this.intro, el("div.card.saying", {}, this.says, controls), this.asked, this.legend), this.board),
     );
     this.root.addEventListener("keydown", (event) => {
       const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -51,11 +52,13 @@ PB.parts.learn = class {
     this.title.textContent = lesson.title;
     this.intro.textContent = lesson.intro;
     this.asked.textContent = `Asked: ${lesson.prompt}`;
-    this.lane = new PB.Lane(lesson.answer);
+    this.lane = new PB.Lane(lesson.answer, { alone: true });
     this.lane.add(lesson.answer.passes, false);
     this.lane.chances = lesson.answer.p;
     this.lane.answered(lesson.answer.wall, lesson.answer.prefill, lesson.answer.finish);
     this.lane.show(this.lane.passes.length);
+    this.lane.ghosts(true);
+    this.legend.replaceChildren(...PB.legend(this.lane.letters).children);
     this.board.replaceChildren(this.lane.root);
     this._go(step || 1);
     if (plays) this._toggle();
