@@ -50,7 +50,7 @@ LESSONS_TAUGHT = (
         "Draft a window, then verify it",
         "A pass takes about as long for six tokens as for one, because it waits for memory, not for arithmetic. So a "
         "cheap draft model runs ahead, and the target checks what it said all at once: speculative decoding.",
-        "sps@gamma=5",
+        "sps@gamma=6",
         STORY,
         48,
     ),
@@ -98,6 +98,10 @@ def listed(texts: list[str]) -> str:
 def counted(number: int, thing: str) -> str:
     plural = "es" if thing.endswith("s") else "s"
     return f"{number or 'no'} {thing}{'' if number == 1 else plural}"
+
+
+def _kept(kept: int) -> str:
+    return f"{kept} kept" if kept else "None kept"
 
 
 def sentences(loop: str, passes: list[Json]) -> list[str]:
@@ -190,7 +194,7 @@ def _judged(each: Json, seen: set[str], own: str) -> str:
         seen,
         f"{agreed}{wrong} is not what it would have said: it is rejected, with all behind it, and the target's own "
         f"token stands in its place, {own}: the correction. So the answer is exactly what the target alone writes.",
-        f"{counted(kept, 'draft').capitalize()} kept, {wrong} rejected; the correction is {own}.",
+        f"{_kept(kept)}, {wrong} rejected; the correction is {own}.",
     )
 
 
@@ -231,7 +235,7 @@ def _pearl(each: Json, seen: set[str]) -> str:
         seen,
         f"Now {counted(ready, 'drafted token')} wait for their verdict. While the target scores them, the draft does not "
         "wait: it drafts the next window behind them. This is post-verify, and neither rank stands still.",
-        f"Post-verify of {counted(ready, 'token')}, while the next window is drafted.",
+        f"Post-verify of {listed(each['g']['x'][:ready])}, while the next window is drafted.",
     )
     if kept == drafted:
         end = _first(
@@ -244,9 +248,9 @@ def _pearl(each: Json, seen: set[str]) -> str:
     end = _first(
         "rejection of pearl",
         seen,
-        f"{counted(kept, 'draft').capitalize()} kept; then the target says {own}. What was drafted behind it meanwhile is void: that "
+        f"{_kept(kept)}; then the target says {own}. What was drafted behind it meanwhile is void: that "
         "is the price of not waiting.",
-        f"{counted(kept, 'draft').capitalize()} kept, then the target says {own}.",
+        f"{_kept(kept)}, then the target says {own}.",
     )
     return f"{begin} {end}"
 

@@ -11,9 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from evaluation.page.files import LESSONS
 from evaluation.page.origins import origins
+from evaluation.page.pieces import Pieces
+from evaluation.page.worker import PART, chances
 from methods import METHODS
+from methods.engine.sampling import Sampling
+from methods.models import Models
 from tests.page_server import LEAF, Page, copy_project, page, write_runs
 
 RACED = ["autoregressive", "sps", "eagle2", "pearl"]
@@ -207,9 +213,36 @@ def test_origins_are_told_by_counts_alone() -> None:
     assert origins("peer", 3, 0, 0, 1, False) == "kko"  # another library's loop tells no counts
 
 
-def test_the_lessons_are_whole() -> None:
-    from evaluation.page.files import LESSONS
+def test_the_chance_of_each_token_is_the_targets_given_all_before_it(tiny: Path) -> None:
+    models = Models(str(tiny), None, "float32", [torch.device("cpu")])
+    prompt, answer = [3, 1, 4], [(5 * i) % 90 + 1 for i in range(2 * PART + 3)]
+    found = chances(models.target, prompt, answer, Sampling(1.0))
+    for place in (0, 1, PART, PART + 1, len(answer) - 1):
+        logits_1V = models.target.prefill(prompt + answer[:place]).logits_NV
+        assert found[place] == pytest.approx(float(torch.softmax(logits_1V[0].double(), -1)[answer[place]]), rel=1e-6)
+    assert len(found) == len(answer) and chances(models.target, prompt, [], Sampling(1.0)) == []
 
+
+def test_pieces_join_to_the_text_though_characters_are_spread_over_tokens() -> None:
+    class Bytes:
+        """A tokenizer of bytes; 300 is special."""
+
+        all_special_ids = (300,)
+
+        def decode(self, ids: list[int], **_: object) -> str:
+            return bytes(ids).decode(errors="replace")
+
+        def convert_ids_to_tokens(self, token: int) -> str:
+            return f"<|{token}|>"
+
+    text = "naïve 😀 ok\n    x"
+    pieces = Pieces(Bytes())
+    found = [piece for token in text.encode() for piece in pieces.add([token])]
+    assert "".join(found) == text and len(found) == len(text.encode()) and "" in found
+    assert pieces.add([300, 97]) == ["<|300|>", "a"]
+
+
+def test_the_lessons_are_whole() -> None:
     lessons = json.loads(LESSONS.read_text(encoding="utf-8"))["lessons"]
     assert len(lessons) == 5
     for lesson in lessons:

@@ -230,6 +230,7 @@ PB.parts.race = class {
 
   async go() {
     this._busy(true);
+    this.unwanted = false;
     this.player.hide();
     this.board.replaceChildren();
     this.lanes = [];
@@ -248,7 +249,8 @@ PB.parts.race = class {
   async stop() {
     this.button.disabled = true;
     this.tell("Stopping …");
-    await PB.post("/api/stop", {});
+    this.unwanted = true;
+    if (this.lanes.length) await PB.post("/api/stop", {}); // else the server may not have the race yet
   }
 
   _event(event) {
@@ -274,6 +276,7 @@ PB.parts.race = class {
     }
     this.board.replaceChildren(...this.lanes.map((lane) => lane.root));
     this.under.hidden = false;
+    if (this.unwanted) PB.post("/api/stop", {});
   }
 
   _end(event) {
