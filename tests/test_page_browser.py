@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from evaluation.page.replay import write_replay
+from evaluation.page.runs import Runs
 from methods import METHODS
 from tests.page_server import LEAF, Page, copy_project, page, write_runs
 
@@ -139,13 +141,27 @@ def test_results_are_read_without_a_model(tab: "Tab", server: Page) -> None:
     assert tab.locator("tr[data-run]").count() == 1
     tab.get_by_role("button", name="sps").click()
     tab.locator(".leaf .lane").nth(2).wait_for()
-    assert tab.locator(".leaf .lane .equal").nth(2).inner_text() == "parts from the first column at token 7"
+    assert tab.locator(".leaf [data-lane=sps] .equal").inner_text() == "parts from the first column at token 7"
     assert tab.locator(".heatmap td").count() == 6
     tab.get_by_label("filter").fill("")
     for name in ("autoregressive", "sps"):
         tab.get_by_label(f"compare {LEAF}/{name}").check()
     tab.get_by_role("button", name="Compare two").click()
     tab.get_by_text("sps is 1.60× as fast as autoregressive").wait_for()
+
+
+def test_the_page_of_a_folder_opens_from_disk(browser: "Browser", tiny: Path, tmp_path: Path) -> None:
+    path = write_replay(Runs(write_runs(tmp_path, tiny)))
+    tab, wrong = browser.new_page(), list[str]()
+    tab.on("console", lambda message: wrong.append(message.text))
+    tab.on("pageerror", lambda error: wrong.append(str(error)))
+    tab.goto(path.as_uri())
+    tab.locator(".leaf .lane").nth(2).wait_for()
+    assert tab.locator(".leaf .lane .t").count() == 30
+    tab.get_by_role("tab", name="Learn").click()
+    tab.locator(".learn .lane .t").first.wait_for()
+    tab.close()
+    assert wrong == []
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

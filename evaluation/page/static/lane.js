@@ -58,7 +58,7 @@ PB.Lane = class {
         "div.figures",
         {},
         figure(this.speed, "tokens/s", "new tokens over wall time, prefill included"),
-        this.alone ? null : figure(this.times, "× first", "tokens per second over the first column's"),
+        this.alone ? null : figure(this.times, "× the first", "tokens per second over the first column's"),
         figure(this.mat, "MAT", "mean accept length: new tokens per target pass"),
         figure(this.accepted, "accepted", "drafted tokens that the target kept, of those that it judged"),
       ),
