@@ -15,8 +15,8 @@ from typing import Any
 
 from evaluation.answers.files import any_path, write_whole
 from evaluation.page.asked import Race
-from evaluation.page.races import Races, about
 from evaluation.page.files import LESSONS
+from evaluation.page.races import Races, about
 from methods.errors import CommandParser, RunError, command_line
 
 Json = dict[str, Any]
@@ -75,8 +75,8 @@ LESSONS_TAUGHT = (
     Lesson(
         "PEARL",
         "Draft while verifying",
-        "Draft-then-verify has each of the two wait for the other. PEARL gives each a rank of its own: the draft drafts "
-        "all the time, the target verifies all the time.",
+        "Draft-then-verify has each of the two wait for the other. PEARL gives each a rank of its own: the draft "
+        "drafts all the time, the target verifies all the time.",
         "pearl@gamma=4",
         STORY,
         56,
@@ -169,8 +169,8 @@ def _proposed(each: Json, seen: set[str]) -> str:
     return _first(
         "window",
         seen,
-        f"{counted(each['d'], 'token')} are drafted, {listed(drafts['x'])}: that is the window. The target scores them in "
-        "one pass, and so learns what it would have said in each place.",
+        f"{counted(each['d'], 'token')} are drafted, {listed(drafts['x'])}: that is the window. The target scores them "
+        "in one pass, and so learns what it would have said in each place.",
         f"Drafted: {listed(drafts['x'])}.",
     )
 
@@ -199,8 +199,13 @@ def _judged(each: Json, seen: set[str], own: str) -> str:
 
 
 def _followed(each: Json, seen: set[str], own: str) -> str:
-    path = listed([text for text, node in zip(each["g"]["x"], range(1, len(each["g"]["x"]) + 1), strict=True)
-                   if node in each["g"]["k"]])
+    path = listed(
+        [
+            text
+            for text, node in zip(each["g"]["x"], range(1, len(each["g"]["x"]) + 1), strict=True)
+            if node in each["g"]["k"]
+        ]
+    )
     if not each["a"]:
         return _first(
             "no path",
@@ -223,9 +228,9 @@ def _pearl(each: Json, seen: set[str]) -> str:
         begin = _first(
             "pre-verify",
             seen,
-            "Nothing is drafted yet. The target scores the last token alone, and at the same time, on another rank, the "
-            "draft drafts a window. Its first token is then judged by the row that the target has just computed: this "
-            "is pre-verify, for it was judged before the window was verified.",
+            "Nothing is drafted yet. The target scores the last token alone, and at the same time, on another rank, "
+            "the draft drafts a window. Its first token is then judged by the row that the target has just computed: "
+            "this is pre-verify, for it was judged before the window was verified.",
             "Behind a rejection nothing is drafted: pre-verify again.",
         )
         end = f"{own} is kept." if kept else f"It was not what the target says, {own}, so the window is void."
@@ -233,8 +238,8 @@ def _pearl(each: Json, seen: set[str]) -> str:
     begin = _first(
         "post-verify",
         seen,
-        f"Now {counted(ready, 'drafted token')} wait for their verdict. While the target scores them, the draft does not "
-        "wait: it drafts the next window behind them. This is post-verify, and neither rank stands still.",
+        f"Now {counted(ready, 'drafted token')} wait for their verdict. While the target scores them, the draft does "
+        "not wait: it drafts the next window behind them. This is post-verify, and neither rank stands still.",
         f"Post-verify of {listed(each['g']['x'][:ready])}, while the next window is drafted.",
     )
     if kept == drafted:

@@ -17,7 +17,6 @@ from typing import Any
 from methods.paths import ROOT
 from tests.answer_files import answer, choice, header, write
 
-
 ADDRESS = re.compile(r"http://[\d.]+:(\d+)")
 LEAF = "first/mini_bench/tiny"  # of the runs in its folder
 TOY = "toy"  # weights of a drafter that only tests know

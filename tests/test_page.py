@@ -273,7 +273,9 @@ def test_the_page_of_a_folder_holds_its_answers(tiny: Path, tmp_path: Path) -> N
     text = write_replay(runs).read_text(encoding="utf-8")
     assert "/static/" not in text and "http" not in text.replace("http://www.w3.org/2000/svg", "")
     data = json.loads(text[text.index("PB.data = ") + len("PB.data = ") : text.index(";\n// The page: its tabs")])
-    assert data["answers"][LEAF]["3"] == json.loads(json.dumps(runs.answers(LEAF, 3))) and len(data["answers"][LEAF]) == 8
+    assert (
+        data["answers"][LEAF]["3"] == json.loads(json.dumps(runs.answers(LEAF, 3))) and len(data["answers"][LEAF]) == 8
+    )
     assert data["figures"][LEAF]["runs"]["pld"]["speedup"] == pytest.approx(2.0)
     with pytest.raises(UserError, match="holds no runs"):
         write_replay(Runs(tmp_path / "first/mini_bench/tiny/none"))

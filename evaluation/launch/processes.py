@@ -116,9 +116,7 @@ def _undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start(
-    ranks: list[_Rank], main: Callable[..., int], count: int, pipes: Sequence[Connection] | None = None
-) -> None:
+def _start(ranks: list[_Rank], main: Callable[..., int], count: int, pipes: Sequence[Connection] | None = None) -> None:
     context = multiprocessing.get_context("spawn")
     job, port = pickle.dumps(main), _free_port()
     for rank in range(count):

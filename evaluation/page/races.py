@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from evaluation.judge.wording import counted
 from evaluation.launch.benchmarks import load_questions
 from evaluation.launch.config import RunConfig, parse
 from evaluation.launch.prompts import Prompter, eos_ids
@@ -27,7 +28,6 @@ from evaluation.page.messages import (
     Stop,
 )
 from evaluation.page.pool import Pool
-from evaluation.judge.wording import counted
 from methods import get_method
 from methods.engine.loader import Checkpoint, find_checkpoint
 from methods.errors import UserError

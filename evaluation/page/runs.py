@@ -214,4 +214,3 @@ def _summary(summary: Summary) -> Json:
     names = ("questions", "speedup", "low", "high", "significant", "mat", "acceptance_rate", "lossy", "repetition")
     told = {name: getattr(summary, name) for name in names}
     return told | {"speed": summary.tokens_per_second, "base_speed": summary.baseline_tokens_per_second}
-

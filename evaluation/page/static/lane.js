@@ -58,7 +58,7 @@ PB.Lane = class {
         "div.figures",
         {},
         figure(this.speed, "tokens/s", "new tokens over wall time, prefill included"),
-        this.alone ? null : figure(this.times, "× the first", "tokens per second over the first column's"),
+        this.alone ? null : figure(this.times, "x the first", "tokens per second over the first column's"),
         figure(this.mat, "MAT", "mean accept length: new tokens per target pass"),
         figure(this.accepted, "accepted", "drafted tokens that the target kept, of those that it judged"),
       ),
@@ -248,7 +248,7 @@ PB.Lane = class {
     const speed = ours.seconds ? ours.tokens / ours.seconds : NaN;
     this.speed.textContent = PB.number(speed, 1);
     const compared = this.first !== this && first.seconds ? speed / (first.tokens / first.seconds) : NaN;
-    this.times.textContent = this.first === this ? "1.00×" : PB.number(compared, 2, "×");
+    this.times.textContent = this.first === this ? "1.00x" : PB.number(compared, 2, "x");
     this.times.classList.toggle("more", compared > 1);
     this.mat.textContent = PB.number(ours.passes ? ours.tokens / ours.passes : NaN, 2);
     this.accepted.textContent = ours.drafted ? `${Math.round((100 * ours.accepted) / ours.drafted)}%` : "–";

@@ -63,7 +63,7 @@ PB.Leaf = class {
     const categories = [...new Set(measured.flatMap(([, run]) => Object.keys(run.categories)))];
     if (!measured.length) return;
     const cell = (figures) => {
-      const made = el("td.heat", {}, figures ? `${figures.speedup.toFixed(2)}×` : "–");
+      const made = el("td.heat", {}, figures ? `${figures.speedup.toFixed(2)}x` : "–");
       if (!figures) return made;
       const strength = Math.min(1, Math.abs(Math.log2(figures.speedup)) / 1.2);
       made.style.setProperty("--strength", `${Math.round(55 * strength)}%`);

@@ -21,7 +21,7 @@ PB.speedup = (row) => {
   if (!row.speedup) return "–";
   const interval = row.low ? `${row.low.toFixed(2)} to ${row.high.toFixed(2)}` : "too few questions for an interval";
   const tone = !row.significant ? "faint" : row.speedup > 1 ? "good" : "bad";
-  return PB.el("span", { class: tone, title: row.significant ? interval : `${interval}: not significant` }, `${row.speedup.toFixed(2)}×`);
+  return PB.el("span", { class: tone, title: row.significant ? interval : `${interval}: not significant` }, `${row.speedup.toFixed(2)}x`);
 };
 
 PB.identical = (row) => (row.identical ? PB.el("span", { class: row.identical[0] === row.identical[1] ? "good" : "faint" }, `${row.identical[0]}/${row.identical[1]}`) : "–");
@@ -167,7 +167,7 @@ PB.parts.results = class {
     try {
       const told = await PB.get(`/api/compare?${query}`);
       const speed = told.speed
-        ? el("p.headline", {}, el("b", {}, `${other.run} is ${told.speed.speedup.toFixed(2)}× as fast as ${one.run}`), ` (${told.speed.low ? `${told.speed.low.toFixed(2)} to ${told.speed.high.toFixed(2)}` : "too few questions for an interval"}${told.speed.significant ? "" : ", not significant"})`)
+        ? el("p.headline", {}, el("b", {}, `${other.run} is ${told.speed.speedup.toFixed(2)}x as fast as ${one.run}`), ` (${told.speed.low ? `${told.speed.low.toFixed(2)} to ${told.speed.high.toFixed(2)}` : "too few questions for an interval"}${told.speed.significant ? "" : ", not significant"})`)
         : el("p.notice", {}, `No speedup: ${told.error}`);
       const parted = told.parted.slice(0, 20).map(([question, turn, place]) => `question ${question}${turn ? `, turn ${turn + 1}` : ""}: at token ${place + 1}`);
       this.comparison.replaceChildren(
