@@ -38,7 +38,9 @@ PB.Leaf = class {
     this.heat.replaceChildren();
     this.title.textContent = folder;
     const row = rows[0] || {};
-    this.conditions.textContent = [row.pair, row.benchmark, row.dtype, row.sampling, `${row.threads} thread${row.threads === 1 ? "" : "s"}`, row.machine, row.created].filter(Boolean).join(" · ");
+    const threads = `${row.threads} thread${row.threads === 1 ? "" : "s"}`;
+    const told = [row.pair, row.benchmark, row.dtype, row.sampling, threads, row.machine, row.created];
+    this.conditions.textContent = told.filter(Boolean).join(" · ");
     this.notice.textContent = "Reading the answers …";
     try {
       const found = PB.data ? PB.data.figures[folder] : await PB.get(`/api/figures?folder=${encodeURIComponent(folder)}`);
@@ -69,14 +71,16 @@ PB.Leaf = class {
       made.style.setProperty("--strength", `${Math.round(55 * strength)}%`);
       made.classList.add(figures.speedup >= 1 ? "faster" : "slower");
       if (!figures.significant) made.classList.add("unsure");
-      made.title = figures.low ? `${figures.low.toFixed(2)} to ${figures.high.toFixed(2)}${figures.significant ? "" : ": not significant"}` : "too few questions for an interval";
+      made.title = PB.interval(figures);
       return made;
     };
     const head = [...categories, "overall"].map((name) => el("th", { scope: "col" }, name.replaceAll("_", " ")));
     const rows = measured
       .sort(([, a], [, b]) => b.speedup - a.speedup)
       .map(([name, run]) => el("tr", {}, el("th", { scope: "row" }, name), ...categories.map((each) => cell(run.categories[each])), cell(run)));
-    this.heat.replaceChildren(el("table.heatmap", {}, el("caption", {}, "speedup over the baseline; pale where not significant"), el("thead", {}, el("tr", {}, el("th"), ...head)), el("tbody", {}, ...rows)));
+    const caption = el("caption", {}, "speedup over the baseline; pale where not significant");
+    const heads = el("thead", {}, el("tr", {}, el("th"), ...head));
+    this.heat.replaceChildren(el("table.heatmap", {}, caption, heads, el("tbody", {}, ...rows)));
   }
 
   async _show() {
