@@ -3,8 +3,8 @@
     python scripts/bench_watched.py [PAIR] [--method METHOD] [--rounds N] [--tokens N] [--threads N]
 
 Prints the time of a watched answer over that of an unwatched one: the median over pairs of neighbours, which share the
-machine's mood, with the middle half. Passes are handed over a pipe to another process, which decodes and encodes them as
-the server does.
+machine's mood, with the middle half. Passes are handed to another process, which makes text and JSON of them as the
+server does.
 """
 
 import argparse
@@ -54,7 +54,8 @@ def main() -> int:
     ours.send(None)
     reader.join()
     low, _, high = statistics.quantiles(ratios, n=4)
-    print(f"watched / unwatched: {statistics.median(ratios):.4f} (middle half {low:.4f} to {high:.4f}, {len(ratios)} pairs)")
+    half = f"middle half {low:.4f} to {high:.4f}, {len(ratios)} pairs"
+    print(f"watched / unwatched: {statistics.median(ratios):.4f} ({half})")
     return 0
 
 

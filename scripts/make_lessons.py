@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ class Lesson:
 
 
 LIST = "Repeat this list, then repeat it in reverse order: apple, pear, plum, cherry, quince, peach."
-FIBONACCI = "Write a Python function that returns the n-th Fibonacci number."
+STORY = "Write a short story about a lighthouse keeper."
 LESSONS_TAUGHT = (
     Lesson(
         "One by one",
@@ -51,8 +50,8 @@ LESSONS_TAUGHT = (
         "Draft a window, then verify it",
         "A pass takes about as long for six tokens as for one, because it waits for memory, not for arithmetic. So a "
         "cheap draft model runs ahead, and the target checks what it said all at once: speculative decoding.",
-        "sps@gamma=5",
-        FIBONACCI,
+        "sps@gamma=6",
+        STORY,
         48,
     ),
     Lesson(
@@ -69,17 +68,17 @@ LESSONS_TAUGHT = (
         "Several guesses for one place",
         "A small head on the target's own state guesses the next tokens, and where it is unsure, several for the same "
         "place. The pass scores the whole tree, and the target follows the path that it agrees with.",
-        "eagle2",
-        FIBONACCI,
+        "eagle2@nodes=10@depth=4",
+        STORY,
         40,
     ),
     Lesson(
         "PEARL",
         "Draft while verifying",
-        "Draft-then-verify has each of the two wait for the other. PEARL gives each a rank of its own: the draft drafts "
-        "all the time, the target verifies all the time.",
+        "Draft-then-verify has each of the two wait for the other. PEARL gives each a rank of its own: the draft "
+        "drafts all the time, the target verifies all the time.",
         "pearl@gamma=4",
-        FIBONACCI,
+        STORY,
         56,
     ),
 )
@@ -97,7 +96,12 @@ def listed(texts: list[str]) -> str:
 
 
 def counted(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+    plural = "es" if thing.endswith("s") else "s"
+    return f"{number or 'no'} {thing}{'' if number == 1 else plural}"
+
+
+def _kept(kept: int) -> str:
+    return f"{kept} kept" if kept else "None kept"
 
 
 def sentences(loop: str, passes: list[Json]) -> list[str]:
@@ -118,7 +122,7 @@ def _prefill(each: Json) -> str:
 def _end(passes: list[Json]) -> str:
     tokens = sum(len(each["t"]) for each in passes)
     mat = tokens / len(passes)
-    return f"So {counted(tokens, 'token')} took {counted(len(passes), 'pass')}es: {mat:.2f} tokens per pass, the MAT."
+    return f"So {counted(tokens, 'token')} took {counted(len(passes), 'pass')}: {mat:.2f} tokens per pass, the MAT."
 
 
 def _first(what: str, seen: set[str], explanation: str, later: str = "") -> str:
@@ -160,13 +164,13 @@ def _proposed(each: Json, seen: set[str]) -> str:
             seen,
             f"The head guessed {counted(each['d'], 'token')} as a tree: the branches are alternatives for one place. "
             "One pass scored them all.",
-            f"A tree of {counted(each['d'], 'guess')}es.",
+            f"A tree of {counted(each['d'], 'guess')}.",
         )
     return _first(
         "window",
         seen,
-        f"{counted(each['d'], 'token')} are drafted, {listed(drafts['x'])}: that is the window. The target scores them in "
-        "one pass, and so learns what it would have said in each place.",
+        f"{counted(each['d'], 'token')} are drafted, {listed(drafts['x'])}: that is the window. The target scores them "
+        "in one pass, and so learns what it would have said in each place.",
         f"Drafted: {listed(drafts['x'])}.",
     )
 
@@ -184,22 +188,24 @@ def _judged(each: Json, seen: set[str], own: str) -> str:
             f"All kept, and {own} behind them.",
         )
     wrong = quoted(each["g"]["x"][kept])
+    agreed = f"The first {kept} {'is' if kept == 1 else 'are'} kept, but " if kept else ""
     return _first(
         "rejection",
         seen,
-        f"The first {kept or 'one'} {'are' if kept > 1 else 'is'} {'' if kept else 'not '}what it would have said. "
-        f"{wrong} is rejected, with all behind it, and the target's own token stands in its place, {own}: the "
-        "correction. So the answer is exactly what the target alone writes."
-        if kept
-        else f"{wrong} is not what it would have said: it is rejected, with all behind it, and the target's own token "
-        f"stands in its place, {own}: the correction. So the answer is exactly what the target alone writes.",
-        f"{counted(kept, 'draft')} kept, {wrong} rejected; the correction is {own}.",
+        f"{agreed}{wrong} is not what it would have said: it is rejected, with all behind it, and the target's own "
+        f"token stands in its place, {own}: the correction. So the answer is exactly what the target alone writes.",
+        f"{_kept(kept)}, {wrong} rejected; the correction is {own}.",
     )
 
 
 def _followed(each: Json, seen: set[str], own: str) -> str:
-    path = listed([text for text, node in zip(each["g"]["x"], range(1, len(each["g"]["x"]) + 1), strict=True)
-                   if node in each["g"]["k"]])
+    path = listed(
+        [
+            text
+            for text, node in zip(each["g"]["x"], range(1, len(each["g"]["x"]) + 1), strict=True)
+            if node in each["g"]["k"]
+        ]
+    )
     if not each["a"]:
         return _first(
             "no path",
@@ -222,9 +228,9 @@ def _pearl(each: Json, seen: set[str]) -> str:
         begin = _first(
             "pre-verify",
             seen,
-            "Nothing is drafted yet. The target scores the last token alone, and at the same time, on another rank, the "
-            "draft drafts a window. Its first token is then judged by the row that the target has just computed: this "
-            "is pre-verify, for it was judged before the window was verified.",
+            "Nothing is drafted yet. The target scores the last token alone, and at the same time, on another rank, "
+            "the draft drafts a window. Its first token is then judged by the row that the target has just computed: "
+            "this is pre-verify, for it was judged before the window was verified.",
             "Behind a rejection nothing is drafted: pre-verify again.",
         )
         end = f"{own} is kept." if kept else f"It was not what the target says, {own}, so the window is void."
@@ -232,24 +238,24 @@ def _pearl(each: Json, seen: set[str]) -> str:
     begin = _first(
         "post-verify",
         seen,
-        f"Now {counted(ready, 'drafted token')} wait for their verdict. While the target scores them, the draft does not "
-        "wait: it drafts the next window behind them. This is post-verify, and neither rank stands still.",
-        f"Post-verify of {counted(ready, 'token')}, while the next window is drafted.",
+        f"Now {counted(ready, 'drafted token')} wait for their verdict. While the target scores them, the draft does "
+        "not wait: it drafts the next window behind them. This is post-verify, and neither rank stands still.",
+        f"Post-verify of {listed(each['g']['x'][:ready])}, while the next window is drafted.",
     )
     if kept == drafted:
         end = _first(
             "all of pearl",
             seen,
             "All are kept, and the first token of the next window with them: the draft was right to go on.",
-            f"All {kept} kept.",
+            "All are kept, and the first of the next window." if kept > 1 else "It is kept.",
         )
         return f"{begin} {end}"
     end = _first(
         "rejection of pearl",
         seen,
-        f"{counted(kept, 'draft')} kept; then the target says {own}. What was drafted behind it meanwhile is void: that "
+        f"{_kept(kept)}; then the target says {own}. What was drafted behind it meanwhile is void: that "
         "is the price of not waiting.",
-        f"{counted(kept, 'draft')} kept, then the target says {own}.",
+        f"{_kept(kept)}, then the target says {own}.",
     )
     return f"{begin} {end}"
 
@@ -271,7 +277,7 @@ async def _answer(races: Races, lesson: Lesson) -> Json:
     return lane
 
 
-async def _lessons(races: Races) -> Iterator[Json]:
+async def _lessons(races: Races) -> list[Json]:
     made = []
     for lesson in LESSONS_TAUGHT:
         lane = await _answer(races, lesson)
@@ -279,7 +285,7 @@ async def _lessons(races: Races) -> Iterator[Json]:
         made.append(told | {"answer": lane, "says": sentences(lane["loop"], lane["passes"])})
         print(f"{lesson.method}: {len(lane['passes'])} passes", file=sys.stderr)
     await races.close()
-    return iter(made)
+    return made
 
 
 def main() -> int:
@@ -289,7 +295,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each rank (default 1)")
     options: argparse.Namespace = parser.parse_args()
     races = Races([options.pair, "--threads", str(options.threads)])
-    lessons = list(asyncio.run(_lessons(races)))
+    lessons = asyncio.run(_lessons(races))
     document = {"pair": options.pair, "dtype": races.config.dtype, "lessons": lessons}
     write_whole(Path(options.output), json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
     return 0

@@ -70,6 +70,9 @@ def damage(path: Path, line: int, **changes: Any) -> None:
         ({"new_tokens": [11]}, "'new_tokens' does not count 'token_ids'"),
         ({"accept_lengths": [1] * 9}, "'accept_lengths' sums to 9, not to 10 tokens"),
         ({"accept_lengths": [2] * 5}, "one entry for each of the 'decoding_steps'"),
+        ({"pass_time": [[0.1] * 9]}, "'pass_time' must have one entry for each of the 'decoding_steps'"),
+        ({"pass_time": [[0.1001] * 10]}, "'pass_time' sums to more than the 'wall_time' that includes it"),
+        ({"pass_time": [[-0.1] * 10]}, "choices[0].pass_time[0][0]: expected at least 0, got -0.1"),
     ],
 )
 def test_a_broken_choice_is_named_by_line(path: Path, changes: dict[str, Any], message: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from methods import BASELINE, DRAFTERS, METHODS, get_method
-from methods.base import Generation, Limits, Step, generate
+from methods.base import STOPPED, Generation, Limits, Step, generate
 from methods.build import build_method
 from methods.drafters.draft_model import draft_decoder, draft_model
 from methods.engine.decoder import Decoder
@@ -166,6 +166,27 @@ def test_the_ledger_cuts_at_eos_and_limit() -> None:
     ledger = Generation()
     ledger.add(Step([4, 5, 6, 8, 9, 9, 7], margins=[1.0] * 7), Limits(frozenset({7}), 5))
     assert (ledger.token_ids, ledger.finish, ledger.margins) == ([4, 5, 6, 8, 9], "length", [1.0] * 5)
+
+
+@pytest.mark.parametrize("name", [BASELINE, "sps", "eagle2", "lookahead"])
+def test_a_watched_answer_is_the_same_and_ends_when_its_watcher_has_seen_enough(pair: Pair, name: str) -> None:
+    limits, seen = Limits(frozenset(), 30), list[Step]()
+    method = build_method(get_method(name), pair.of(name), {})
+
+    def watch(answer: Generation, step: Step) -> bool:
+        assert step.tokens[: answer.accept_lengths[-1]] == answer.token_ids[-answer.accept_lengths[-1] :]
+        if step.tree is not None:  # the kept drafts are a path of what was judged
+            kept = [int(step.tree.tokens_N[node]) for node in step.path_A[1:]]
+            assert kept == step.tokens[:-1] and step.accepted == len(kept) and step.drafted == step.tree.drafted
+        seen.append(step)
+        return len(seen) < 3
+
+    stopped = generate(method, PROMPTS[80], GREEDY, limits, watch)
+    whole = generate(method, PROMPTS[80], GREEDY, limits, lambda answer, step: True)
+    assert stopped.finish == STOPPED and len(seen) == 3 and len(stopped.ends) == 3
+    assert whole.finish == "length" and whole.token_ids == answer(pair.of(name), name, PROMPTS[80], limits).token_ids
+    assert whole.token_ids[: len(stopped.token_ids)] == stopped.token_ids
+    assert whole.ends == sorted(whole.ends) and whole.wall_time == whole.ends[-1]
 
 
 def test_an_unknown_method_is_named_with_its_nearest() -> None:

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import multiprocessing
 import signal
 import subprocess
 import time
@@ -11,9 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from evaluation.answers.record import Answer, read_answers
+from evaluation.launch.worker import to_choice
+from evaluation.page.files import LESSONS
+from evaluation.page.lanes import Lane, passes_of
+from evaluation.page.messages import Passes
 from evaluation.page.origins import origins
-from methods import METHODS
+from evaluation.page.pieces import Pieces
+from evaluation.page.replay import write_replay
+from evaluation.page.runs import Runs
+from evaluation.page.worker import PART, Watch, chances
+from methods import METHODS, get_method
+from methods.base import Limits, generate
+from methods.build import build_chain_drafter, build_method
+from methods.engine.sampling import Sampling
+from methods.errors import UserError
+from methods.models import Models
+from methods.pearl.draft import local_draft_rank
+from methods.pearl.target import Pearl
+from tests.answer_files import header, write
 from tests.page_server import LEAF, Page, copy_project, page, write_runs
 
 RACED = ["autoregressive", "sps", "eagle2", "pearl"]
@@ -81,7 +100,7 @@ def test_models_stay_loaded_and_the_next_race_works_after_each_stop(server: Page
 
 
 def test_a_reader_who_goes_away_ends_the_race(server: Page) -> None:
-    race = server.race(["autoregressive"], max_new_tokens=400)
+    race = server.race(["pearl-pld"], max_new_tokens=400)
     assert next(race)["type"] == "race"
     status, told = server.ask("/api/race", {"methods": ["pld"], "prompt": "a"})
     assert (status, told["error"]) == (400, "expected no other race, but one is running; stop it, or wait for its end")
@@ -92,7 +111,7 @@ def test_a_reader_who_goes_away_ends_the_race(server: Page) -> None:
     while not (events := attempt(server)) and time.monotonic() < end:
         time.sleep(0.1)
     assert events[-1] == {"type": "end", "stopped": False, "error": ""}
-    begun = server.race(["pld"], max_new_tokens=400)
+    begun = server.race(["pearl-pld"], max_new_tokens=400)
     assert next(begun)["type"] == "race"  # and is left before the processes have it
     begun.close()
     while not (events := attempt(server)) and time.monotonic() < end:
@@ -103,7 +122,7 @@ def test_a_reader_who_goes_away_ends_the_race(server: Page) -> None:
 def attempt(server: Page) -> list[dict[str, Any]]:
     """The events of a race; none where another is still running."""
     try:
-        return list(server.race(["pld"], max_new_tokens=4))
+        return list(server.race(["pearl-pld"], max_new_tokens=4))
     except urllib.error.HTTPError:
         return []
 
@@ -166,8 +185,9 @@ def test_runs_below_the_folder_and_nothing_else(server: Page) -> None:
     assert set(figures["runs"]["pld"]["categories"]) == {"qa", "summarization"} and len(figures["questions"]) == 8
     _, answers = server.ask(f"/api/answers?folder={LEAF}&question=3")
     (turn,) = answers["answers"]
-    assert [lane["name"] for lane in turn] == ["autoregressive", "pld", "sps"]
-    assert ["".join(letter for _, _, letter in tokens(lane)) for lane in turn] == ["p" + 9 * "o", "pp" + 4 * "ko", "p" * 5 + "kkkko"]
+    assert [lane["name"] for lane in turn] == ["autoregressive", "sps", "pld"]
+    letters = ["".join(letter for _, _, letter in tokens(lane)) for lane in turn]
+    assert letters == ["p" + 9 * "o", "p" * 5 + "kkkko", "pp" + 4 * "ko"]
     assert "".join(text for _, text, _ in tokens(turn[0])) == "&'&'&'()*+"
     same = f"folder={LEAF}&run=autoregressive&other_folder={LEAF}&other_run=sps"
     _, compared = server.ask(f"/api/compare?{same}")
@@ -206,9 +226,81 @@ def test_origins_are_told_by_counts_alone() -> None:
     assert origins("peer", 3, 0, 0, 1, False) == "kko"  # another library's loop tells no counts
 
 
-def test_the_lessons_are_whole() -> None:
-    from evaluation.page.files import LESSONS
+def test_the_chance_of_each_token_is_the_targets_given_all_before_it(tiny: Path) -> None:
+    models = Models(str(tiny), None, "float32", [torch.device("cpu")])
+    prompt, answer = [3, 1, 4], [(5 * i) % 90 + 1 for i in range(2 * PART + 3)]
+    found = chances(models.target, prompt, answer, Sampling(1.0))
+    for place in (0, 1, PART, PART + 1, len(answer) - 1):
+        logits_1V = models.target.prefill(prompt + answer[:place]).logits_NV
+        assert found[place] == pytest.approx(float(torch.softmax(logits_1V[0].double(), -1)[answer[place]]), rel=1e-6)
+    assert len(found) == len(answer) and chances(models.target, prompt, [], Sampling(1.0)) == []
 
+
+@pytest.mark.parametrize("name", ["autoregressive", "sps", "eagle2", "pearl"])
+def test_a_lane_read_from_an_answer_file_is_the_one_that_was_watched(
+    tiny: Path, weights: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    spec, limits, prompt = get_method(name), Limits(frozenset(), 40), [(7 * i) % 90 + 1 for i in range(30)]
+    models = Models(str(tiny), None, "float32", [torch.device("cpu")])
+    models = models.with_draft(str(weights[spec.weights])) if spec.weights else models
+    drafters = {name: build_chain_drafter(spec, models, {})} if spec.loop == "pearl" else {}
+    ours, theirs = multiprocessing.Pipe()
+    with local_draft_rank(drafters) as (link, ready):
+        models.link = link
+        method = build_method(spec, models, {"gamma": 3})
+        if isinstance(method, Pearl):
+            method.meet(ready[name])
+        watch = Watch(ours, 0)
+        generation = generate(method, prompt, Sampling(), limits, watch)
+    watch.hand_over()
+    tokenizer = models.target_checkpoint.tokenizer
+    watched, lane = [], Lane(spec.loop, tokenizer)
+    while theirs.poll():
+        if isinstance(message := theirs.recv(), Passes):
+            watched += lane.add(message.passes)
+    path = tmp_path / f"{name}.jsonl"
+    write(path, [Answer(1, "qa", "tiny", [to_choice([generation], ["words"], 0)])], header(name))
+    choice = read_answers(path)[1].choices[0]
+    read = Lane(spec.loop, tokenizer).add(passes_of(choice, 0))
+    for one, other in zip(watched, read, strict=True):
+        assert {key: other[key] for key in "tdan"} == {key: one[key] for key in "tdan"}
+        assert other["e"] == pytest.approx(one["e"], abs=2e-5)
+    assert sum(len(each["t"]) for each in read) == 40
+
+
+def test_the_page_of_a_folder_holds_its_answers(tiny: Path, tmp_path: Path) -> None:
+    runs = Runs(write_runs(tmp_path, tiny))
+    text = write_replay(runs).read_text(encoding="utf-8")
+    assert "/static/" not in text and "http" not in text.replace("http://www.w3.org/2000/svg", "")
+    data = json.loads(text[text.index("PB.data = ") + len("PB.data = ") : text.index(";\n// The page: its tabs")])
+    assert (
+        data["answers"][LEAF]["3"] == json.loads(json.dumps(runs.answers(LEAF, 3))) and len(data["answers"][LEAF]) == 8
+    )
+    assert data["figures"][LEAF]["runs"]["pld"]["speedup"] == pytest.approx(2.0)
+    with pytest.raises(UserError, match="holds no runs"):
+        write_replay(Runs(tmp_path / "first/mini_bench/tiny/none"))
+
+
+def test_pieces_join_to_the_text_though_characters_are_spread_over_tokens() -> None:
+    class Bytes:
+        """A tokenizer of bytes; 300 is special."""
+
+        all_special_ids = (300,)
+
+        def decode(self, ids: list[int], **_: object) -> str:
+            return bytes(ids).decode(errors="replace")
+
+        def convert_ids_to_tokens(self, token: int) -> str:
+            return f"<|{token}|>"
+
+    text = "naïve 😀 ok\n    x"
+    pieces = Pieces(Bytes())
+    found = [piece for token in text.encode() for piece in pieces.add([token])]
+    assert "".join(found) == text and len(found) == len(text.encode()) and "" in found
+    assert pieces.add([300, 97]) == ["<|300|>", "a"]
+
+
+def test_the_lessons_are_whole() -> None:
     lessons = json.loads(LESSONS.read_text(encoding="utf-8"))["lessons"]
     assert len(lessons) == 5
     for lesson in lessons:

@@ -14,6 +14,8 @@ from evaluation.answers.files import header_path
 from evaluation.answers.header import read_header
 from evaluation.answers.record import Choice, read_answers
 from evaluation.answers.writer import AnswerFile
+from evaluation.launch.worker import to_choice
+from methods.base import Generation
 from methods.errors import UserError
 from tests.answer_files import ROOT, answer, choice, header, keys, write, write_spec_bench
 
@@ -39,6 +41,18 @@ def test_line_has_the_keys_spec_bench_reads(path: Path) -> None:
     first = record["choices"][0]
     assert first["index"] == 0 and first["decoding_steps"] == [2, 1] and first["accept_lengths"] == [2, 1, 1]
     assert first["new_tokens"] == [3, 1] and first["wall_time"] == [0.5, 0.25] and "margins" not in first
+
+
+def test_the_time_of_each_pass_is_read_back_and_older_lines_lack_it(path: Path) -> None:
+    turns = [Generation([1, 2, 3], [1, 2], [0, 1], [0, 1], [1, 2], finish="length", ends=[0.123456, 0.654321])]
+    turns[0].wall_time, turns[0].prefill_time = 0.654321, 0.123456
+    timed = to_choice(turns, ["abc"], 0)
+    assert timed.pass_time == [[0.12346, 0.53086]]  # rounded ends, so that sums do not drift
+    write(path, [answer(1, choices=[timed]), answer(2)])
+    found = read_answers(path)
+    assert found[1].choices[0] == timed and found[2].choices[0].pass_time is None
+    turns[0].ends.pop()  # a loop that does not tell
+    assert to_choice(turns, ["abc"], 0).pass_time is None
 
 
 def test_spec_bench_file_is_read_and_its_failed_turns_are_seen(tmp_path: Path) -> None:
@@ -259,6 +273,8 @@ def test_a_killed_run_continues_where_it_was(path: Path) -> None:
 FILL = """
 import resource, sys
 from evaluation.answers.writer import AnswerFile
+from evaluation.launch.worker import to_choice
+from methods.base import Generation
 from methods.errors import UserError
 from tests.answer_files import answer, header
 file = AnswerFile.open(sys.argv[1], header())

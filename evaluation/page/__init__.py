@@ -1,1 +1,1 @@
-"""The web page: the server that speaks with the browser, and the measured processes, which speak with the server only."""
+"""The web page: a server that speaks with the browser, and measured processes that speak with the server only."""

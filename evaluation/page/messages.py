@@ -1,4 +1,4 @@
-"""What the server and the measured processes tell each other over a pipe: ids, numbers and spans, and no text of a model's.
+"""What the server and the measured processes tell each other over a pipe: ids, numbers and spans, no text of a model's.
 
 Legend: T prompt tokens, N nodes of a tree.
 """

@@ -15,7 +15,7 @@ class Pieces:
         self._known, self._shown = 0, 0  # tokens before these are not decoded again; these have been given
 
     def add(self, ids: Iterable[int]) -> list[str]:
-        """What each adds to the text: nothing where a character goes on in the next one; of a special token its name."""
+        """What each adds to the text: nothing where a character goes on in the next; of a special token its name."""
         return [self._add(token) for token in ids]
 
     def _add(self, token: int) -> str:

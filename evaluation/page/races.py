@@ -44,6 +44,7 @@ class Races:
     conditions: list[str]
     pools: dict[int, Pool] = field(default_factory=dict)
     running: Pool | None = None
+    unwanted: bool = False  # the race that runs, as its user has said
     devices: dict[int, str] = field(default_factory=dict)
 
     @cached_property
@@ -102,8 +103,8 @@ class Races:
         config = self.configure(asked)
         if self.running is not None:
             raise UserError("expected no other race, but one is running; stop it, or wait for its end")
-        self.running = pool = await self.pool(config)
-        return self._race(asked, config, pool)
+        self.unwanted, self.running = False, await self.pool(config)
+        return self._race(asked, config, self.running)
 
     async def _race(self, asked: Race, config: RunConfig, pool: Pool) -> AsyncIterator[Json]:
         over, told_devices = True, False  # until the processes have the job
@@ -112,6 +113,8 @@ class Races:
             job = await asyncio.to_thread(self.job, asked, config)
             pool.send(job)
             over = False
+            if self.unwanted:  # a stop that came before the job was lost
+                pool.send(Stop())
             lanes = [Lane(get_method(name).loop, self.tokenizer) for name in job.lanes]
             yield {"type": "prompt", "tokens": len(job.prompt_T)}
             while not over:
@@ -143,6 +146,7 @@ class Races:
     def stop(self) -> None:
         """End the race that runs, if any: between two passes, else with its processes."""
         if (pool := self.running) is not None:
+            self.unwanted = True
             with suppress(OSError):
                 pool.send(Stop())
             _keep(asyncio.create_task(self._insist(pool)))

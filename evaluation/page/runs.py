@@ -173,7 +173,8 @@ def lane_of(result: Result, choice: Choice, turn: int, tokenizer: Any) -> Json:
     }
     if tokenizer is None or choice.token_ids is None:
         return lane | {"text": choice.turns[turn]}
-    return lane | {"passes": Lane(header.loop, tokenizer).add(passes_of(choice, turn))}
+    loop = header.loop if choice.nodes else None  # old files of PEARL do not tell which row judged a draft
+    return lane | {"passes": Lane(loop, tokenizer).add(passes_of(choice, turn))}
 
 
 def _name(header: Path) -> str:

@@ -1,4 +1,4 @@
-"""The measured processes: they keep models and methods loaded from job to job, and hand over ids and spans as they come.
+"""The measured processes: they keep models and methods from job to job, and hand ids and spans over as they come.
 
 They do no text, no JSON and no HTTP. Passes are handed over some at a time, for whoever takes them needs a core too.
 """

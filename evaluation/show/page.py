@@ -66,6 +66,11 @@ class Report:
         return [result for group in self.groups for result in group.results]
 
     @property
+    def replay(self) -> bool:
+        """Say whether `./eval.sh page --write` has put a page of all answers there."""
+        return (self.folder / "replay.html").exists()
+
+    @property
     def origin(self) -> str:
         """Say how many runs there are, and of which days."""
         dates = sorted({(result.header.created or "date unknown")[:10] for result in self.results})

@@ -95,6 +95,12 @@ PB.tip = {
   },
 };
 
+// An interval of a summary, in words.
+PB.interval = (of) => {
+  if (!of.low) return "too few questions for an interval";
+  return `${of.low.toFixed(2)} to ${of.high.toFixed(2)}${of.significant ? "" : ", not significant"}`;
+};
+
 PB.colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 // A row of words and values in a tip.

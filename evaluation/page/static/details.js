@@ -9,8 +9,9 @@ PB.Details = class {
     this.lane = lane;
     this.time = Infinity;
     this.canvas = el("canvas.timeline", { hidden: true, "aria-label": "what each rank did" });
+    this.works = el("ul.works", { hidden: true, "aria-label": "what the bars of the timeline mean" });
     this.pass = el("div.pass", { hidden: true });
-    this.root = el("div.details", {}, this.canvas, this.pass);
+    this.root = el("div.details", {}, this.canvas, this.works, this.pass);
     this.drawn = 0;
     new ResizeObserver(() => this._draw()).observe(this.root);
   }
@@ -30,9 +31,10 @@ PB.Details = class {
     const { lane, canvas } = this;
     const passes = lane.passes.slice(0, lane.shown + 1);
     if (!passes.some((pass) => pass.s)) return;
+    if (canvas.hidden) this._key();
     canvas.hidden = false;
     const ranks = lane.about.loop === "pearl" ? ["target", "draft"] : ["target"];
-    const [wide, high] = [canvas.clientWidth || 300, 15 * ranks.length + 6];
+    const [wide, high] = [canvas.clientWidth || 300, 15 * ranks.length + 20];
     const dense = window.devicePixelRatio || 1;
     canvas.width = wide * dense;
     canvas.height = high * dense;
@@ -43,6 +45,14 @@ PB.Details = class {
     const now = Math.min(this.time, lane.seconds, chosen + this._span() / 4);
     const end = Math.max(now, this._span());
     this._rows(pen, ranks, end - this._span(), end, now, wide);
+  }
+
+  // The colours of what the ranks did.
+  _key() {
+    const done = new Set(this.lane.passes.flatMap((pass) => (pass.s || []).map(([, work]) => work)));
+    const works = Object.keys(PB.WORKS).filter((work) => done.has(work));
+    this.works.replaceChildren(...works.map((work) => PB.el("li", {}, PB.el(`i.w-${work}`), work)));
+    this.works.hidden = false;
   }
 
   // Seconds that the timeline shows: about a dozen passes.
@@ -57,6 +67,8 @@ PB.Details = class {
     pen.font = "10px system-ui, sans-serif";
     pen.fillStyle = PB.colour("--faint");
     ranks.forEach((rank, row) => pen.fillText(rank, 0, 13 + 15 * row));
+    const scale = `${PB.seconds(end - begin)} →`;
+    pen.fillText(scale, wide - pen.measureText(scale).width, 15 * ranks.length + 15);
     const colours = Object.fromEntries(Object.entries(PB.WORKS).map(([work, name]) => [work, PB.colour(name)]));
     pen.save();
     pen.beginPath();
@@ -159,6 +171,6 @@ PB.Details = class {
       group.append(label);
       drawing.append(group);
     }
-    return PB.el("div.scroll", {}, drawing);
+    return PB.el("div", {}, PB.el("div.scroll", {}, drawing), this._plain(it));
   }
 };

@@ -19,11 +19,13 @@ PB.PHASES = {
 };
 
 PB.Lane = class {
-  // about: {name, about, loop}; options: {first: the lane to compare with, exact: whether ids must agree}.
+  // about: {name, about, loop}; options: {first: the lane to compare with, exact: whether ids must agree,
+  // alone: there is none to compare with}.
   constructor(about, options = {}) {
     this.about = about;
     this.first = options.first || this;
     this.exact = options.exact !== false;
+    this.alone = options.alone || false;
     this.passes = [];
     this.tokens = []; // {id, text, origin, pass, place, span}
     this.ends = []; // tokens behind each pass
@@ -56,11 +58,11 @@ PB.Lane = class {
         "div.figures",
         {},
         figure(this.speed, "tokens/s", "new tokens over wall time, prefill included"),
-        figure(this.times, "× first", "tokens per second over the first column's"),
+        this.alone ? null : figure(this.times, "x the first", "tokens per second over the first column's"),
         figure(this.mat, "MAT", "mean accept length: new tokens per target pass"),
         figure(this.accepted, "accepted", "drafted tokens that the target kept, of those that it judged"),
       ),
-      this.equal,
+      this.alone ? null : this.equal,
       this.strip,
       this.text,
       this.details.root,
@@ -182,6 +184,11 @@ PB.Lane = class {
     this.text.append(PB.el("p.error", {}, sentence));
   }
 
+  // The origins that occur.
+  get letters() {
+    return Object.keys(PB.ORIGINS).filter((letter) => this.tokens.some((token) => token.origin === letter));
+  }
+
   // The seconds that its answer took, as far as it has come.
   get seconds() {
     return this.wall ?? (this.passes.length ? this.passes.at(-1).e : 0);
@@ -207,7 +214,10 @@ PB.Lane = class {
       const gone = pass >= count;
       this.strip.children[pass].classList.toggle("later", gone);
       const begin = pass ? this.ends[pass - 1] : 0;
-      for (let i = begin; i < this.ends[pass]; i++) this.tokens[i].span.classList.toggle("later", gone);
+      for (let i = begin; i < this.ends[pass]; i++) {
+        this.tokens[i].span.classList.toggle("later", gone);
+        if (this.tokens[i].ghost) this.tokens[i].ghost.classList.toggle("later", gone);
+      }
     }
     this.shown = count;
     this._follow();
@@ -238,7 +248,7 @@ PB.Lane = class {
     const speed = ours.seconds ? ours.tokens / ours.seconds : NaN;
     this.speed.textContent = PB.number(speed, 1);
     const compared = this.first !== this && first.seconds ? speed / (first.tokens / first.seconds) : NaN;
-    this.times.textContent = this.first === this ? "1.00×" : PB.number(compared, 2, "×");
+    this.times.textContent = this.first === this ? "1.00x" : PB.number(compared, 2, "x");
     this.times.classList.toggle("more", compared > 1);
     this.mat.textContent = PB.number(ours.passes ? ours.tokens / ours.passes : NaN, 2);
     this.accepted.textContent = ours.drafted ? `${Math.round((100 * ours.accepted) / ours.drafted)}%` : "–";
@@ -288,9 +298,13 @@ PB.Lane = class {
       const words = pass.g.x.filter((_, node) => !kept.has(node + 1));
       const last = this.tokens[this.ends[number] - 1];
       if (!words.length || !last) return;
-      const title = `${words.length} rejected in pass ${number}`;
-      const shown = pass.g.p ? ` ${words.length} ✗ ` : words.join("");
-      last.span.before(PB.el("s.ghost", { title }, shown));
+      const title = `rejected in pass ${number}`;
+      const shown = pass.g.p ? `✗${words.length}` : words.map((word) => word.replaceAll("\n", "⏎")).join("");
+      const before = this.tokens[this.ends[number] - pass.t.length + Math.min(pass.a, pass.t.length - 1)] || last;
+      const ghost = PB.el("s.ghost", { title }, shown);
+      ghost.classList.toggle("later", before.span.classList.contains("later"));
+      before.ghost = ghost;
+      before.span.before(ghost);
     });
   }
 };

@@ -38,7 +38,9 @@ PB.Leaf = class {
     this.heat.replaceChildren();
     this.title.textContent = folder;
     const row = rows[0] || {};
-    this.conditions.textContent = [row.pair, row.benchmark, row.dtype, row.sampling, `${row.threads} thread${row.threads === 1 ? "" : "s"}`, row.machine, row.created].filter(Boolean).join(" · ");
+    const threads = `${row.threads} thread${row.threads === 1 ? "" : "s"}`;
+    const told = [row.pair, row.benchmark, row.dtype, row.sampling, threads, row.machine, row.created];
+    this.conditions.textContent = told.filter(Boolean).join(" · ");
     this.notice.textContent = "Reading the answers …";
     try {
       const found = PB.data ? PB.data.figures[folder] : await PB.get(`/api/figures?folder=${encodeURIComponent(folder)}`);
@@ -63,20 +65,22 @@ PB.Leaf = class {
     const categories = [...new Set(measured.flatMap(([, run]) => Object.keys(run.categories)))];
     if (!measured.length) return;
     const cell = (figures) => {
-      const made = el("td.heat", {}, figures ? `${figures.speedup.toFixed(2)}×` : "–");
+      const made = el("td.heat", {}, figures ? `${figures.speedup.toFixed(2)}x` : "–");
       if (!figures) return made;
       const strength = Math.min(1, Math.abs(Math.log2(figures.speedup)) / 1.2);
       made.style.setProperty("--strength", `${Math.round(55 * strength)}%`);
       made.classList.add(figures.speedup >= 1 ? "faster" : "slower");
       if (!figures.significant) made.classList.add("unsure");
-      made.title = figures.low ? `${figures.low.toFixed(2)} to ${figures.high.toFixed(2)}${figures.significant ? "" : ": not significant"}` : "too few questions for an interval";
+      made.title = PB.interval(figures);
       return made;
     };
     const head = [...categories, "overall"].map((name) => el("th", { scope: "col" }, name.replaceAll("_", " ")));
     const rows = measured
       .sort(([, a], [, b]) => b.speedup - a.speedup)
       .map(([name, run]) => el("tr", {}, el("th", { scope: "row" }, name), ...categories.map((each) => cell(run.categories[each])), cell(run)));
-    this.heat.replaceChildren(el("table.heatmap", {}, el("caption", {}, "speedup over the baseline; pale where not significant"), el("thead", {}, el("tr", {}, el("th"), ...head)), el("tbody", {}, ...rows)));
+    const caption = el("caption", {}, "speedup over the baseline; pale where not significant");
+    const heads = el("thead", {}, el("tr", {}, el("th"), ...head));
+    this.heat.replaceChildren(el("table.heatmap", {}, caption, heads, el("tbody", {}, ...rows)));
   }
 
   async _show() {
@@ -118,9 +122,12 @@ PB.Leaf = class {
       if (answer.text !== undefined) lane.plain(answer.text);
       else lane.add(answer.passes);
       lane.answered(answer.wall, answer.prefill, answer.finish);
-      if (!answer.timed) lane.status.textContent += " · times of passes not recorded: spread evenly";
       lanes.push(lane);
     }
+    const letters = new Set(lanes.flatMap((lane) => lane.letters));
+    this.legend.replaceChildren(...PB.legend(Object.keys(PB.ORIGINS).filter((letter) => letters.has(letter))).children);
+    const untimed = answers.some((answer) => !answer.timed);
+    this.notice.textContent = untimed ? "These files do not record when each pass ended: passes are spread evenly over the answer." : "";
     this.board.replaceChildren(...lanes.map((lane) => lane.root));
     this.player.load(lanes.filter((lane) => lane.passes.length));
   }

@@ -18,11 +18,13 @@ PB.parts.learn = class {
     const step = (by, sign, name) => el("button.button", { type: "button", "aria-label": name, onclick: () => this._by(by) }, sign);
     const controls = el("div.steps", {}, step(-1, "←", "pass before"), this.play, step(1, "→", "next pass"), this.count);
     this.board = el("div.lanes.one");
+    this.legend = PB.legend();
+    const saying = el("div.card.saying", {}, this.says, controls);
     this.root = el(
       "section.learn",
       {},
       this.tabs,
-      el("div.lesson", {}, el("div.telling", {}, this.title, this.intro, el("div.card.saying", {}, this.says, controls), this.asked, PB.legend()), this.board),
+      el("div.lesson", {}, el("div.telling", {}, this.title, this.intro, saying, this.asked, this.legend), this.board),
     );
     this.root.addEventListener("keydown", (event) => {
       const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -34,9 +36,11 @@ PB.parts.learn = class {
     if (!this.lessons) {
       const found = PB.data ? PB.data.lessons : await PB.get("/api/lessons");
       this.lessons = found.lessons;
-      this.tabs.replaceChildren(
-        ...this.lessons.map((lesson, i) => PB.el("button", { type: "button", role: "tab", onclick: () => this._choose(i, 0, true) }, PB.el("b", {}, `${i + 1}`), lesson.name)),
-      );
+      const tab = (lesson, i) => {
+        const choose = () => this._choose(i, 0, true);
+        return PB.el("button", { type: "button", role: "tab", onclick: choose }, PB.el("b", {}, `${i + 1}`), lesson.name);
+      };
+      this.tabs.replaceChildren(...this.lessons.map(tab));
     }
     const lesson = Math.min(this.lessons.length, Math.max(1, Number(query.get("lesson")) || 1)) - 1;
     const step = Number(query.get("step")) || 0;
@@ -51,11 +55,13 @@ PB.parts.learn = class {
     this.title.textContent = lesson.title;
     this.intro.textContent = lesson.intro;
     this.asked.textContent = `Asked: ${lesson.prompt}`;
-    this.lane = new PB.Lane(lesson.answer);
+    this.lane = new PB.Lane(lesson.answer, { alone: true });
     this.lane.add(lesson.answer.passes, false);
     this.lane.chances = lesson.answer.p;
     this.lane.answered(lesson.answer.wall, lesson.answer.prefill, lesson.answer.finish);
     this.lane.show(this.lane.passes.length);
+    this.lane.ghosts(true);
+    this.legend.replaceChildren(...PB.legend(this.lane.letters).children);
     this.board.replaceChildren(this.lane.root);
     this._go(step || 1);
     if (plays) this._toggle();

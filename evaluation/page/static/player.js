@@ -22,7 +22,7 @@ PB.Player = class {
     this.rates = el("div.rates", { role: "group", "aria-label": "speed" });
     for (const rate of PB.SPEEDS) {
       const title = `${rate} times as fast`;
-      this.rates.append(el("button", { type: "button", title, onclick: () => this.setRate(rate) }, `${rate}×`));
+      this.rates.append(el("button", { type: "button", title, onclick: () => this.setRate(rate) }, `${rate}x`));
     }
     this.root = el("div.player", { hidden: true }, this.button, this.scrubber, this.clock, this.rates);
     this.setRate(1);

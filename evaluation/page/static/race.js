@@ -102,9 +102,10 @@ PB.parts.race = class {
 
   _choosers() {
     const { el } = PB;
+    const another = { type: "button", onclick: () => this._another(), title: "one more column" };
     this.methods.replaceChildren(
       ...this.names.map((name, place) => this._chooser(name, place)),
-      this.names.length < PB.MOST_LANES ? el("button.button", { type: "button", onclick: () => this._another(), title: "one more column" }, "+ method") : "",
+      this.names.length < PB.MOST_LANES ? el("button.button", another, "+ method") : "",
     );
     this.options.hidden = this.open_options === undefined || !this.names[this.open_options];
     if (!this.options.hidden) this._showOptions(this.open_options);
@@ -148,7 +149,8 @@ PB.parts.race = class {
 
   _another() {
     const free = this.page.methods.find((method) => !method.missing && !this.names.includes(method.name) && method.loop !== "alone");
-    if (free) this.names.push(["pearl", "eagle3", "medusa"].find((name) => this._able(name) && !this.names.includes(name)) || free.name);
+    const liked = ["pearl", "eagle3", "medusa"].find((name) => this._able(name) && !this.names.includes(name));
+    if (free) this.names.push(liked || free.name);
     this._choosers();
   }
 
@@ -164,8 +166,10 @@ PB.parts.race = class {
     };
     this.options.replaceChildren(
       ...method.options.map((option) => {
-        const field = el("input", { type: "text", value: values[option.name] ?? "", placeholder: `${option.default}`, size: 8, onchange: () => change(option.name, field.value.trim()) });
-        const list = option.words.length ? el("datalist", { id: `words-${option.name}` }, ...option.words.map((word) => el("option", { value: word }))) : "";
+        const field = el("input", { type: "text", value: values[option.name] ?? "", placeholder: `${option.default}`, size: 8 });
+        field.addEventListener("change", () => change(option.name, field.value.trim()));
+        const words = option.words.map((word) => el("option", { value: word }));
+        const list = words.length ? el("datalist", { id: `words-${option.name}` }, ...words) : "";
         if (option.words.length) field.setAttribute("list", `words-${option.name}`);
         return el("label", {}, el("span", {}, option.name), field, list, el("small", {}, `${option.help} (${option.expected})`));
       }),
@@ -177,9 +181,9 @@ PB.parts.race = class {
     if (!this.benchmark.value) return this._remember();
     const questions = await PB.get(`/api/questions/${encodeURIComponent(this.benchmark.value)}`);
     this.asked = new Map(questions.map((question) => [String(question.id), question]));
-    this.question.replaceChildren(
-      ...questions.map((question) => PB.el("option", { value: question.id }, `${question.id} · ${question.category} · ${question.text.trim().slice(0, 60)}`)),
-    );
+    const option = ({ id, category, text }) =>
+      PB.el("option", { value: id }, `${id} · ${category} · ${text.trim().slice(0, 60)}`);
+    this.question.replaceChildren(...questions.map(option));
     if (chosen) this.question.value = chosen;
     this._asked();
   }
@@ -210,7 +214,12 @@ PB.parts.race = class {
   }
 
   _request() {
-    const asked = { methods: this.names, max_new_tokens: Number(this.most.value), temperature: Number(this.temperature.value), seed: Number(this.seed.value) };
+    const asked = {
+      methods: this.names,
+      max_new_tokens: Number(this.most.value),
+      temperature: Number(this.temperature.value),
+      seed: Number(this.seed.value),
+    };
     if (!this.benchmark.value) return { ...asked, prompt: this.prompt.value };
     const question = this.asked.get(this.question.value);
     return { ...asked, benchmark: this.benchmark.value, question: question.id };
@@ -230,6 +239,7 @@ PB.parts.race = class {
 
   async go() {
     this._busy(true);
+    this.unwanted = false;
     this.player.hide();
     this.board.replaceChildren();
     this.lanes = [];
@@ -248,7 +258,8 @@ PB.parts.race = class {
   async stop() {
     this.button.disabled = true;
     this.tell("Stopping …");
-    await PB.post("/api/stop", {});
+    this.unwanted = true;
+    if (this.lanes.length) await PB.post("/api/stop", {}); // else the server may not have the race yet
   }
 
   _event(event) {
@@ -274,6 +285,7 @@ PB.parts.race = class {
     }
     this.board.replaceChildren(...this.lanes.map((lane) => lane.root));
     this.under.hidden = false;
+    if (this.unwanted) PB.post("/api/stop", {});
   }
 
   _end(event) {

@@ -8,7 +8,7 @@ PB.COLUMNS = [
   ["questions", "questions", (row) => row.questions ?? 0, (row) => row.questions ?? "–", true],
   ["speedup", "speedup", (row) => row.speedup ?? 0, (row) => PB.speedup(row), true],
   ["mat", "MAT", (row) => row.mat ?? 0, (row) => PB.number(row.mat, 2), true],
-  ["accepted", "accepted", (row) => row.acceptance_rate ?? 0, (row) => (row.acceptance_rate ? `${Math.round(100 * row.acceptance_rate)}%` : "–"), true],
+  ["accepted", "accepted", (row) => row.acceptance_rate ?? 0, (row) => PB.share(row.acceptance_rate), true],
   ["speed", "tokens/s", (row) => row.speed ?? 0, (row) => PB.number(row.speed, 1), true],
   ["identical", "identical", (row) => (row.identical ? row.identical[0] / row.identical[1] : -1), (row) => PB.identical(row), true],
   ["dtype", "dtype", (row) => row.dtype, (row) => row.dtype],
@@ -19,12 +19,17 @@ PB.MOST_ROWS = 150;
 
 PB.speedup = (row) => {
   if (!row.speedup) return "–";
-  const interval = row.low ? `${row.low.toFixed(2)} to ${row.high.toFixed(2)}` : "too few questions for an interval";
   const tone = !row.significant ? "faint" : row.speedup > 1 ? "good" : "bad";
-  return PB.el("span", { class: tone, title: row.significant ? interval : `${interval}: not significant` }, `${row.speedup.toFixed(2)}×`);
+  return PB.el("span", { class: tone, title: PB.interval(row) }, `${row.speedup.toFixed(2)}x`);
 };
 
-PB.identical = (row) => (row.identical ? PB.el("span", { class: row.identical[0] === row.identical[1] ? "good" : "faint" }, `${row.identical[0]}/${row.identical[1]}`) : "–");
+PB.share = (value) => (value ? `${Math.round(100 * value)}%` : "–");
+
+PB.identical = (row) => {
+  if (!row.identical) return "–";
+  const [same, all] = row.identical;
+  return PB.el("span", { class: same === all ? "good" : "faint" }, `${same}/${all}`);
+};
 
 PB.parts.results = class {
   static title = "Results";
@@ -36,7 +41,12 @@ PB.parts.results = class {
     this.figures = {};
     this.marked = [];
     this.order = ["folder", 1];
-    this.filter = el("input", { type: "search", placeholder: "filter: words of method, folder, pair, benchmark", "aria-label": "filter", oninput: () => this._table() });
+    this.filter = el("input", {
+      type: "search",
+      placeholder: "filter: words of method, folder, pair, benchmark",
+      "aria-label": "filter",
+      oninput: () => this._table(),
+    });
     this.notice = el("p.notice", { role: "status" }, "Reading the run headers …");
     this.compareButton = el("button.button", { type: "button", disabled: true, onclick: () => this._compare() }, "Compare two");
     this.table = el("div.wide");
@@ -125,11 +135,11 @@ PB.parts.results = class {
         this._table();
         this._fill();
       };
-      return el("th", { scope: "col", "aria-sort": sign ? (direction > 0 ? "ascending" : "descending") : "none" }, el("button", { type: "button", onclick: turn }, title + sign));
+      const sorted = sign ? (direction > 0 ? "ascending" : "descending") : "none";
+      return el("th", { scope: "col", "aria-sort": sorted }, el("button", { type: "button", onclick: turn }, title + sign));
     });
-    this.table.replaceChildren(
-      el("table", {}, el("thead", {}, el("tr", {}, el("th", { title: "choose two to compare" }, "⇄"), ...heads)), el("tbody", {}, ...seen.map((row) => this._row(row)))),
-    );
+    const head = el("thead", {}, el("tr", {}, el("th", { title: "choose two to compare" }, "⇄"), ...heads));
+    this.table.replaceChildren(el("table", {}, head, el("tbody", {}, ...seen.map((row) => this._row(row)))));
     const more = this.count > seen.length ? `, the first ${seen.length} of them shown` : "";
     this._tell(`${this.count} of ${this.rows.length} runs below ${this.folder}${more}`);
     if (this.opened) this._remember();
@@ -166,10 +176,14 @@ PB.parts.results = class {
     this.comparison.replaceChildren(el("p.notice", {}, "Comparing …"));
     try {
       const told = await PB.get(`/api/compare?${query}`);
+      const words = told.speed && `${other.run} is ${told.speed.speedup.toFixed(2)}x as fast as ${one.run}`;
       const speed = told.speed
-        ? el("p.headline", {}, el("b", {}, `${other.run} is ${told.speed.speedup.toFixed(2)}× as fast as ${one.run}`), ` (${told.speed.low ? `${told.speed.low.toFixed(2)} to ${told.speed.high.toFixed(2)}` : "too few questions for an interval"}${told.speed.significant ? "" : ", not significant"})`)
+        ? el("p.headline", {}, el("b", {}, words), ` (${PB.interval(told.speed)})`)
         : el("p.notice", {}, `No speedup: ${told.error}`);
-      const parted = told.parted.slice(0, 20).map(([question, turn, place]) => `question ${question}${turn ? `, turn ${turn + 1}` : ""}: at token ${place + 1}`);
+      const turns = (turn) => (turn ? `, turn ${turn + 1}` : "");
+      const parted = told.parted
+        .slice(0, 20)
+        .map(([question, turn, place]) => `question ${question}${turns(turn)}: at token ${place + 1}`);
       this.comparison.replaceChildren(
         el("h2", {}, `${one.folder}/${one.run}`, el("br"), `and ${other.folder}/${other.run}`),
         speed,
