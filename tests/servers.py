@@ -75,6 +75,7 @@ options.n_ctx, options.n_parallel, options.warmup = 512, 1, False
 options.cpuparams.n_threads = 1
 if drafts:
     options.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
+    options.speculative.ngram_simple.size_n, options.speculative.ngram_simple.size_m = 2, 4
 server = xllamacpp.Server(options)
 print("ready", flush=True)
 time.sleep(600)
