@@ -98,8 +98,15 @@ def to_html(title: str, markdown: str, pictures: Mapping[str, str]) -> str:
     the Markdown names. Browsers run no other script in it, and load nothing."""
     env = {"pictures": pictures}
     blocks = _parser().parse(markdown, env)
-    second = next((at for at, block in enumerate(blocks) if _begins_part(block)), len(blocks))
-    top, rest = (_parser().renderer.render(part, _parser().options, env) for part in (blocks[:second], blocks[second:]))
+    begin = next(
+        (
+            at
+            for at, block in enumerate(blocks)
+            if _begins_part(block) or any(map(_is_picture, blocks[at + 1 : at + 2]))
+        ),
+        len(blocks),
+    )
+    top, rest = (_parser().renderer.render(part, _parser().options, env) for part in (blocks[:begin], blocks[begin:]))
     script = (TEMPLATES / SCRIPT).read_text(encoding="utf-8").strip()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     frame = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True).get_template("page.html.jinja")
@@ -117,6 +124,10 @@ def _begins_part(block: Token) -> bool:
     return (block.type, block.tag) == ("heading_open", "h2")
 
 
+def _is_picture(block: Token) -> bool:
+    return any(part.type == "image" for part in block.children or [])
+
+
 def _once(html: str) -> str:
     """The page with one copy of each pattern, frame and style that its figures have in common, whose names are made of
     what they are."""
@@ -132,8 +143,10 @@ def _once(html: str) -> str:
         return f' class="{names.setdefault(match[1], f"s{len(names)}")}"'
 
     html = re.sub(r'<(pattern|clipPath) id="([^"]*)".*?</\1>', first, html, flags=re.DOTALL)
+    html = re.sub(r' clip-path="([^"]*)" style="([^"]*)"', r' style="\2;clip-path:\1"', html)
     html = re.sub(r'(?<=<text) style="([^"]*)"', named, html)
     html = re.sub(r'(?<=") style="([^"]*)"(?=/>)', named, html)
+    html = html.replace(' style="text-align:right"', ' class="n"')
     return html + "<style>" + "".join(f".{name}{{{style}}}" for style, name in names.items()) + "</style>"
 
 
@@ -146,6 +159,7 @@ def picture(drawing: Drawing, folder: Path) -> str:
     """Return the HTML of a drawing that has been saved in `folder`: its SVG, whose parts have hints."""
     text = (folder / f"{drawing.name}.svg").read_text(encoding="utf-8")
     svg = re.sub(r"^.*?<svg", "<svg", text, count=1, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"| version="1.1"', "", svg).replace("xlink:href", "href")
     width = f"max-width: {drawing.figure.get_figwidth() * REM_PER_INCH:.0f}rem"
     label = f'role="img" aria-label="Figure: {escape(drawing.name)}" style="{width}"'
     return f'<span class="card">{svg.replace("<svg", f"<svg {label}", 1)}</span>'

@@ -124,9 +124,21 @@ def _compact(svg: str) -> str:
     svg = svg.replace("<svg ", f"<svg font-family=\"'{FONT}', Verdana, sans-serif\" ", 1)
     svg = re.sub(r' (?:d|x|y)="[^"]*"', lambda found: re.sub(r"(\.\d)\d+| (?=L)|(?<=[LMCQ]) ", r"\1", found[0]), svg)
     svg = re.sub(r'style="[^"]*"', lambda found: found[0].replace("; ", ";").replace(": ", ":"), svg)
-    while svg != (svg := re.sub(r"<g>\s*</g>|<g/>|<defs/>", "", svg)):
-        pass
+    svg = _ungrouped(re.sub(r"<g/>|<defs/>", "", svg))
     return re.sub(r"\s*\n\s*", "\n", svg)
+
+
+def _ungrouped(svg: str) -> str:
+    """Without the groups that say nothing of what is in them."""
+    kept: list[bool] = []
+
+    def mark(match: re.Match[str]) -> str:
+        if match[0] == "</g>":
+            return match[0] if kept.pop() else ""
+        kept.append(match[0] != "<g>")
+        return match[0] if kept[-1] else ""
+
+    return re.sub(r"<g(?: [^>]*)?>|</g>", mark, svg)
 
 
 def hint(artist: Artist, text: str) -> None:

@@ -31,7 +31,7 @@ from methods import theory
 ASSUMES = "Theory: every draft token is accepted with the same chance; draft tokens and passes take their mean time."
 CURVE_POINTS = 200
 C_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-GRID = 90  # of the plane, a side
+GRID = 60  # of the plane, a side
 COLUMNS = 4  # of the legends of methods: names as long as pearl-medusa fit
 HITS = {0.3: (0, (5, 2)), 0.6: (0, (1, 1.5))}  # of PEARL's branches: the plane shows a line for each, in this style
 
