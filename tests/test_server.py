@@ -305,5 +305,5 @@ def test_llama_cpps_own_server(drafts: bool, tiny: Path, tmp_path: Path, one_thr
         for limits in (LIMITS, Limits(frozenset({0, tokens[9]}), 24), Limits(frozenset({0}), 200)):
             expected, got = ours(models, limits), generate(server, prompt_of(models), GREEDY, limits)
             assert (got.token_ids, got.finish) == (expected.token_ids, expected.finish)
-            assert got.told is not None and got.told[1] <= got.told[0]
-    assert (got.told[0] > 0) == drafts, "it tells of its drafts behind the token that ends the answer"
+            assert (got.told is None) == (len(limits.eos_ids) > 1), "not of an answer that it was still giving"
+    assert got.finish == "eos" and got.told is not None and (got.told[0] > 0) == drafts and got.told[1] <= got.told[0]
