@@ -38,7 +38,9 @@ def tiny_server(
     model: Path, method: str = "autoregressive", speaks: Any = "vllm", draft: Path | None = None
 ) -> Iterator[str]:
     """The project's own server of a model."""
-    with serving(application(open_service(str(model), draft and str(draft), method, "float32", speaks))) as url:
+    with serving(
+        application(open_service(str(model), str(draft) if draft else None, method, "float32", speaks))
+    ) as url:
         yield url
 
 
