@@ -38,7 +38,9 @@ def tiny_server(
     model: Path, method: str = "autoregressive", speaks: Any = "vllm", draft: Path | None = None
 ) -> Iterator[str]:
     """The project's own server of a model."""
-    with serving(application(open_service(str(model), draft and str(draft), method, "float32", speaks))) as url:
+    with serving(
+        application(open_service(str(model), str(draft) if draft else None, method, "float32", speaks))
+    ) as url:
         yield url
 
 
@@ -75,6 +77,7 @@ options.n_ctx, options.n_parallel, options.warmup = 512, 1, False
 options.cpuparams.n_threads = 1
 if drafts:
     options.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
+    options.speculative.ngram_simple.size_n, options.speculative.ngram_simple.size_m = 2, 4
 server = xllamacpp.Server(options)
 print("ready", flush=True)
 time.sleep(600)

@@ -2,9 +2,12 @@
 
 import base64
 import gzip
+import hashlib
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -55,6 +58,11 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """As SVG's are, which end where they begin."""
+        self.handle_starttag(tag, attrs)
+        self.open = self.open[:-1] if tag not in ("meta", "img", "br") else self.open
 
     def handle_data(self, data: str) -> None:
         if self.parts:
@@ -136,13 +144,69 @@ def test_acceptance_by_depth_has_a_table_where_features_are_read(tmp_path: Path)
 def test_page_needs_nothing_else(reported: Path) -> None:
     text = (reported / "report.html").read_text()
     page = Page(text)
-    assert page.open == [] and not {"script", "link", "iframe"} & set(page.tags)
-    assert "http:" not in text and "https:" not in text and "url(" not in text and "@import" not in text
-    assert page.tags.count("img") >= 6 and len(page.sources) == page.tags.count("img")
-    for source in page.sources:
-        kind, _, data = source.partition(",")
-        assert kind == "data:image/svg+xml;base64" and b"<svg" in base64.b64decode(data)
+    assert page.open == [] and not {"link", "iframe", "img"} & set(page.tags) and page.tags.count("script") == 1
+    outside = text.replace("http://www.w3.org/", "")  # names of SVG
+    assert "http:" not in outside and "https:" not in outside and "@import" not in text
+    assert all(source.startswith("#") for source in (*page.sources, *re.findall(r"url\(([^)]*)\)", text)))
+    assert page.tags.count("svg") >= 10 and len(text) < 300_000
+    script = text.split("<script>")[1].split("</script>")[0]
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in text.split("script-src 'sha256-")[1]
     assert "prefers-color-scheme: dark" in text and "width=device-width" in text
+
+
+def test_page_has_contents_and_hints(reported: Path) -> None:
+    """Every heading can be led to, and what a bar shows is said in words; what is named in a page is named once."""
+    text = (reported / "report.html").read_text()
+    contents = re.findall(r'<li><a href="#([^"]*)">([^<]*)</a></li>', text)
+    assert [name for _, name in contents] == [unescape(name) for name in re.findall(r"<h2[^>]*>([^<]*)</h2>", text)]
+    ids = re.findall(r' id="([^"]*)"', text)
+    assert len(ids) == len(set(ids)) and {anchor for anchor, _ in contents} <= set(ids)
+    s = summarize(reported / PLACE / "pearl.jsonl", reported / PLACE / "autoregressive.jsonl")
+    assert f"<title>pearl {s.speedup:.2f}x  ({s.low:.2f} to {s.high:.2f}), 14 questions".replace("  ", " ") in text
+    assert set(re.findall(r' class="(s\d+)"', text)) == set(re.findall(r"\.(s\d+)\{", text))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """The distribution's Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync"]  # fmt: skip
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=chromium, args=quiet)
+        yield opened
+        opened.close()
+
+
+def test_tables_sort_and_filter_in_a_browser(browser: Any, tmp_path: Path) -> None:
+    runs = [Simulated("sps", {"gamma": size}, alpha=0.1 * size) for size in (1, 2, 3, 9, 10)]
+    for run in [*runs, PEARL]:
+        write_runs(tmp_path / "runs" / f"{run.method}{run.options['gamma']}", [run], questions=6)
+    done = run_script("report.py", tmp_path / "runs", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said: list[str] = []
+    for width, scheme in ((1400, "light"), (400, "dark")):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(f"file://{tmp_path}/runs/report.html")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    table = page.locator("table", has=page.get_by_role("button", name="speedup")).first
+    names = lambda: [name for name in table.locator("tbody tr:visible th").all_inner_texts()]  # noqa: E731
+    whole = [f"sps, gamma {size}" for size in (1, 2, 3, 9, 10)] + ["pearl"]
+    assert [name for name in names() if name in whole] == whole, "a sweep is in the order of its option"
+    head = table.get_by_role("button", name="speedup")
+    head.click()
+    rising = table.locator("tbody tr td:nth-child(2)").all_inner_texts()
+    assert sorted(rising, key=lambda text: float(text.rstrip("x"))) == rising and names() != whole
+    head.click()
+    assert table.locator("tbody tr td:nth-child(2)").all_inner_texts() == rising[::-1]
+    head.click()
+    page.get_by_role("searchbox").first.fill("GAMMA 10")
+    assert names() == ["sps, gamma 10"] and said == []
 
 
 def test_exit_status_1_where_a_condition_holds(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from methods.models import Models
 from methods.peers.endpoint import Refused, Silent
 from methods.peers.server import GREETING, Server
 from tests.commands import in_process
-from tests.servers import refused_port, serving, tiny_server
+from tests.servers import llama_server, refused_port, serving, tiny_server, write_tiny_gguf
 from tests.tiny import save_model, save_tokenizer
 
 TEXT = "u:Say it again, say it again, and say it\na:"
@@ -77,7 +77,7 @@ def test_a_server_gives_the_tokens_that_its_engine_gives(
         assert asked in server.conditions["asked"] and server.conditions["tokens"] == tokens
         assert server.conditions["url"] == url and server.conditions["model"] == tiny.name
         expected = ours(models, LIMITS, "sps")
-        got = generate(server, prompt_of(models), Sampling(), LIMITS)
+        got = generate(server, prompt_of(models), GREEDY, LIMITS)
         assert (got.token_ids, got.finish) == (expected.token_ids, expected.finish) == (got.token_ids, "length")
         assert 0 < got.prefill_time < got.wall_time
         drawn = Sampling(1.0, 0 if speaks == "plain" else 5, 0.9, 7)
@@ -194,12 +194,12 @@ def test_a_server_that_fails_in_the_middle(tiny: Path) -> None:
     with saying(chunk("Hi", "[41, 74]")) as url:
         server = connect(tiny, url)
     with pytest.raises(RunError, match="no server answers at"):
-        generate(server, [1], Sampling(), LIMITS)
+        generate(server, [1], GREEDY, LIMITS)
     for broken, kind in ((saying("x", status=400), Refused), (saying("{}", seconds=0.5), Silent)):
         with broken as url:
             server.endpoint = type(server.endpoint)(url, 0.2)
             with pytest.raises(kind):
-                generate(server, [1], Sampling(), LIMITS)
+                generate(server, [1], GREEDY, LIMITS)
 
 
 @pytest.fixture(scope="module")
@@ -291,3 +291,19 @@ def test_each_replica_has_its_own_url_and_turns_may_be_shared() -> None:
     assert config.turns == [["autoregressive", "pld"], ["server", "server@name=b"]]
     assert parse([*typed, "--interleave"]).turns == [["autoregressive", "pld", "server", "server@name=b"]]
     assert parse(["pld", "smollm2-135m"]).turns == [["autoregressive", "pld"]]
+
+
+@pytest.mark.parametrize("drafts", [False, True])
+def test_llama_cpps_own_server(drafts: bool, tiny: Path, tmp_path: Path, one_thread: None) -> None:
+    """Of its own way of asking: ids both ways, its drafts, and ids of characters that come in parts."""
+    pytest.importorskip("xllamacpp", reason="needs llama.cpp's server: pip install xllamacpp")
+    models = models_of(tiny)
+    tokens = ours(models, Limits(frozenset(), 24)).token_ids
+    with llama_server(write_tiny_gguf(tmp_path, tiny), drafts) as url:
+        server = connect(tiny, url)
+        assert server.conditions["asked"] == "llama.cpp's completion, prompts as token ids"
+        for limits in (LIMITS, Limits(frozenset({0, tokens[9]}), 24), Limits(frozenset({0}), 200)):
+            expected, got = ours(models, limits), generate(server, prompt_of(models), GREEDY, limits)
+            assert (got.token_ids, got.finish) == (expected.token_ids, expected.finish)
+            assert (got.told is None) == (len(limits.eos_ids) > 1), "not of an answer that it was still giving"
+    assert got.finish == "eos" and got.told is not None and (got.told[0] > 0) == drafts and got.told[1] <= got.told[0]

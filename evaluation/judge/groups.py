@@ -20,6 +20,7 @@ from evaluation.judge.summary import Summary, by_category
 from evaluation.judge.wording import counted, marked, sampling_words
 from methods import BASELINE, METHODS
 from methods.errors import UserError
+from methods.options import NOTHING
 from methods.theory import WITHOUT_PRE_VERIFY
 
 if TYPE_CHECKING:
@@ -192,11 +193,18 @@ def _typicality(result: Result) -> tuple[int, str]:
     return defaults, str(result.header.created)
 
 
-def _order(result: Result) -> tuple[int, str, list[tuple[float, str]]]:
-    """In the order of the table of methods, then by options, numbers by their size."""
+def _order(result: Result) -> tuple[int, str, list[tuple[bool, float, str]]]:
+    """In the order of the table of methods, whole ones before ablations, then by options: numbers by their size, words
+    behind them."""
     place = list(METHODS).index(result.method) if result.method in METHODS else len(METHODS)
-    numbers = [(float(v) if isinstance(v, int | float) else v != "nothing", str(v)) for v in result.options.values()]
-    return place, result.method, numbers
+    options = sorted(result.options.items(), key=lambda option: option[0] != "without")
+    return place, result.method, [_size(value) for _, value in options]
+
+
+def _size(value: object) -> tuple[bool, float, str]:
+    if isinstance(value, int | float):
+        return False, float(value), ""
+    return True, float(value != NOTHING), str(value)
 
 
 def _name(result: Result) -> str:

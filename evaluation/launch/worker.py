@@ -174,7 +174,10 @@ class Session:
     def server(self, spec: MethodSpec) -> ServerKeys | None:
         """What a run header says of the server that a row asks; None where it asks none."""
         method = self.methods[spec.name] if spec.served else None
-        return ServerKeys(**method.conditions) if isinstance(method, Server) else None
+        if not isinstance(method, Server):
+            return None
+        told = method.conditions
+        return ServerKeys(url=told["url"], model=told["model"], asked=told["asked"], tokens=told["tokens"])
 
     @cached_property
     def launch(self) -> str:

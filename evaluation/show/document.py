@@ -5,7 +5,9 @@ unless it is Markdown already (`Markup`), and the page is made by a parser that 
 """
 
 import base64
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,7 +22,7 @@ from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 from markupsafe import Markup, escape
 
-from evaluation.show.figures.style import Drawing
+from evaluation.show.figures.style import Drawing, slug
 
 if TYPE_CHECKING:
     from evaluation.show.page import Report
@@ -29,6 +31,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 TONES = {"": "", "good": "**", "bad": "***", "faint": "*"}  # the page's style gives each a colour
 NEW_LINE = "<br>"
 PARTS = ["heading", "list", "table", "escape", "emphasis", "image"]  # of Markdown, all that reports need
+SCRIPT = "page.js"
 REM_PER_INCH = 6.4  # all figures on one scale
 
 
@@ -91,17 +94,75 @@ def _cell(cell: str | Cell) -> str:
 
 
 def to_html(title: str, markdown: str, pictures: Mapping[str, str]) -> str:
-    """Return one file that holds styles and `pictures`, whose HTML is found by the path that the Markdown names."""
+    """Return one file that holds styles, a script for its tables and `pictures`, whose HTML is found by the path that
+    the Markdown names. Browsers run no other script in it, and load nothing."""
+    env = {"pictures": pictures}
+    blocks = _parser().parse(markdown, env)
+    begin = next(
+        (
+            at
+            for at, block in enumerate(blocks)
+            if _begins_part(block) or any(map(_is_picture, blocks[at + 1 : at + 2]))
+        ),
+        len(blocks),
+    )
+    top, rest = (_parser().renderer.render(part, _parser().options, env) for part in (blocks[:begin], blocks[begin:]))
+    script = (TEMPLATES / SCRIPT).read_text(encoding="utf-8").strip()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     frame = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True).get_template("page.html.jinja")
-    return frame.render(title=title, body=_parser().render(markdown, {"pictures": pictures}))
+    page = {"title": title, "contents": _contents(blocks), "script": script, "digest": digest}
+    return frame.render(**page, top=top, body=_once(rest))
+
+
+def _contents(blocks: Sequence[Token]) -> list[tuple[str, str]]:
+    """The anchor and the text of each heading of the second level."""
+    second = [at for at, block in enumerate(blocks) if _begins_part(block)]
+    return [(str(blocks[at].attrGet("id")), _said(blocks[at + 1])) for at in second]
+
+
+def _begins_part(block: Token) -> bool:
+    return (block.type, block.tag) == ("heading_open", "h2")
+
+
+def _is_picture(block: Token) -> bool:
+    return any(part.type == "image" for part in block.children or [])
+
+
+def _once(html: str) -> str:
+    """The page with one copy of each pattern, frame and style that its figures have in common, whose names are made of
+    what they are."""
+    known: set[str] = set()
+    names: dict[str, str] = {}
+
+    def first(match: re.Match[str]) -> str:
+        seen = match[2] in known
+        known.add(match[2])
+        return "" if seen else match[0]
+
+    def named(match: re.Match[str]) -> str:
+        return f' class="{names.setdefault(match[1], f"s{len(names)}")}"'
+
+    html = re.sub(r'<(pattern|clipPath) id="([^"]*)".*?</\1>', first, html, flags=re.DOTALL)
+    html = re.sub(r' clip-path="([^"]*)" style="([^"]*)"', r' style="\2;clip-path:\1"', html)
+    html = re.sub(r'(?<=<text) style="([^"]*)"', named, html)
+    html = re.sub(r'(?<=") style="([^"]*)"(?=/>)', named, html)
+    html = html.replace(' style="text-align:right"', ' class="n"')
+    return html + "<style>" + "".join(f".{name}{{{style}}}" for style, name in names.items()) + "</style>"
+
+
+def _said(block: Token) -> str:
+    """The text of a block without its marks."""
+    return "".join(part.content for part in block.children or [])
 
 
 def picture(drawing: Drawing, folder: Path) -> str:
-    """Return the HTML of a drawing that has been saved in `folder`."""
-    svg = base64.b64encode((folder / f"{drawing.name}.svg").read_bytes()).decode()
+    """Return the HTML of a drawing that has been saved in `folder`: its SVG, whose parts have hints."""
+    text = (folder / f"{drawing.name}.svg").read_text(encoding="utf-8")
+    svg = re.sub(r"^.*?<svg", "<svg", text, count=1, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"| version="1.1"', "", svg).replace("xlink:href", "href")
     width = f"max-width: {drawing.figure.get_figwidth() * REM_PER_INCH:.0f}rem"
-    image = f'<img alt="Figure: {escape(drawing.name)}" style="{width}" src="data:image/svg+xml;base64,{svg}">'
-    return f'<span class="card">{image}</span>'
+    label = f'role="img" aria-label="Figure: {escape(drawing.name)}" style="{width}"'
+    return f'<span class="card">{svg.replace("<svg", f"<svg {label}", 1)}</span>'
 
 
 @cache
@@ -109,6 +170,7 @@ def _parser() -> MarkdownIt:
     parser = MarkdownIt("zero").enable(PARTS)
     parser.inline.ruler.push("new_line", _new_line)
     parser.core.ruler.push("scopes", _scopes)
+    parser.core.ruler.push("anchors", _anchors)
     parser.add_render_rule("image", _picture)
     parser.add_render_rule("table_open", lambda *_: '<div class="wide"><table>\n')
     parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
@@ -133,6 +195,16 @@ def _scopes(state: StateCore) -> None:
             first.attrSet("scope", "row")
         if first.type == "th_open":
             first.attrSet("scope", "col")
+
+
+def _anchors(state: StateCore) -> None:
+    """Each heading has a name of its own, by which the contents lead to it."""
+    known: Counter[str] = Counter()
+    for head, text in zip(state.tokens, state.tokens[1:], strict=False):
+        if head.type == "heading_open":
+            name = slug(_said(text)) or "part"
+            known[name] += 1
+            head.attrSet("id", name if known[name] == 1 else f"{name}-{known[name]}")
 
 
 def _picture(self: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: Mapping[str, Any]) -> str:

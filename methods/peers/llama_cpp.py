@@ -162,15 +162,16 @@ class LlamaCpp:
 
 
 class Binding:
-    """The package's own `generate`, which tells tokens and no passes."""
+    """The package's own `generate`, which tells tokens and no passes. `spare`: rows of its cache for drafts that reach
+    beyond the context, where it fails."""
 
-    def __init__(self, path: str, rows: int, on_gpu: bool, draft: Any = None) -> None:
+    def __init__(self, path: str, rows: int, on_gpu: bool, draft: Any = None, spare: int = 0) -> None:
         threads = torch.get_num_threads()
         self.rows = rows
         self.model = library().Llama(
             path,
-            n_ctx=rows,
-            n_batch=rows,
+            n_ctx=rows + spare,
+            n_batch=rows + spare,
             n_threads=threads,
             n_threads_batch=threads,
             n_gpu_layers=EVERY_LAYER if on_gpu else 0,
@@ -205,14 +206,14 @@ class Binding:
         return found
 
 
-def _build(models: Models, loop: str, draft: Any = None) -> LlamaCpp | Binding:
+def _build(models: Models, loop: str, draft: Any = None, window: int = 0) -> LlamaCpp | Binding:
     api, on_gpu = library(), models.devices[0].type == "cuda"
     if on_gpu and not api.llama_supports_gpu_offload():
         raise UserError("this llama-cpp-python computes on CPUs only: build it for CUDA, or add --device cpu")
     checkpoint = models.target_checkpoint
     path, rows = str(gguf_of(checkpoint, models.dtype)), models.rows_of(checkpoint.config)
     if loop == "binding":
-        return Binding(path, rows, on_gpu, draft)
+        return Binding(path, rows, on_gpu, draft, window)
     # What the rows share, they load once; a context has but one sequence, and the methods take turns.
     return LlamaCpp(models.once("llama.cpp", lambda: Context(path, rows, on_gpu)), draft)
 
@@ -226,4 +227,5 @@ def build_lookup(models: Models, loop: str, gamma: int, max_ngram: int) -> Llama
     library()
     from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
-    return _build(models, loop, LlamaPromptLookupDecoding(max_ngram_size=max_ngram, num_pred_tokens=gamma))
+    draft = LlamaPromptLookupDecoding(max_ngram_size=max_ngram, num_pred_tokens=gamma)
+    return _build(models, loop, draft, min(gamma, models.rows_of(models.target_checkpoint.config)) + 1)

@@ -82,9 +82,10 @@ class Server:
         body = dialect.body(ask)
         reply, begin = Reply(), time.perf_counter()
         for message in self.endpoint.stream(dialect.path, body):
-            reply.add(dialect.read(message), time.perf_counter())
-            if not limits.eos_ids.isdisjoint(reply.ids):
-                break  # a server may not know all of them
+            now, piece = time.perf_counter(), dialect.read(message)
+            if (piece.ids or piece.text) and not limits.eos_ids.isdisjoint(reply.ids):
+                break  # it does not know this end of an answer, and goes on
+            reply.add(piece, now)
         if reply.withheld:
             whole = dialect.read(self.endpoint.post(dialect.path, dialect.body(ask, stream=False)))
             reply.ids = whole.ids or reply.ids

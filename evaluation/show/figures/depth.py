@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from evaluation.judge.acceptance import AtDepth, by_depth
 from evaluation.judge.groups import Group, LeftOut, Result, conditions
 from evaluation.show.figures.speed import few_runs, file_name
-from evaluation.show.figures.style import Drawing, add_legend, looks, new_figure
+from evaluation.show.figures.style import Drawing, add_legend, hint, looks, new_figure
 
 LEAST_TRIED = 20  # tokens, of what is drawn; all is among the data
 LEGEND_COLUMNS = 3
@@ -29,7 +29,8 @@ def depth_lines(group: Group, groups: Sequence[Group]) -> Drawing:
         shown, look = [rate for rate in rates if rate.tried >= LEAST_TRIED], its_looks[group.labels[result]]
         spots = [rate.depth for rate in shown], [rate.share for rate in shown]
         style: dict[str, Any] = {"color": look.color, "marker": look.marker, "linestyle": look.line}
-        axes.plot(*spots, **style, label=group.labels[result])
+        (line,) = axes.plot(*spots, **style, label=group.labels[result])
+        hint(line, group.labels[result])
     axes.set(xlabel="places behind the last token with a true feature", ylabel="accepted, all before being so")
     axes.set_ylim(0, 1.04)
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))

@@ -16,7 +16,7 @@ from evaluation.judge.rounds import Round, RoundTimes, first_rounds, own_rank, q
 from evaluation.judge.stats import mean_accept_length
 from evaluation.judge.timeline import spans_of
 from evaluation.show.figures.speed import Looks, file_name, whole
-from evaluation.show.figures.style import BLUE, FAINT, GREY, ORANGE, SMALL, Drawing, Look, add_legend, new_figure
+from evaluation.show.figures.style import BLUE, FAINT, GREY, ORANGE, SMALL, Drawing, Look, add_legend, hint, new_figure
 from methods.theory import SCHEDULES
 
 PEARL = SCHEDULES[0]
@@ -49,12 +49,13 @@ def acceptance(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
                 for value, count, share in points
             ]
         for axes, quantity in zip(panels, ("accept length", "run length"), strict=False):
-            _draw_shares(axes, found[quantity], looks[result.method], place, len(results))
+            _draw_shares(axes, found[quantity], looks[result.method], (place, len(results)), group.labels[result])
         positions = [(value, share) for value, _, share in found["draft position"] if value <= LONGEST_SHOWN]
         look = looks[result.method]
         style: dict[str, Any] = {"color": look.color, "marker": look.marker, "linestyle": look.line}
         spots = [value for value, _ in positions], [share for _, share in positions]
-        panels[2].plot(*spots, **style, label=group.labels[result])
+        (line,) = panels[2].plot(*spots, **style, label=group.labels[result])
+        hint(line, group.labels[result])
     titles = ("Accept length", "Run length", "Draft position")
     labels = ("tokens per target pass", "drafts kept between rejections", "n-th drafted token")
     shares = ("share of passes", "share of runs", "accepted, after n - 1")
@@ -73,18 +74,26 @@ def acceptance(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
     return Drawing(file_name("acceptance", group, groups), figure, pd.DataFrame(rows), about, group.name)
 
 
-def _draw_shares(axes: Axes, points: Sequence[tuple[int, int, float]], look: Look, place: int, runs: int) -> None:
-    """A histogram beside those of the other runs; where they are too many for bars, as lines."""
+def _draw_shares(
+    axes: Axes, points: Sequence[tuple[int, int, float]], look: Look, among: tuple[int, int], label: str
+) -> None:
+    """A histogram beside those of the other runs, `among` which it has a place; where they are too many for bars, as
+    lines."""
+    place, runs = among
     shown = [(value, share) for value, _, share in points if value <= LONGEST_SHOWN]
     if not shown:
         return
     values, shares = zip(*shown, strict=True)
     if runs > MOST_BARS:
-        axes.plot(values, shares, look.line, marker=look.marker, color=look.color, markersize=4)
+        (line,) = axes.plot(values, shares, look.line, marker=look.marker, color=look.color, markersize=4)
+        hint(line, label)
         return
     width = 0.86 / runs
     spots = [value + (place - (runs - 1) / 2) * width for value in values]
-    axes.bar(spots, shares, width, **look.bar | {"linewidth": 0.3})
+    for bar, value, share in zip(
+        axes.bar(spots, shares, width, **look.bar | {"linewidth": 0.3}), values, shares, strict=True
+    ):
+        hint(bar, f"{label}: {value}, {share:.0%}")
     axes.grid(axis="x", visible=False)
 
 
@@ -125,8 +134,10 @@ def _waiting_bar(axes: Axes, spot: float, side: str, of_round: RoundTimes) -> di
     busy, waits, total = of_round.busy[side], of_round.waits[side], of_round.total
     work = "draft" if side == "draft" else "verify"
     axes.barh(spot, total * 1e3, 0.34, color="white", edgecolor=FAINT)
-    axes.barh(spot, busy * 1e3, 0.34, **WORK[work])
-    axes.barh(spot, waits * 1e3, 0.34, left=busy * 1e3, linewidth=0.6, **WORK["wait"])
+    parts = {work: axes.barh(spot, busy * 1e3, 0.34, **WORK[work])}
+    parts["wait"] = axes.barh(spot, waits * 1e3, 0.34, left=busy * 1e3, linewidth=0.6, **WORK["wait"])
+    for name, bar in parts.items():
+        hint(bar[0], f"{side}: {name} {bar[0].get_width():.2f} of {total * 1e3:.2f} ms")
     share = of_round.waiting_share(side)
     text = f"waits {share:.0%}"
     axes.annotate(text, (total * 1e3, spot), (4, 0), textcoords="offset points", va="center", fontsize=7)
@@ -185,7 +196,8 @@ def _draw_rounds(axes: Axes, its_rounds: Sequence[Round], label: str, where: str
             begin, stop = (span.begin - zero) * 1e3, min(span.end - zero, end - zero) * 1e3
             dropped = of_round.dropped(span)
             look = DROPPED if dropped else WORK[span.work] | {"linewidth": 0.4}
-            axes.barh(int(span.work == "verify"), stop - begin, 0.7, left=begin, zorder=2, **look)
+            bar = axes.barh(int(span.work == "verify"), stop - begin, 0.7, left=begin, zorder=2, **look)
+            hint(bar[0], f"round {number}: {span.work}{', dropped' if dropped else ''}, {stop - begin:.2f} ms")
             yield {"round": number, "side": "target" if span.work == "verify" else "draft", "work": span.work,
                    "begin_ms": begin, "end_ms": stop, "dropped": dropped}  # fmt: skip
         decided = (max(span.end for span in of_round.spans if span.work == "verify") - zero) * 1e3

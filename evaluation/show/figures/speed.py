@@ -17,12 +17,14 @@ from evaluation.judge.fit import BOTH, NOTHING, POST_VERIFY, PRE_VERIFY
 from evaluation.judge.groups import Group, LeftOut, Result, conditions
 from evaluation.judge.series import ablations
 from evaluation.judge.summary import Summary
+from evaluation.judge.wording import counted
 from evaluation.show.figures.style import (
     BLACK,
     PLATE,
     Drawing,
     Look,
     add_legend,
+    hint,
     new_figure,
     number,
     one_line,
@@ -80,6 +82,12 @@ def _said(summary: Summary) -> str:
     return text if summary.significant else text + "  not significant"
 
 
+def _hint(label: str, summary: Summary) -> str:
+    """What a bar says where a pointer rests on it."""
+    told = f"{label} {_said(summary)}, {counted(summary.questions, 'question')}"
+    return told if summary.mat is None else f"{told}, MAT {summary.mat:.2f}"
+
+
 def speedup_bars(groups: Sequence[Group], looks: Looks) -> Drawing:
     """Draw overall speedups, with a panel for each pair and benchmark."""
     shown = {group: few_runs(group) for group in groups if group.measured}
@@ -114,7 +122,8 @@ def _bars_across(axes: Axes, group: Group, results: Sequence[Result], looks: Loo
     summaries = [result.overall for result in results if result.overall]
     values, rows = [s.speedup for s in summaries], np.arange(len(results))
     for row, result, value in zip(rows, results, values, strict=True):
-        axes.barh(row, value, height=0.68, **looks[result.method].bar)
+        bar = axes.barh(row, value, height=0.68, **looks[result.method].bar)
+        hint(bar[0], _hint(group.labels[result], result.summary))
     whiskers(axes, values, rows, xerr=_errors(summaries))
     for row, summary in zip(rows, summaries, strict=True):
         end = max(summary.high or 0, summary.speedup)
@@ -149,7 +158,9 @@ def category_bars(group: Group, groups: Sequence[Group], looks: Looks) -> Drawin
         summaries = [found[name] for name in names if name in found]
         spots = np.array([_spot(names, s.group) for s in summaries]) + (place - (len(results) - 1) / 2) * width
         values = [s.speedup for s in summaries]
-        axes.bar(spots, values, width * 0.96, label=group.labels[result], **looks[result.method].bar)
+        bars_of_run = axes.bar(spots, values, width * 0.96, label=group.labels[result], **looks[result.method].bar)
+        for bar, summary in zip(bars_of_run, summaries, strict=True):
+            hint(bar, f"{summary.group}: {_hint(group.labels[result], summary)}")
         whiskers(axes, spots, values, yerr=_errors(summaries), capsize=min(2.5, 12 * width))
         rows += [_row(group, result, s) | {"category": s.group} for s in summaries]
         if bars <= MOST_LABELLED:
@@ -212,7 +223,8 @@ def radar(group: Group, groups: Sequence[Group], looks: Looks) -> Drawing:
         found = {summary.group: summary for summary in result.summaries}
         values, look = [found[name].speedup for name in SPEC_BENCH_ORDER], looks[result.method]
         ring = [*angles, angles[0]], [*values, values[0]]
-        axes.plot(*ring, look.line, marker=look.marker, color=look.color, label=group.labels[result])
+        (line,) = axes.plot(*ring, look.line, marker=look.marker, color=look.color, label=group.labels[result])
+        hint(line, _hint(group.labels[result], result.summary))
         axes.fill(*ring, color=look.color, alpha=0.04)
         rows += [_row(group, result, found[name]) | {"category": name} for name in SPEC_BENCH_ORDER]
     axes.plot(np.linspace(0, 2 * np.pi, 200), np.ones(200), color=BLACK, linewidth=1, linestyle=(0, (4, 2)))
@@ -248,7 +260,8 @@ def ablation_bars(groups: Sequence[Group], looks: Looks) -> Drawing:
         spots, values = np.arange(len(members)), [s.speedup for s in summaries]
         for spot, result, value in zip(spots, members, values, strict=True):
             whole = result.without == NOTHING
-            axes.bar(spot, value, 0.62, **looks[result.method].bar | {"alpha": 1 if whole else 0.55})
+            bar = axes.bar(spot, value, 0.62, **looks[result.method].bar | {"alpha": 1 if whole else 0.55})
+            hint(bar[0], _hint(ablation.group.labels[result], result.summary))
         whiskers(axes, spots, values, yerr=_errors(summaries))
         _label_bars(axes, spots, summaries)
         one_line(axes)

@@ -25,13 +25,13 @@ from evaluation.judge.groups import Group, LeftOut, Result, conditions
 from evaluation.judge.series import Sweep, mean_baseline_rate, measured_paces, sweeps
 from evaluation.judge.sharing import predicted_sharing
 from evaluation.show.figures.speed import Looks, file_name
-from evaluation.show.figures.style import BLACK, GREY, SMALL, Drawing, add_legend, halo, new_figure, whiskers
+from evaluation.show.figures.style import BLACK, GREY, SMALL, Drawing, add_legend, halo, hint, new_figure, whiskers
 from methods import theory
 
 ASSUMES = "Theory: every draft token is accepted with the same chance; draft tokens and passes take their mean time."
 CURVE_POINTS = 200
 C_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-GRID = 90  # of the plane, a side
+GRID = 60  # of the plane, a side
 COLUMNS = 4  # of the legends of methods: names as long as pearl-medusa fit
 HITS = {0.3: (0, (5, 2)), 0.6: (0, (1, 1.5))}  # of PEARL's branches: the plane shows a line for each, in this style
 
@@ -64,7 +64,8 @@ def _draw_sweep(axes: Axes, place: int, sweep: Sweep, looks: Looks) -> Iterator[
     rows = [{"kind": "measured", "window": size} | asdict(decode_rate(result)) for size, result in sweep.points]
     rates, low, high = (np.array([row[key] for row in rows], float) for key in ("tokens_per_second", "low", "high"))
     whiskers(axes, sizes, rates, yerr=[rates - low, high - rates])
-    axes.plot(sizes, rates, look.marker, color=look.color, zorder=5, label=sweep.label)
+    (line,) = axes.plot(sizes, rates, look.marker, color=look.color, zorder=5, label=sweep.label)
+    hint(line, f"{sweep.label}: " + ", ".join(f"{rate:.1f} at {size}" for size, rate in zip(sizes, rates, strict=True)))
     yield from (about | row for row in rows)
     if rate_by_window := predicted_rate(sweep.results[0], measured):
         curve = np.linspace(1, max(*sizes, measured.c) * 1.08, CURVE_POINTS)
@@ -110,7 +111,8 @@ def prediction(groups: Sequence[Group], looks: Looks) -> Drawing:
             axes.plot(sharing[result], speedup.ratio, look.marker, color=look.color, markersize=7, zorder=4, mfc="none")
         low, high = speedup.low or np.nan, speedup.high or np.nan
         whiskers(axes, predicted[result], speedup.ratio, yerr=[[speedup.ratio - low], [high - speedup.ratio]])
-        axes.plot(predicted[result], speedup.ratio, look.marker, color=look.color, markersize=7, zorder=5)
+        (point,) = axes.plot(predicted[result], speedup.ratio, look.marker, color=look.color, markersize=7, zorder=5)
+        hint(point, f"{name}: {label}, predicted {predicted[result]:.2f}x, measured {speedup.ratio:.2f}x")
         told = {"predicted": predicted[result], "predicted_sharing": sharing.get(result), "measured": speedup.ratio}
         rows.append(_pace_row(name, label, paces[result]) | told | {"low": speedup.low, "high": speedup.high})
     axes.set(
@@ -179,9 +181,9 @@ def plane(groups: Sequence[Group], looks: Looks) -> Drawing:
     rows = []
     for name, label, result in _labelled(groups, paces):
         its_pace, look = paces[result], looks[result.method]
-        axes.plot(
-            its_pace.alpha, its_pace.c, look.marker, color=look.color, markersize=8, markeredgecolor="white", zorder=6
-        )
+        style: dict[str, Any] = {"color": look.color, "markersize": 8, "markeredgecolor": "white", "zorder": 6}
+        (point,) = axes.plot(its_pace.alpha, its_pace.c, look.marker, **style)
+        hint(point, f"{name}: {label}, alpha {its_pace.alpha:.2f}, c {its_pace.c:.1f}")
         rows.append(
             _pace_row(name, label, its_pace) | {"break_even_c": theory.break_even_c(its_pace.alpha, its_pace.hits)}
         )
