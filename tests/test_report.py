@@ -20,6 +20,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from evaluation.answers.calibration import Calibrated, Calibration, write_calibration
 from evaluation.judge.acceptance import by_depth
 from evaluation.judge.change import pair_runs
 from evaluation.judge.gates import judge, parse_gate
@@ -139,6 +140,21 @@ def test_acceptance_by_depth_has_a_table_where_features_are_read(tmp_path: Path)
             first = by_depth(result.choices)[0]
             assert row[1] == Cell(f"{first.share:.0%}\nof {first.tried}")
     assert len(report.depths(group)) == 1
+
+
+def test_a_calibration_in_the_folder_is_shown(tmp_path: Path) -> None:
+    folder = write_runs(tmp_path / "runs", [SPS], questions=6)
+
+    def shown() -> str:
+        return to_markdown(Report(read_groups([folder]), [], [], [], folder, None, WRITTEN_BY))
+
+    assert "Calibration" not in shown()
+    row = Calibrated("sps@gamma=3", 1.5, 1.4, 2.0, 2.0, 80e-6, 4.0, 0.001, [f"a fault of {HOSTILE}"], "wrong")
+    write_calibration(folder, Calibration("2026-11-30", "a CPU", None, 0.02, 0.004, 0.001, 0.0, 3.0, [row], []))
+    texts, kinds = rendered(shown())
+    assert {"Calibration", "-6.67%", "80 µs", f"sps@gamma=3: a fault of {HOSTILE}"} <= set(texts)
+    assert any("wrong: the harness measures something else" in text for text in texts)
+    assert not kinds & {"html_inline", "html_block", "link", "image"}
 
 
 def test_page_needs_nothing_else(reported: Path) -> None:

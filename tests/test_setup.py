@@ -121,6 +121,8 @@ def test_given_interpreter_is_used_as_it_is(mini: Path) -> None:
     ran = call(mini, "eval.sh", "x", PYTHON=sys.executable)
     assert ran.stdout.startswith("ran own ['x']"), ran.stderr
     assert not (mini / ".venv").exists()
+    (mini / "evaluation/calibrate.py").write_text("import sys; print('calibrates', sys.argv[1:])")
+    assert call(mini, "eval.sh", "--calibrate", "a b", PYTHON=sys.executable).stdout == "calibrates ['a b']\n"
     version = call(mini, "test.sh", "--version", PYTHON=sys.executable)
     assert version.returncode == 0 and "pytest" in version.stdout + version.stderr
 
