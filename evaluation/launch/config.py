@@ -33,8 +33,6 @@ PASSED_ON = (
         "draft_gpus",
         "tensor_parallel",
         "replicas",
-        "launches",
-        "pause",
         "trace",
     ),
     "json",
@@ -70,12 +68,12 @@ class RunConfig:
     tensor_parallel: int
     options: dict[str, str]  # of methods, as typed
     replicas: int
-    launches: int
-    pause: float  # seconds between two of them
     trace: Path | None
     output: Path
     json: bool
     command: str = ""  # as typed, for the run headers
+    launches: int = 1
+    pause: float = 0.0  # seconds between two of them
     launch: int = 1  # the number of this one
 
     @property
@@ -218,7 +216,8 @@ def add_conditions(parser: argparse.ArgumentParser) -> None:
 def parse(typed: list[str]) -> RunConfig:
     """Read a command line and fill in the defaults. Raises UserError for values that do not fit."""
     typed = arguments.join_methods(typed)
-    return replace(configure(_parser().parse_args(typed)), command=_command(typed))
+    args = _parser().parse_args(typed)
+    return replace(configure(args), command=_command(typed), launches=args.launches, pause=args.pause)
 
 
 def _command(typed: list[str]) -> str:
