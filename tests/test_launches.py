@@ -19,7 +19,10 @@ from evaluation.run import main
 from evaluation.show.change import compare_folders
 from evaluation.show.document import to_markdown
 from evaluation.show.page import Report
+from methods import METHODS, get_method
 from methods.errors import UserError
+from methods.pairs import get_pair
+from scripts.methods_of import methods_of
 from tests.commands import in_process
 from tests.simulated_runs import PEARL, SPS, write_runs
 from tests.tiny import save_model
@@ -179,7 +182,10 @@ def test_a_report_begins_with_what_is_fastest_and_shows_what_moves(three: Path) 
     assert len(page.splitlines()) <= 12
     assert f"| **sps: {s.speedup:.2f}x** | {s.low:.2f} to {s.high:.2f}<br>14 questions, 3 launches<br>questions" in page
     assert "times pearl, the next" in page and "**yes, token for token, in all 2 runs**" in page
-    assert "where a pass is as long as 5 / 10 / 20 tokens of a draft" in page
+    assert (
+        "a pass as long as 5 / 10 / 20 draft tokens" in page
+        and "74% accepted<br>drafting first 1.7 / 2.2 / 2.6x" in page
+    )
     moves = text.split("### By launch")[1].split("\n\n")[1]
     own = [f"{ratio:.2f}x" for ratio in speedups_by_launch(of(three).measured[1])]
     assert f"| pearl | {' | '.join(own)} |" in moves and "| memory, GB/s | *10.0* | *20.0* | *30.0* |" in moves
@@ -203,3 +209,17 @@ def test_runs_that_differ_beyond_both_intervals_are_told_with_what_else_differs(
     assert compare_folders(now, before, False) == 0 and line in capsys.readouterr().out
     assert "- beyond both intervals: tiny · mini_bench: pearl" in markdown(now, before)
     assert "95% interval, this launch" in markdown(now)
+
+
+def test_a_leaderboard_has_all_methods_that_the_pair_has_weights_for() -> None:
+    """Of those that copy first only the ones that are worth it; no other library's."""
+    embedded, plain = methods_of("smollm2-135m"), methods_of("llama-2-7b-70b")
+    assert {get_method(name).weights for name in embedded} >= {"", *get_pair("smollm2-135m").drafts}
+    assert set(METHODS) - set(embedded) == {name for name in METHODS if not wanted(name)}
+    assert "pearl" in plain and not {"medusa", "pearl-medusa", "sd2", "rest"} & set(plain)
+
+
+def wanted(name: str) -> bool:
+    behind = name.removeprefix("pearl-").partition("sam-")[2]
+    hf = METHODS[name].loop == "peer"
+    return not hf and name not in ("autoregressive", "space") and behind in ("", "model", "rest", "recycling", "eagle3")

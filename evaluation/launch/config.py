@@ -35,8 +35,6 @@ PASSED_ON = (
         "tensor_parallel",
         "replicas",
         "read_once",
-        "launches",
-        "pause",
         "trace",
     ),
     *("servers", "interleave", "json"),
@@ -72,14 +70,14 @@ class RunConfig:
     tensor_parallel: int
     options: dict[str, str]  # of methods, as typed
     replicas: int
-    launches: int
-    pause: float  # seconds between two of them
     trace: Path | None
     servers: dict[str, list[str]]  # name -> URLs
     interleave: bool
     output: Path
     json: bool
     command: str = ""  # as typed, for the run headers
+    launches: int = 1
+    pause: float = 0.0  # seconds between two of them
     launch: int = 1  # the number of this one
 
     @property
@@ -131,7 +129,8 @@ class RunConfig:
 def parse(typed: list[str]) -> RunConfig:
     """Read a command line and fill in the defaults. Raises UserError for values that do not fit."""
     typed = arguments.join_methods(typed)
-    return replace(configure(command_parser().parse_args(typed)), command=_command(typed))
+    args = command_parser().parse_args(typed)
+    return replace(configure(args), command=_command(typed), launches=args.launches, pause=args.pause)
 
 
 def _command(typed: list[str]) -> str:

@@ -9,7 +9,13 @@ from evaluation.judge.summary import Summary
 from evaluation.judge.wording import counted, launches_words
 from evaluation.show.document import Cell
 
-HEAD = ["task", "fastest here", "how sure", "the same text?", "on other hardware, by theory"]
+HEAD = [
+    "task",
+    "fastest here",
+    "how sure",
+    "the same text?",
+    f"elsewhere, by theory: a pass as long as {' / '.join(map(str, ELSEWHERE))} draft tokens",
+]
 
 
 def first_page(groups: Sequence[Group], equality: Mapping[Result, Comparison]) -> list[list[str | Cell]]:
@@ -58,14 +64,12 @@ def _elsewhere(seen: Glance, summary: Summary) -> str:
     """By the draft's acceptance; of a method that copies, by what a pass yields."""
     lines = []
     if (found := seen.elsewhere) is not None:
-        turns, pearl = (
-            " / ".join(f"{ratio:.1f}x" for ratio in ratios) for ratios in (found.draft_then_verify, found.pearl)
-        )
-        passes = " / ".join(map(str, ELSEWHERE))
-        lines = [
-            f"where a pass is as long as {passes} tokens of a draft that is accepted as often ({found.alpha:.0%}):"
-        ]
-        lines += [f"drafting first {turns}", f"PEARL {pearl}"]
+        lines = [f"{found.alpha:.0%} accepted", f"drafting first {_speeds(found.draft_then_verify)}"]
+        lines.append(f"PEARL {_speeds(found.pearl)}")
     if seen.best.header.draft is None and seen.best.header.drafter and summary.mat is not None:
-        lines.append(f"at most {summary.mat:.2f}x, where the rows of a pass cost what one does")
+        lines.append(f"{seen.best.method} at most {summary.mat:.1f}x")
     return "\n".join(lines) or "-"
+
+
+def _speeds(ratios: Sequence[float]) -> str:
+    return " / ".join(f"{ratio:.1f}" for ratio in ratios) + "x"

@@ -107,7 +107,7 @@ def _with_palette(path: Path) -> None:
     """The same picture in a third of the bytes: figures have few colours, and edges between them."""
     with Image.open(path) as picture:
         few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        few.save(path, optimize=True, dpi=picture.info["dpi"])
+        few.save(path, dpi=picture.info["dpi"])
 
 
 def _as_text(cell: Any) -> Any:
