@@ -18,7 +18,6 @@ from methods.paths import ROOT
 
 PROMPT = "Write a Python function that returns the n-th Fibonacci number, with a docstring and three tests."
 ASKED = {"methods": "autoregressive,sps,pearl", "prompt": PROMPT, "tokens": "128"}
-SIZE = {"width": 1200, "height": 800}
 PART = 0.62  # of the replay
 LONG = 600_000  # milliseconds
 ADDRESS = re.compile(r"http://[\d.]+:\d+")
@@ -52,7 +51,7 @@ def take(address: str, chromium: str, output: Path) -> None:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport=SIZE)
+        page = browser.new_page(viewport={"width": 1200, "height": 800})
         page.set_default_timeout(LONG)
         page.goto(f"{address}/#race?{urlencode(ASKED)}")
         for _ in range(2):
