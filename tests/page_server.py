@@ -8,7 +8,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,7 @@ class Page:
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read() or b"{}")
 
-    def race(self, methods: list[str], **asked: object) -> Iterator[dict[str, Any]]:
+    def race(self, methods: list[str], **asked: object) -> Generator[dict[str, Any], None, None]:
         """The events of a race, as they come; closing this breaks the connection off."""
         body = {"methods": methods, "prompt": "abc abc abc abc", "max_new_tokens": 24} | asked
         request = urllib.request.Request(

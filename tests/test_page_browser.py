@@ -63,7 +63,7 @@ def batches(names: list[str]) -> list[list[str]]:
 
 def raceable() -> list[str]:
     """All methods but those that tests add, and those that want weights which the tiny pair cannot have."""
-    unable = ("toy", "space", "ouroboros", "hf-assisted")
+    unable = ("toy", "space", "ouroboros", "hf-assisted", "server", "llama-cpp")
     return [name for name in METHODS if not any(word in name for word in unable)]
 
 

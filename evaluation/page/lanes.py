@@ -65,7 +65,8 @@ def passes_of(choice: Choice, turn: int) -> Iterator[Pass]:
     place = 0
     for number, (end, length) in enumerate(zip(ends_of(choice, turn, len(lengths)), lengths, strict=True)):
         tokens = list(ids[place : place + length])
-        yield Pass(end, tokens, *(_count(choice, key, turn, number) for key in ("drafted", "accepted", "nodes")), [])
+        drafted, accepted, nodes = (_count(choice, key, turn, number) for key in ("drafted", "accepted", "nodes"))
+        yield Pass(end, tokens, drafted, accepted, nodes, [])
         place += length
 
 

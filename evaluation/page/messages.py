@@ -43,6 +43,9 @@ class Phase:
     name: str
 
 
+Span = tuple[str, str, float, float, int]  # rank, work, begin and end in seconds since the answer began, tokens
+
+
 @dataclass(frozen=True)
 class Pass:
     """One target pass. `end`: seconds since the answer began. `tokens`: what it added to the answer. tree_N and
@@ -53,7 +56,7 @@ class Pass:
     drafted: int
     accepted: int
     nodes: int
-    spans: list[tuple[str, str, float, float, int]]  # rank, work, begin and end as `end`, tokens
+    spans: list[Span]
     tree_N: list[int] = field(default_factory=list)
     parents_N: list[int] = field(default_factory=list)
     path: list[int] = field(default_factory=list)

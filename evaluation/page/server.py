@@ -18,6 +18,7 @@ from evaluation.page.races import Races
 from evaluation.page.runs import Runs, compared
 from methods import BASELINE, METHODS, MethodSpec, Option
 from methods.errors import UserError
+from methods.table import SERVER
 
 PARTS = ("race", "results", "learn")
 Name = Annotated[str, Query(max_length=500)]
@@ -138,16 +139,22 @@ async def _events(events: AsyncIterator[Json]) -> AsyncIterator[str]:
 
 def _method(spec: MethodSpec, races: Races) -> Json:
     """What the page tells of a method, and why it cannot run with the pair, if so."""
-    missing = [kind for kind, source in races.config.weights_of(spec).items() if source is None]
     return {
         "name": spec.name,
         "about": spec.about,
         "paper": spec.paper,
         "loop": spec.loop,
         "lossless": spec.lossless,
-        "missing": f"needs a draft of the kind {missing[0]}" if missing else "",
+        "missing": _missing(spec, races),
         "options": [_option(name, option) for name, option in spec.options.items()],
     }
+
+
+def _missing(spec: MethodSpec, races: Races) -> str:
+    if spec.name == SERVER:
+        return "asks a server, which ./eval.sh --server names"
+    missing = [kind for kind, source in races.config.weights_of(spec).items() if source is None]
+    return f"needs a draft of the kind {missing[0]}" if missing else ""
 
 
 def _option(name: str, option: Option) -> dict[str, Any]:

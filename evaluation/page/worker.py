@@ -5,7 +5,7 @@ They do no text, no JSON and no HTTP. Passes are handed over some at a time, for
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection
 
@@ -15,7 +15,19 @@ from evaluation.launch.benchmarks import Benchmark
 from evaluation.launch.config import RunConfig
 from evaluation.launch.ranks import choose_device, join_ranks, open_link, take_share
 from evaluation.launch.worker import WARM_UP_TOKENS, Session
-from evaluation.page.messages import Answered, Chances, Devices, Finished, FromRank, Job, Pass, Passes, Phase, Refused
+from evaluation.page.messages import (
+    Answered,
+    Chances,
+    Devices,
+    Finished,
+    FromRank,
+    Job,
+    Pass,
+    Passes,
+    Phase,
+    Refused,
+    Span,
+)
 from methods import get_method
 from methods.base import STOPPED, Generation, Limits, Method, Reference, Step, generate
 from methods.build import build_chain_drafter, build_method
@@ -237,13 +249,13 @@ class Watch:
 
 def _pass(answer: Generation, step: Step, begin: float) -> Pass:
     tokens = answer.token_ids[-answer.accept_lengths[-1] :]
-    spans = [(s.rank, s.work, s.begin - begin, s.end - begin, s.tokens) for s in step.spans]
-    judged = (answer.ends[-1], tokens, step.drafted, step.accepted, step.nodes, spans)
+    spans: list[Span] = [(s.rank, s.work, s.begin - begin, s.end - begin, s.tokens) for s in step.spans]
+    judged = Pass(answer.ends[-1], tokens, step.drafted, step.accepted, step.nodes, spans)
     if step.tree is None:
-        return Pass(*judged)
+        return judged
     count = step.tree.drafted + 1
     parents = [] if step.tree.is_chain else step.tree.parents_N[:count].tolist()
-    return Pass(*judged, step.tree.tokens_N[:count].tolist(), parents, list(step.path_A))
+    return replace(judged, tree_N=step.tree.tokens_N[:count].tolist(), parents_N=parents, path=list(step.path_A))
 
 
 def unwatched(answer: Generation) -> list[Pass]:
@@ -251,10 +263,10 @@ def unwatched(answer: Generation) -> list[Pass]:
     if len(answer.ends) != len(answer.accept_lengths):
         return []
     found, place = [], 0
-    for end, length, *counts in zip(
+    for end, length, drafted, accepted, nodes in zip(
         answer.ends, answer.accept_lengths, answer.drafted, answer.accepted, answer.nodes, strict=True
     ):
-        found.append(Pass(end, answer.token_ids[place : place + length], *counts, []))
+        found.append(Pass(end, answer.token_ids[place : place + length], drafted, accepted, nodes, []))
         place += length
     return found
 
