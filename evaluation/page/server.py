@@ -18,7 +18,6 @@ from evaluation.page.races import Races
 from evaluation.page.runs import Runs, compared
 from methods import BASELINE, METHODS, MethodSpec, Option
 from methods.errors import UserError
-from methods.table import SERVER
 
 PARTS = ("race", "results", "learn")
 Name = Annotated[str, Query(max_length=500)]
@@ -151,7 +150,7 @@ def _method(spec: MethodSpec, races: Races) -> Json:
 
 
 def _missing(spec: MethodSpec, races: Races) -> str:
-    if spec.name == SERVER:
+    if spec.served:
         return "asks a server, which ./eval.sh --server names"
     missing = [kind for kind, source in races.config.weights_of(spec).items() if source is None]
     return f"needs a draft of the kind {missing[0]}" if missing else ""
