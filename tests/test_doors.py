@@ -10,7 +10,7 @@ import pytest
 
 from methods.paths import ROOT
 
-DOORS = ("run", "speed", "equal", "lossless", "plot", "report")
+DOORS = ("run", "speed", "equal", "lossless", "plot", "report", "web")
 LONGEST = 80  # lines: a door holds arguments and exit status
 
 
