@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from evaluation.answers.files import any_path, write_whole
 from evaluation.page.asked import Race
 from evaluation.page.files import LESSONS

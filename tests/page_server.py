@@ -1,5 +1,6 @@
 """The page's server as its user starts it, on a tiny pair that has weights of every kind."""
 
+import http.client
 import json
 import os
 import re
@@ -14,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from methods import METHODS
 from methods.paths import ROOT
 from tests.answer_files import answer, choice, header, write
 
 ADDRESS = re.compile(r"http://[\d.]+:(\d+)")
+LANES = 4  # in a race
 LEAF = "first/mini_bench/tiny"  # of the runs in its folder
 TOY = "toy"  # weights of a drafter that only tests know
 TOKENS = [7, 8, 7, 8, 7, 8, 9, 10, 11, 12]
@@ -104,3 +107,49 @@ def page(project: Path, results: Path) -> Iterator[Page]:
             yield Page(int(found[1]), process)
         finally:
             process.terminate()
+
+
+def lanes(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each lane's passes and answer."""
+    names = [lane["name"] for lane in events[0]["lanes"]]
+    found: list[dict[str, Any]] = [{"name": name, "passes": []} for name in names]
+    for event in events:
+        if event["type"] == "passes":
+            found[event["lane"]]["passes"] += event["passes"]
+        elif event["type"] in ("answer", "chances", "refused"):
+            found[event["lane"]] |= event
+    return found
+
+
+def tokens(lane: dict[str, Any]) -> list[list[Any]]:
+    return [token for each in lane["passes"] for token in each["t"]]
+
+
+def attempt(server: Page) -> list[dict[str, Any]]:
+    """The events of a race; none where another is still running."""
+    try:
+        return list(server.race(["pearl-pld"], max_new_tokens=4))
+    except urllib.error.HTTPError:
+        return []
+
+
+def raw(server: Page, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request(method, path, body, headers)
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def batches(names: list[str]) -> list[list[str]]:
+    """In each some of PEARL, so that all are done by the same two processes."""
+    count = -(-len(names) // LANES)
+    return [names[i::count] for i in range(count)]
+
+
+def raceable() -> list[str]:
+    """All methods but those that tests add, and those that want weights which the tiny pair cannot have. Of rows over
+    two drafters one stands for all."""
+    unable = ("toy", "space", "ouroboros", "hf-assisted", "server", "llama-cpp")
+    names = [name for name in METHODS if not any(word in name for word in unable)]
+    return [name for name in names if "sam-" not in name or name.endswith("sam-eagle3")]

@@ -10,7 +10,7 @@ import pytest
 
 from methods.paths import ROOT
 
-DOORS = ("calibrate", "run", "speed", "equal", "lossless", "plot", "report")
+DOORS = ("calibrate", "run", "speed", "equal", "lossless", "plot", "report", "web")
 LONGEST = 80  # lines: a door holds arguments and exit status
 
 

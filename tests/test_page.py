@@ -1,41 +1,43 @@
-"""The page's server, a real process asked over HTTP: races, stops, what it refuses, and the runs below its folder."""
+"""The page's server, a real process: asked over HTTP, and used in a browser. What needs a browser is skipped where
+Playwright or Chromium is missing."""
 
-import http.client
-import json
-import multiprocessing
+import shutil
 import signal
 import subprocess
 import time
-import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
-from evaluation.answers.record import Answer, read_answers
-from evaluation.launch.worker import to_choice
-from evaluation.page.files import LESSONS
-from evaluation.page.lanes import Lane, passes_of
-from evaluation.page.messages import Passes
 from evaluation.page.origins import origins
-from evaluation.page.pieces import Pieces
 from evaluation.page.replay import write_replay
 from evaluation.page.runs import Runs
-from evaluation.page.worker import PART, Watch, chances
-from methods import METHODS, get_method
-from methods.base import Limits, generate
-from methods.build import build_chain_drafter, build_method
-from methods.engine.sampling import Sampling
-from methods.errors import UserError
-from methods.models import Models
-from methods.pearl.draft import local_draft_rank
-from methods.pearl.target import Pearl
-from tests.answer_files import header, write
-from tests.page_server import LEAF, Page, copy_project, page, write_runs
+from methods import METHODS
+from tests.page_server import (
+    LEAF,
+    Page,
+    attempt,
+    batches,
+    copy_project,
+    lanes,
+    page,
+    raceable,
+    raw,
+    tokens,
+    write_runs,
+)
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+    from playwright.sync_api import Page as Tab
 
 RACED = ["autoregressive", "sps", "eagle2", "pearl"]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+TOKENS = 32
+LONG = 120_000  # milliseconds
 
 
 @pytest.fixture(scope="module")
@@ -43,22 +45,6 @@ def server(tiny: Path, weights: dict[str, Path], tmp_path_factory: pytest.TempPa
     project = copy_project(tmp_path_factory.mktemp("project"), tiny, weights)
     with page(project, write_runs(tmp_path_factory.mktemp("results"), tiny)) as running:
         yield running
-
-
-def lanes(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each lane's passes and answer."""
-    names = [lane["name"] for lane in events[0]["lanes"]]
-    found: list[dict[str, Any]] = [{"name": name, "passes": []} for name in names]
-    for event in events:
-        if event["type"] == "passes":
-            found[event["lane"]]["passes"] += event["passes"]
-        elif event["type"] in ("answer", "chances", "refused"):
-            found[event["lane"]] |= event
-    return found
-
-
-def tokens(lane: dict[str, Any]) -> list[list[Any]]:
-    return [token for each in lane["passes"] for token in each["t"]]
 
 
 def test_a_race_gives_every_lane_the_same_tokens_and_says_where_each_came_from(server: Page) -> None:
@@ -119,14 +105,6 @@ def test_a_reader_who_goes_away_ends_the_race(server: Page) -> None:
     assert events[-1]["type"] == "end"
 
 
-def attempt(server: Page) -> list[dict[str, Any]]:
-    """The events of a race; none where another is still running."""
-    try:
-        return list(server.race(["pearl-pld"], max_new_tokens=4))
-    except urllib.error.HTTPError:
-        return []
-
-
 @pytest.mark.parametrize(
     ("asked", "status", "words"),
     [
@@ -166,14 +144,6 @@ def test_requests_of_other_places_are_refused(server: Page) -> None:
         assert raw(server, "GET", path, None, {}) == 404
 
 
-def raw(server: Page, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    connection.request(method, path, body, headers)
-    status = connection.getresponse().status
-    connection.close()
-    return status
-
-
 def test_runs_below_the_folder_and_nothing_else(server: Page) -> None:
     status, found = server.ask("/api/runs")
     assert status == 200 and {(row["folder"], row["run"]) for row in found["rows"]} == {
@@ -198,6 +168,140 @@ def test_runs_below_the_folder_and_nothing_else(server: Page) -> None:
     assert server.ask(f"/api/answers?folder={LEAF}&question=true")[0] == 400
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def tab(browser: "Browser", server: Page) -> Iterator["Tab"]:
+    """A tab in which nothing may go wrong."""
+    opened = browser.new_page(viewport={"width": 1400, "height": 1000})
+    opened.set_default_timeout(LONG)
+    wrong: list[str] = []
+    opened.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    yield opened
+    opened.close()
+    assert wrong == []
+
+
+KEEP = """() => {
+  const events = PB.events;
+  window.said = [];
+  PB.events = async function* (response) {
+    for await (const event of events(response)) { window.said.push(event); yield event; }
+  };
+}"""  # what the server says
+
+
+def race(tab: "Tab", server: Page, methods: list[str]) -> list[dict[str, Any]]:
+    """Race in the page; returns what the server said, lane by lane."""
+    tab.goto(f"{server.url}/#race?methods={','.join(methods)}&prompt=abc+abc+abc+abc&tokens={TOKENS}")
+    tab.reload()
+    tab.locator(".composer").wait_for()
+    tab.evaluate(KEEP)
+    tab.get_by_role("button", name="Race", exact=True).click()
+    tab.locator(".player").wait_for()
+    said: list[dict[str, Any]] = tab.evaluate("window.said")
+    return said
+
+
+@pytest.mark.parametrize("methods", batches(raceable()), ids=",".join)
+def test_every_method_races_and_is_seen_as_it_answered(tab: "Tab", server: Page, methods: list[str]) -> None:
+    said = race(tab, server, methods)
+    assert said[-1] == {"type": "end", "stopped": False, "error": ""}
+    for number, name in enumerate(methods):
+        lane = tab.locator(".lane").nth(number)
+        passes = [
+            each for event in said if event["type"] == "passes" and event["lane"] == number for each in event["passes"]
+        ]
+        expected = [[token, letter] for each in passes for token, _, letter in each["t"]]
+        seen = lane.locator("[data-i]").evaluate_all("all => all.map(t => [Number(t.dataset.id), t.dataset.o])")
+        assert seen == expected and len(seen) > 8, name
+        assert lane.locator(".bar").count() == len(passes), name
+
+
+def test_what_a_reader_does_with_a_race(tab: "Tab", server: Page) -> None:
+    race(tab, server, ["autoregressive", "sps", "eagle2", "pearl"])
+    tab.locator(".play[aria-label=play]").wait_for()  # the replay has come to its end
+    for number in (1, 2, 3):
+        assert "identical" in tab.locator(".lane .equal").nth(number).inner_text()
+    tab.locator(".player input[type=range]").evaluate("r => { r.value = 400; r.dispatchEvent(new Event('input')); }")
+    assert tab.locator(".t.later").count() > 0 and tab.locator(".t:not(.later)").count() > 0
+    tab.locator(".lane").nth(1).locator("[data-i='3']").hover()
+    assert "target's p" in tab.locator("#tip").inner_text()
+    tab.get_by_label("show rejected drafts").check()
+    tab.locator(".lane").nth(2).locator(".bar").nth(1).click()
+    assert tab.locator(".lane").nth(2).locator("svg.tree .node").count() > 1
+    assert tab.locator(".lane").nth(3).locator("canvas").is_visible()
+
+
+@pytest.mark.parametrize("phase", ["loading", "reading the prompt", "decoding"])
+def test_stop_works_in_every_phase_and_the_next_race_works_after_it(tab: "Tab", server: Page, phase: str) -> None:
+    tab.goto(f"{server.url}/#race?methods=autoregressive,pearl&prompt=abc+abc&tokens=512")
+    tab.reload()
+    tab.get_by_role("button", name="Race", exact=True).click()
+    tab.get_by_role("button", name="Stop").wait_for()
+    if phase == "decoding":
+        tab.locator(".lane").nth(0).locator("[data-i='3']").wait_for()
+    tab.get_by_role("button", name="Stop").click()
+    tab.get_by_text("Stopped.").wait_for()
+    said = race(tab, server, ["pearl"])
+    assert said[-1] == {"type": "end", "stopped": False, "error": ""}
+
+
+def test_results_are_read_without_a_model(tab: "Tab", server: Page) -> None:
+    tab.goto(f"{server.url}/#results")
+    tab.locator("tr[data-run]").nth(2).wait_for()
+    tab.get_by_text("2.00x").first.wait_for()
+    tab.get_by_label("filter").fill("sps")
+    assert tab.locator("tr[data-run]").count() == 1
+    tab.get_by_role("button", name="sps").click()
+    tab.locator(".leaf .lane").nth(2).wait_for()
+    assert tab.locator(".leaf [data-lane=sps] .equal").inner_text() == "parts from the first column at token 7"
+    assert tab.locator(".heatmap td").count() == 6
+    tab.get_by_label("filter").fill("")
+    for name in ("autoregressive", "sps"):
+        tab.get_by_label(f"compare {LEAF}/{name}").check()
+    tab.get_by_role("button", name="Compare two").click()
+    tab.get_by_text("sps is 1.60x as fast as autoregressive").wait_for()
+
+
+def test_the_page_of_a_folder_opens_from_disk(browser: "Browser", tiny: Path, tmp_path: Path) -> None:
+    path = write_replay(Runs(write_runs(tmp_path, tiny)))
+    tab, wrong = browser.new_page(), list[str]()
+    tab.on("console", lambda message: wrong.append(message.text))
+    tab.on("pageerror", lambda error: wrong.append(str(error)))
+    tab.goto(path.as_uri())
+    tab.locator(".leaf .lane").nth(2).wait_for()
+    assert tab.locator(".leaf .lane .t").count() == 30
+    tab.get_by_role("tab", name="Learn").click()
+    tab.locator(".learn .lane .t").first.wait_for()
+    tab.close()
+    assert wrong == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("part", ["race", "results", "learn"])
+def test_a_phone_has_no_page_to_scroll_sideways(browser: "Browser", server: Page, part: str, dark: bool) -> None:
+    tab = browser.new_page(viewport={"width": 400, "height": 800}, color_scheme="dark" if dark else "light")
+    tab.set_default_timeout(LONG)
+    tab.goto(f"{server.url}/#{part}")
+    sign = {"race": ".composer", "results": "tr[data-run]", "learn": ".lane .t"}[part]
+    tab.locator(sign).first.wait_for()
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 400
+    shade = tab.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    assert (sum(shade) < 200) == dark
+    tab.close()
+
+
 def test_the_server_ends_with_its_processes(server: Page) -> None:
     """The last test of the file: Ctrl-C."""
     children = subprocess.run(
@@ -210,99 +314,3 @@ def test_the_server_ends_with_its_processes(server: Page) -> None:
     while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < end:
         time.sleep(0.05)
     assert not any(Path(f"/proc/{child}").exists() for child in children)
-
-
-def test_origins_are_told_by_counts_alone() -> None:
-    """A pass of a chain, of each kind, as the rule of verification decides it."""
-    assert origins("turns", 3, 0, 0, 1, True) == "ppp"
-    assert origins("alone", 1, 0, 0, 1, False) == "o"
-    assert origins("turns", 4, 3, 3, 4, False) == "kkko"  # all kept, and the bonus
-    assert origins("turns", 3, 5, 2, 6, False) == "kkc"
-    assert origins("turns", 2, 5, 4, 6, False) == "kk"  # cut at the end of the answer
-    assert origins("pearl", 1, 1, 1, 1, False) == "b"  # pre-verify: nothing was drafted when the pass began
-    assert origins("pearl", 1, 1, 0, 1, False) == "c"
-    assert origins("pearl", 4, 4, 4, 4, False) == "aaab"
-    assert origins("pearl", 3, 4, 2, 4, False) == "aac"
-    assert origins("peer", 3, 0, 0, 1, False) == "kko"  # another library's loop tells no counts
-
-
-def test_the_chance_of_each_token_is_the_targets_given_all_before_it(tiny: Path) -> None:
-    models = Models(str(tiny), None, "float32", [torch.device("cpu")])
-    prompt, answer = [3, 1, 4], [(5 * i) % 90 + 1 for i in range(2 * PART + 3)]
-    found = chances(models.target, prompt, answer, Sampling(1.0))
-    for place in (0, 1, PART, PART + 1, len(answer) - 1):
-        logits_1V = models.target.prefill(prompt + answer[:place]).logits_NV
-        assert found[place] == pytest.approx(float(torch.softmax(logits_1V[0].double(), -1)[answer[place]]), rel=1e-6)
-    assert len(found) == len(answer) and chances(models.target, prompt, [], Sampling(1.0)) == []
-
-
-@pytest.mark.parametrize("name", ["autoregressive", "sps", "eagle2", "pearl"])
-def test_a_lane_read_from_an_answer_file_is_the_one_that_was_watched(
-    tiny: Path, weights: dict[str, Path], tmp_path: Path, name: str
-) -> None:
-    spec, limits, prompt = get_method(name), Limits(frozenset(), 40), [(7 * i) % 90 + 1 for i in range(30)]
-    models = Models(str(tiny), None, "float32", [torch.device("cpu")])
-    models = models.with_draft(str(weights[spec.weights])) if spec.weights else models
-    drafters = {name: build_chain_drafter(spec, models, {})} if spec.loop == "pearl" else {}
-    ours, theirs = multiprocessing.Pipe()
-    with local_draft_rank(drafters) as (link, ready):
-        models.link = link
-        method = build_method(spec, models, {"gamma": 3})
-        if isinstance(method, Pearl):
-            method.meet(ready[name])
-        watch = Watch(ours, 0)
-        generation = generate(method, prompt, Sampling(), limits, watch)
-    watch.hand_over()
-    tokenizer = models.target_checkpoint.tokenizer
-    watched, lane = [], Lane(spec.loop, tokenizer)
-    while theirs.poll():
-        if isinstance(message := theirs.recv(), Passes):
-            watched += lane.add(message.passes)
-    path = tmp_path / f"{name}.jsonl"
-    write(path, [Answer(1, "qa", "tiny", [to_choice([generation], ["words"], 0)])], header(name))
-    choice = read_answers(path)[1].choices[0]
-    read = Lane(spec.loop, tokenizer).add(passes_of(choice, 0))
-    for one, other in zip(watched, read, strict=True):
-        assert {key: other[key] for key in "tdan"} == {key: one[key] for key in "tdan"}
-        assert other["e"] == pytest.approx(one["e"], abs=2e-5)
-    assert sum(len(each["t"]) for each in read) == 40
-
-
-def test_the_page_of_a_folder_holds_its_answers(tiny: Path, tmp_path: Path) -> None:
-    runs = Runs(write_runs(tmp_path, tiny))
-    text = write_replay(runs).read_text(encoding="utf-8")
-    assert "/static/" not in text and "http" not in text.replace("http://www.w3.org/2000/svg", "")
-    data = json.loads(text[text.index("PB.data = ") + len("PB.data = ") : text.index(";\n// The page: its tabs")])
-    assert (
-        data["answers"][LEAF]["3"] == json.loads(json.dumps(runs.answers(LEAF, 3))) and len(data["answers"][LEAF]) == 8
-    )
-    assert data["figures"][LEAF]["runs"]["pld"]["speedup"] == pytest.approx(2.0)
-    with pytest.raises(UserError, match="holds no runs"):
-        write_replay(Runs(tmp_path / "first/mini_bench/tiny/none"))
-
-
-def test_pieces_join_to_the_text_though_characters_are_spread_over_tokens() -> None:
-    class Bytes:
-        """A tokenizer of bytes; 300 is special."""
-
-        all_special_ids = (300,)
-
-        def decode(self, ids: list[int], **_: object) -> str:
-            return bytes(ids).decode(errors="replace")
-
-        def convert_ids_to_tokens(self, token: int) -> str:
-            return f"<|{token}|>"
-
-    text = "naïve 😀 ok\n    x"
-    pieces = Pieces(Bytes())
-    found = [piece for token in text.encode() for piece in pieces.add([token])]
-    assert "".join(found) == text and len(found) == len(text.encode()) and "" in found
-    assert pieces.add([300, 97]) == ["<|300|>", "a"]
-
-
-def test_the_lessons_are_whole() -> None:
-    lessons = json.loads(LESSONS.read_text(encoding="utf-8"))["lessons"]
-    assert len(lessons) == 5
-    for lesson in lessons:
-        assert len(lesson["says"]) == len(lesson["answer"]["passes"]) and all(lesson["says"])
-    assert LESSONS.stat().st_size < 150_000

@@ -64,6 +64,7 @@ def help_text() -> str:
             "For example: ./eval.sh pld smollm2-135m        All options: ./eval.sh --help",
             f"Of one method: ./eval.sh METHOD --help         What is here: ./eval.sh {LIST}",
             "Is the harness right? ./eval.sh --calibrate",
+            "The web page of races, results and lessons: ./eval.sh page [PAIR] [FOLDER]",
         ]
     )
 

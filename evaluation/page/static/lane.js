@@ -20,7 +20,7 @@ PB.PHASES = {
 
 PB.Lane = class {
   // about: {name, about, loop}; options: {first: the lane to compare with, exact: whether ids must agree,
-  // alone: there is none to compare with}.
+  // alone: there is none to compare with, and speed is not the point}.
   constructor(about, options = {}) {
     this.about = about;
     this.first = options.first || this;
@@ -42,6 +42,8 @@ PB.Lane = class {
     this.status = el("span.status", {}, PB.PHASES.wait);
     this.speed = el("b", {}, "–");
     this.times = el("b", {}, "–");
+    this.count = el("b", {}, "–");
+    this.passed = el("b", {}, "–");
     this.mat = el("b", {}, "–");
     this.accepted = el("b", {}, "–");
     this.equal = el("p.equal", {}, " ");
@@ -57,8 +59,12 @@ PB.Lane = class {
       el(
         "div.figures",
         {},
-        figure(this.speed, "tokens/s", "new tokens over wall time, prefill included"),
-        this.alone ? null : figure(this.times, "x the first", "tokens per second over the first column's"),
+        this.alone
+          ? figure(this.count, "tokens", "decided so far")
+          : figure(this.speed, "tokens/s", "new tokens over wall time, prefill included"),
+        this.alone
+          ? figure(this.passed, "passes", "of the target, the prefill among them")
+          : figure(this.times, "x the first", "tokens per second over the first column's"),
         figure(this.mat, "MAT", "mean accept length: new tokens per target pass"),
         figure(this.accepted, "accepted", "drafted tokens that the target kept, of those that it judged"),
       ),
@@ -247,6 +253,8 @@ PB.Lane = class {
     const first = this.first.sums();
     const speed = ours.seconds ? ours.tokens / ours.seconds : NaN;
     this.speed.textContent = PB.number(speed, 1);
+    this.count.textContent = ours.tokens;
+    this.passed.textContent = ours.passes;
     const compared = this.first !== this && first.seconds ? speed / (first.tokens / first.seconds) : NaN;
     this.times.textContent = this.first === this ? "1.00x" : PB.number(compared, 2, "x");
     this.times.classList.toggle("more", compared > 1);
