@@ -129,20 +129,21 @@ def _is_picture(block: Token) -> bool:
 
 
 def _once(html: str) -> str:
-    """The page with one copy of each pattern, frame and style that its figures have in common, whose names are made of
-    what they are."""
+    """The page with one copy of each pattern, frame, marker and style that its figures have in common, whose names are
+    made of what they are."""
     known: set[str] = set()
     names: dict[str, str] = {}
 
     def first(match: re.Match[str]) -> str:
-        seen = match[2] in known
-        known.add(match[2])
+        seen = match["id"] in known
+        known.add(match["id"])
         return "" if seen else match[0]
 
     def named(match: re.Match[str]) -> str:
         return f' class="{names.setdefault(match[1], f"s{len(names)}")}"'
 
-    html = re.sub(r'<(pattern|clipPath) id="([^"]*)".*?</\1>', first, html, flags=re.DOTALL)
+    html = re.sub(r'<(pattern|clipPath) id="(?P<id>[^"]*)".*?</\1>', first, html, flags=re.DOTALL)
+    html = re.sub(r'<path id="(?P<id>[^"]*)"[^>]*/>', first, html)
     html = re.sub(r' clip-path="([^"]*)" style="([^"]*)"', r' style="\2;clip-path:\1"', html)
     html = re.sub(r'(?<=<text) style="([^"]*)"', named, html)
     html = re.sub(r'(?<=") style="([^"]*)"(?=/>)', named, html)
