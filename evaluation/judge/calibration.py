@@ -25,10 +25,10 @@ from methods.theory import Round, known_rounds
 PASS_SECONDS, ROW_SECONDS, DRAFT_SECONDS, LINK_SECONDS = 20e-3, 0.25e-3, 4e-3, 1e-3
 EXACT, NEAR = 0.01, 0.03  # of a speedup, by which it may differ from the theory's: on a quiet machine, on a busy one
 QUIET = 0.003  # share of the time for which waits are late
-EXPLAINED = 3  # times that share may be missing, where ranks wait for each other too
+EXPLAINED = 5  # times that share may be missing, where ranks wait for each other too
 SLOWEST = 1e-3  # seconds that the quickest rounds may take beyond their waits,
 FEWEST_ROUNDS = 5  # of so many that they tell something,
-BUSIEST = 0.1  # where waits are late for no more than this share
+BUSIEST = 0.03  # where waits are late for no more than this share
 CLOCK = 1e-6  # seconds by which two readings of clocks and sums of them may differ
 
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +78,9 @@ def calibrate(
 
 def read(folder: Path, cases: Sequence[Case], scripts: Sequence[Script]) -> Calibration:
     """Judge what `measure` has left in a folder."""
-    trace = read_trace(folder / TRACE)
     disturbed = [read_disturbance(path) for path in sorted(folder.glob(disturbance_name("*")))]
-    answers = folder / "scripts" / PAIR
-    base, rows, base_lost = Run.read(answers_of(answers, BASELINE)), [], 0.0
-    for case in cases:
-        spans = [trace.answers[case.name][number, 0] for number in range(1, len(scripts) + 1)]
-        run = Run.read(answers_of(answers, case.name))
-        measured = Measured(case, scripts, run, base, spans, disturbed)
-        base_lost = base_lost or measured.lost
-        rows.append(judge(measured, base_lost))
-    header, cores = base.header, os.cpu_count() or 1
+    measured = _measured(folder, cases, scripts, disturbed)
+    header, cores = measured[0].base.header, os.cpu_count() or 1
     assert header is not None, "a run of ours has a header"
     alone = [] if any(case.ranks > 1 for case in cases) else [ONE_CORE]
     return Calibration(
@@ -101,9 +92,21 @@ def read(folder: Path, cases: Sequence[Case], scripts: Sequence[Script]) -> Cali
         link_seconds=LINK_SECONDS,
         stolen=max(noted.stolen / noted.seconds for noted in disturbed) / cores,
         switches=max(noted.switches / noted.seconds for noted in disturbed),
-        rows=rows,
+        rows=[judge(one, measured[0].lost) for one in measured],
         notes=alone,
     )
+
+
+def _measured(
+    folder: Path, cases: Sequence[Case], scripts: Sequence[Script], disturbed: Sequence[Disturbance]
+) -> list[Measured]:
+    """The runs of the cases, of which the first is the baseline."""
+    trace, answers = read_trace(folder / TRACE), folder / "scripts" / PAIR
+    base, found = Run.read(answers_of(answers, BASELINE)), []
+    for case in cases:
+        spans = [trace.answers[case.name][number, 0] for number in range(1, len(scripts) + 1)]
+        found.append(Measured(case, scripts, Run.read(answers_of(answers, case.name)), base, spans, disturbed))
+    return found
 
 
 def measure(folder: Path, cases: Sequence[Case], scripts: Sequence[Script]) -> int:
@@ -111,7 +114,7 @@ def measure(folder: Path, cases: Sequence[Case], scripts: Sequence[Script]) -> i
     exit status of the launch."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    return start(configuration(folder, cases, scripts), partial(_job, cases=len(cases)))
+    return start(configuration(folder, cases, scripts), _job)
 
 
 def configuration(folder: Path, cases: Sequence[Case], scripts: Sequence[Script]) -> RunConfig:
@@ -165,7 +168,7 @@ def write_model(folder: Path, pace: dict[str, float | bool]) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _job(config: RunConfig, cases: int) -> int:
+def _job(config: RunConfig) -> int:
     """What each rank does: its part of the run, and a note of how it was disturbed."""
     from methods.engine.gloo import GlooLink
     from methods.engine.paced_link import PacedLink
