@@ -2,8 +2,8 @@
 
     python scripts/page_picture.py [--output FILE] [--race] [--threads N]
 
-It wants Playwright and a Chromium (`pip install playwright`). A race is measured then and there, so it wants a machine that
-does nothing else.
+It wants Playwright and a Chromium (`pip install playwright`). A race is measured then and there, so it wants a machine
+that does nothing else.
 """
 
 import re
