@@ -45,6 +45,7 @@ class Races:
     pools: dict[int, Pool] = field(default_factory=dict)
     running: Pool | None = None
     unwanted: bool = False  # the race that runs, as its user has said
+    begun: int = 0  # races
     devices: dict[int, str] = field(default_factory=dict)
 
     @cached_property
@@ -91,7 +92,7 @@ class Races:
         lanes = tuple(dict.fromkeys(asked.methods))
         return Job(config, lanes, self.prompt(asked), self.warm_up, frozenset(eos), asked.seed)
 
-    async def pool(self, config: RunConfig) -> Pool:
+    def pool(self, config: RunConfig) -> Pool:
         """The ranks that the methods need, those of an earlier race where they live."""
         pool = self.pools.get(config.ranks)
         if pool is None or not pool.alive:
@@ -103,7 +104,7 @@ class Races:
         config = self.configure(asked)
         if self.running is not None:
             raise UserError("expected no other race, but one is running; stop it, or wait for its end")
-        self.unwanted, self.running = False, await self.pool(config)
+        self.unwanted, self.running, self.begun = False, self.pool(config), self.begun + 1
         return self._race(asked, config, self.running)
 
     async def _race(self, asked: Race, config: RunConfig, pool: Pool) -> AsyncIterator[Json]:
@@ -149,11 +150,12 @@ class Races:
             self.unwanted = True
             with suppress(OSError):
                 pool.send(Stop())
-            _keep(asyncio.create_task(self._insist(pool)))
+            _keep(asyncio.create_task(self._insist(pool, self.begun)))
 
-    async def _insist(self, pool: Pool) -> None:
+    async def _insist(self, pool: Pool, race: int) -> None:
+        """End the processes where that race still runs after a while: by then another one may have begun."""
         await asyncio.sleep(HEEDED * patience())
-        if self.running is pool:
+        if self.running is pool and self.begun == race:
             pool.end()
 
     async def close(self) -> None:
