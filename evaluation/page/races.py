@@ -33,6 +33,7 @@ from methods.engine.loader import Checkpoint, find_checkpoint
 from methods.errors import UserError
 
 HEEDED = 1 / 3  # of the ranks' patience: for a stop to be heeded between two passes, before they are made to end
+BUSY = "expected no other race, but one is running; stop it, or wait for its end"
 DIGITS = 5  # of probabilities
 PAGE = "page"  # the benchmark of a prompt of the user's own
 
@@ -103,11 +104,16 @@ class Races:
         """What happens, as it does. A reader who goes away ends the race."""
         config = self.configure(asked)
         if self.running is not None:
-            raise UserError("expected no other race, but one is running; stop it, or wait for its end")
-        self.unwanted, self.running, self.begun = False, self.pool(config), self.begun + 1
-        return self._race(asked, config, self.running)
+            raise UserError(BUSY)
+        return self._race(asked, config)
 
-    async def _race(self, asked: Race, config: RunConfig, pool: Pool) -> AsyncIterator[Json]:
+    async def _race(self, asked: Race, config: RunConfig) -> AsyncIterator[Json]:
+        """The same, from the moment that somebody reads: who has gone before that leaves nothing behind."""
+        if self.running is not None:
+            yield {"type": "end", "stopped": False, "error": BUSY}
+            return
+        self.running = pool = self.pool(config)
+        self.unwanted, self.begun = False, self.begun + 1
         over, told_devices = True, False  # until the processes have the job
         try:
             yield {"type": "race", "lanes": [about(name) for name in dict.fromkeys(asked.methods)]}
