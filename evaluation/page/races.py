@@ -33,6 +33,7 @@ from methods.engine.loader import Checkpoint, find_checkpoint
 from methods.errors import UserError
 
 HEEDED = 1 / 3  # of the ranks' patience: for a stop to be heeded between two passes, before they are made to end
+BUSY = "expected no other race, but one is running; stop it, or wait for its end"
 DIGITS = 5  # of probabilities
 PAGE = "page"  # the benchmark of a prompt of the user's own
 
@@ -45,6 +46,7 @@ class Races:
     pools: dict[int, Pool] = field(default_factory=dict)
     running: Pool | None = None
     unwanted: bool = False  # the race that runs, as its user has said
+    begun: int = 0  # races
     devices: dict[int, str] = field(default_factory=dict)
 
     @cached_property
@@ -91,7 +93,7 @@ class Races:
         lanes = tuple(dict.fromkeys(asked.methods))
         return Job(config, lanes, self.prompt(asked), self.warm_up, frozenset(eos), asked.seed)
 
-    async def pool(self, config: RunConfig) -> Pool:
+    def pool(self, config: RunConfig) -> Pool:
         """The ranks that the methods need, those of an earlier race where they live."""
         pool = self.pools.get(config.ranks)
         if pool is None or not pool.alive:
@@ -102,11 +104,16 @@ class Races:
         """What happens, as it does. A reader who goes away ends the race."""
         config = self.configure(asked)
         if self.running is not None:
-            raise UserError("expected no other race, but one is running; stop it, or wait for its end")
-        self.unwanted, self.running = False, await self.pool(config)
-        return self._race(asked, config, self.running)
+            raise UserError(BUSY)
+        return self._race(asked, config)
 
-    async def _race(self, asked: Race, config: RunConfig, pool: Pool) -> AsyncIterator[Json]:
+    async def _race(self, asked: Race, config: RunConfig) -> AsyncIterator[Json]:
+        """The same, from the moment that somebody reads: who has gone before that leaves nothing behind."""
+        if self.running is not None:
+            yield {"type": "end", "stopped": False, "error": BUSY}
+            return
+        self.running = pool = self.pool(config)
+        self.unwanted, self.begun = False, self.begun + 1
         over, told_devices = True, False  # until the processes have the job
         try:
             yield {"type": "race", "lanes": [about(name) for name in dict.fromkeys(asked.methods)]}
@@ -149,11 +156,12 @@ class Races:
             self.unwanted = True
             with suppress(OSError):
                 pool.send(Stop())
-            _keep(asyncio.create_task(self._insist(pool)))
+            _keep(asyncio.create_task(self._insist(pool, self.begun)))
 
-    async def _insist(self, pool: Pool) -> None:
+    async def _insist(self, pool: Pool, race: int) -> None:
+        """End the processes where that race still runs after a while: by then another one may have begun."""
         await asyncio.sleep(HEEDED * patience())
-        if self.running is pool:
+        if self.running is pool and self.begun == race:
             pool.end()
 
     async def close(self) -> None:
