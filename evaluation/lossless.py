@@ -21,16 +21,7 @@ from evaluation.show.losslessness import document, show
 from methods.errors import CommandParser, command_line
 
 # What `run.py` can be told beyond this command's options.
-NOBODY: dict[str, list[str]] = {}
-FIXED = {
-    "repeats": 1,
-    "replicas": 1,
-    "trace": None,
-    "alone": True,
-    "output": None,
-    "servers": NOBODY,
-    "interleave": False,
-}
+FIXED = {"repeats": 1, "replicas": 1, "trace": None, "alone": True, "output": None, "interleave": False}
 
 
 def main() -> int:
@@ -73,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--power", metavar="X", type=_share, default=0.9, help="how probably they must show it (default %(default)g)")
     add("--json", action="store_true", help="print one JSON document")
-    parser.set_defaults(benchmark="mini_bench", limit=10, max_new_tokens=64, temperature=1.0, **FIXED)
+    parser.set_defaults(benchmark="mini_bench", limit=10, max_new_tokens=64, temperature=1.0, servers={}, **FIXED)
     return parser
 
 

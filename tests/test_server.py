@@ -40,7 +40,7 @@ LIMITS = Limits(frozenset({0}), 24)
 
 
 def models_of(target: Path, draft: Path | None = None, **servers: str) -> Models:
-    found = Models(str(target), draft and str(draft), "float32", [torch.device("cpu")])
+    found = Models(str(target), str(draft) if draft else None, "float32", [torch.device("cpu")])
     found.servers = servers
     return found
 
