@@ -93,13 +93,14 @@ class MethodSpec:
 
     def counting(self, options: Mapping[str, Value]) -> dict[str, Value]:
         """Those of its options that count for what is drafted under them: a tree has no window, a chain no nodes, and
-        PEARL without branches is the paper's.
+        PEARL without branches, or a draft that copies nothing, is the paper's.
 
         Raises UserError where a variant sets another one, or where the drafter cannot do what they ask for."""
         if self.loop == "pearl":
             self.check_branches(options)
-            papers = {"branches": 0, "schedule": GIVEN}
+            papers = {"branches": 0, "schedule": GIVEN, "copies": 0}
             return {name: value for name, value in options.items() if value != papers.get(name)}
+        options = {name: value for name, value in options.items() if (name, value) != ("copies", 0)}
         if self.drafter is None or len(self.drafter.shapes) == 1:
             return dict(options)
         shape = self.shape(options)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+
 from methods import METHODS
 from methods.paths import ROOT
 from tests.answer_files import answer, choice, header, write
@@ -58,6 +60,17 @@ class Page:
             for line in response:
                 if line.startswith(b"data: "):
                     yield json.loads(line[6:])
+
+
+def endless(target: Path, folder: Path) -> Path:
+    """The tiny target with a long context, which never says EOS: so that an answer lasts until it is stopped."""
+    shutil.copytree(target, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"][0] = 0  # the largest of the other logits is above that
+    save_file(weights, folder / "model.safetensors")
+    return folder
 
 
 def copy_project(folder: Path, target: Path, weights: Mapping[str, Path]) -> Path:

@@ -64,6 +64,16 @@ def one_pass_too_few(choice: dict[str, Any]) -> None:
         del choice[key][0][1]
 
 
+def without_pass_times(broken: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """Which would contradict what it breaks, so that no file could be read."""
+
+    def both(choice: dict[str, Any]) -> None:
+        choice.pop("pass_time", None)
+        broken(choice)
+
+    return both
+
+
 def a_clock_that_starts_behind_the_prompt(choice: dict[str, Any]) -> None:
     choice["wall_time"][0] -= choice["prefill_time"][0]
     choice["prefill_time"][0] = 0.0
@@ -103,7 +113,7 @@ def test_files_of_a_broken_harness_are_wrong(
     path = answers_of(changed / "scripts" / PAIR, CASES[1].name)
     answers = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for answer in answers:
-        broken(answer["choices"][0])
+        without_pass_times(broken)(answer["choices"][0])
     path.write_text("".join(json.dumps(answer) + "\n" for answer in answers), encoding="utf-8")
     found = read(changed, CASES[:2], scripts)
     assert found.verdict == "wrong" and fault in " ".join(told(found))

@@ -129,7 +129,8 @@ def test_a_header_names_the_gpus_on_which_models_lie(
 ) -> None:
     names, drafts = ([f"cuda:{number}" for number in numbers] for numbers in (own, draft))
     share = Share([torch.device(name) for name in names], names, 1, [names, drafts] if draft else [names], [0], 1)
-    session: Any = SimpleNamespace(share=share, models=Lies(*used), models_of=lambda spec: Lies(*used))
+    lies = Lies(*used)
+    session: Any = SimpleNamespace(share=share, models=lies, models_of=lambda spec: lies, server=lambda spec: None)
     assert devices_of(session, get_method(method)) == expected
 
 

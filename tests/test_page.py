@@ -21,6 +21,7 @@ from tests.page_server import (
     attempt,
     batches,
     copy_project,
+    endless,
     lanes,
     page,
     raceable,
@@ -42,7 +43,8 @@ LONG = 120_000  # milliseconds
 
 @pytest.fixture(scope="module")
 def server(tiny: Path, weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    project = copy_project(tmp_path_factory.mktemp("project"), tiny, weights)
+    target = endless(tiny, tmp_path_factory.mktemp("endless") / "target")
+    project = copy_project(tmp_path_factory.mktemp("project"), target, weights)
     with page(project, write_runs(tmp_path_factory.mktemp("results"), tiny)) as running:
         yield running
 
@@ -74,7 +76,7 @@ def test_models_stay_loaded_and_the_next_race_works_after_each_stop(server: Page
     """In every phase of a race of two ranks: before a method is loaded, while it reads the prompt, while it decodes."""
     for phase in ("load", "prefill", "decode"):
         events = []
-        for event in server.race(["autoregressive", "pearl-pld@gamma=2"], max_new_tokens=400):
+        for event in server.race(["autoregressive", "pearl-pld@gamma=2"], max_new_tokens=1024):
             events.append(event)
             if event["type"] == "phase" and (event["lane"], event["name"]) == (1, phase):
                 assert server.ask("/api/stop", {})[0] == 200
@@ -86,7 +88,7 @@ def test_models_stay_loaded_and_the_next_race_works_after_each_stop(server: Page
 
 
 def test_a_reader_who_goes_away_ends_the_race(server: Page) -> None:
-    race = server.race(["pearl-pld"], max_new_tokens=400)
+    race = server.race(["pearl-pld"], max_new_tokens=1024)
     assert next(race)["type"] == "race"
     status, told = server.ask("/api/race", {"methods": ["pld"], "prompt": "a"})
     assert (status, told["error"]) == (400, "expected no other race, but one is running; stop it, or wait for its end")
@@ -97,7 +99,7 @@ def test_a_reader_who_goes_away_ends_the_race(server: Page) -> None:
     while not (events := attempt(server)) and time.monotonic() < end:
         time.sleep(0.1)
     assert events[-1] == {"type": "end", "stopped": False, "error": ""}
-    begun = server.race(["pearl-pld"], max_new_tokens=400)
+    begun = server.race(["pearl-pld"], max_new_tokens=1024)
     assert next(begun)["type"] == "race"  # and is left before the processes have it
     begun.close()
     while not (events := attempt(server)) and time.monotonic() < end:
@@ -245,7 +247,7 @@ def test_what_a_reader_does_with_a_race(tab: "Tab", server: Page) -> None:
 
 @pytest.mark.parametrize("phase", ["loading", "reading the prompt", "decoding"])
 def test_stop_works_in_every_phase_and_the_next_race_works_after_it(tab: "Tab", server: Page, phase: str) -> None:
-    tab.goto(f"{server.url}/#race?methods=autoregressive,pearl&prompt=abc+abc&tokens=512")
+    tab.goto(f"{server.url}/#race?methods=autoregressive,pearl&prompt=abc+abc&tokens=1024")
     tab.reload()
     tab.get_by_role("button", name="Race", exact=True).click()
     tab.get_by_role("button", name="Stop").wait_for()

@@ -7,7 +7,6 @@ unless it is Markdown already (`Markup`), and the page is made by a parser that 
 import base64
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -200,11 +199,11 @@ def _scopes(state: StateCore) -> None:
 
 def _anchors(state: StateCore) -> None:
     """Each heading has a name of its own, by which the contents lead to it."""
-    known: Counter[str] = Counter()
+    known: dict[str, int] = {}
     for head, text in zip(state.tokens, state.tokens[1:], strict=False):
         if head.type == "heading_open":
             name = slug(_said(text)) or "part"
-            known[name] += 1
+            known[name] = known.get(name, 0) + 1
             head.attrSet("id", name if known[name] == 1 else f"{name}-{known[name]}")
 
 
