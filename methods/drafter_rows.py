@@ -1,6 +1,5 @@
 """The table of drafters: rows, data only. To add one: a file below `drafters/` with a `build` function, and a row here.
-Importing this imports nothing heavy.
-"""
+Importing this imports nothing heavy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

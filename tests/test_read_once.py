@@ -85,7 +85,7 @@ def task(tmp_path: Path) -> list[str]:
     """Models with a head, and questions."""
     target, draft = (save_model(tmp_path / n, seed=s, layers=k) for n, s, k in (("target", 0, 3), ("draft", 1, 1)))
     head = WEIGHTS["eagle3"](tmp_path / "head", target)
-    texts = "hello there hello there", "one two three"
+    texts = "hello there hello there", "one two three", "longer than the context " * 40
     lines = [json.dumps({"question_id": i, "category": "qa", "turns": [text]}) for i, text in enumerate(texts)]
     (tmp_path / "questions.jsonl").write_text("\n".join(lines))
     methods = f"pld,sps,sps@gamma=2,eagle3@draft={head}"

@@ -153,7 +153,7 @@ class Session:
         bandwidth = self.probe.read() if self.probe else None  # before any clock runs
         for turn in range(len(question.turns)):
             prompt = self.prompter.encode(question.turns[: turn + 1], texts)
-            if self.config.read_once:
+            if self.config.read_once and len(prompt) <= self.models.target.max_length:  # else nothing reads it
                 self.models.target.prefill(prompt)
             sampling = self._sampling(question.question_id, turn, repeat)
             with self.place(name):
