@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.answers.calibration import read_calibration
 from evaluation.judge.change import pair_runs
 from evaluation.judge.fit import PEARL, decode_speedup, pace, predicted_over_baseline, schedule
 from evaluation.judge.gates import compare_all
@@ -199,3 +200,13 @@ def test_the_table_of_the_plane_is_what_the_answers_give() -> None:
             s = found[row[0].strip("`"), benchmark]
             assert s is not None and (told[0], told[2]) == (f"{s.speedup:.2f}x", f"{s.mat:.2f}")
             assert told[1] == f"{s.low:.2f} to {s.high:.2f}" + " (not significant)" * (not s.significant)
+
+
+def test_the_calibration_is_told_as_it_came_out() -> None:
+    found = read_calibration(ROOT / "results/calibration")
+    assert found is not None and found.verdict == "wrong"
+    rows = {row.method: row for row in found.rows}
+    assert [f"{100 * rows[name].deviation:.1f}" for name in ("autoregressive", "pearl@gamma=4")] == ["-2.2", "-0.6"]
+    assert f"{100 * found.deviation:.1f}" == "3.8"
+    rounds = ("autoregressive", "sps@gamma=3", "sd2-tree@branches=2@depth=2@nodes=6")
+    assert [f"{1e3 * rows[name].overhead:.1f}" for name in rounds] == ["0.5", "1.6", "2.4"]
