@@ -50,7 +50,7 @@ static inline __attribute__((always_inline)) void nibbles_block(const int rows, 
     const long inputs = groups * NIBBLES;
     for (long g = 0; g < groups; g++, w += NIBBLE_GROUP) {
         vec part[ROWS / 2][2][2] = {0}; /* of each row's upper and lower halves */
-        for (long i = 0; i < NIBBLE_GROUP; i += 64) fetch(w + i);
+        for (long i = 0; i < NIBBLE_GROUP; i += 64) fetch(w + i, w + AHEAD + i);
 #pragma GCC unroll 8
         for (long i = 0; i < NIBBLES / 4; i++) {
             const bits both = (bits)at((const float *)(w + 4 * TILE) + i * LANES);

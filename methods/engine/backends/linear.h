@@ -14,21 +14,34 @@ typedef struct {
 
 typedef struct { /* rows of a linear layer's inputs */
     const char *x;
-    long bf16;
-    unsigned char *halves; /* for 4 bits, and int8 in groups: of each row the upper and the lower ones */
+    long bf16, rows;
+    float *wide;           /* where the processor has no products of bf16: all rows in fp32, else NULL */
+    unsigned char *halves; /* for 4 bits, and int8 in groups: of each row the upper and the lower ones, else NULL */
     float *scales, *sums;  /* of each row, then; of its groups, for weights in 4 bits: see halve(), halve_signed() */
 } Inputs;
 
-/* Bytes that halves, sums and scales of rows of inputs take. */
-static long halves_size(const Linear *l, long rows) {
-    if (!l->int4 && (!l->scale || GROUP == 1)) return 0;
-    return (rows * (2 * l->inputs + 4 + (l->int4 ? l->inputs / NIBBLES * 4 : 0)) + 63) / 64 * 64;
+/* Whether sums are of integers. */
+static inline int in_halves(const Linear *l) { return l->int4 || (l->scale && GROUP != 1); }
+
+/* Bytes that prepare() writes for rows of inputs. */
+static long prepared_size(const Linear *l, long rows, long bf16) {
+    long row = bf16 && WIDE ? 4 * l->inputs : 0;
+    if (in_halves(l)) row = 2 * l->inputs + 4 + (l->int4 ? l->inputs / NIBBLES * 4 : 0);
+    return (rows * row + 63) / 64 * 64;
 }
 
 /* Make the inputs of a layer what its weights take, once. Each thread makes its own, so none waits. It does so when it
  * holds its first piece of the work: the others then wait for that piece, so nobody writes to x meanwhile. */
-static void prepare(Inputs *in, const Linear *l, long rows, char *memory) {
-    if (in->halves || !halves_size(l, rows)) return;
+static void prepare(Inputs *in, const Linear *l, char *memory) {
+    const long rows = in->rows;
+    if (in->halves || in->wide || !prepared_size(l, rows, in->bf16)) return;
+    if (!in_halves(l)) {
+        const long count = rows * l->inputs, whole = count / LANES * LANES;
+        in->wide = (float *)memory;
+        for (long i = 0; i < whole; i += LANES) *(vec_at *)(in->wide + i) = load(in->x, i, in->bf16);
+        for (long i = whole; i < count; i++) in->wide[i] = number(in->x, i, in->bf16);
+        return;
+    }
     const long inputs = l->inputs, groups = l->int4 ? inputs / NIBBLES : 0, row = inputs * size_of(in->bf16);
     in->scales = (float *)memory;
     in->sums = in->scales + rows;
@@ -72,8 +85,12 @@ static void quads_tile(const Linear *l, const Inputs *in, long t, long n, int ro
 
 /* sum = bias + tile `t` of the weights x rows n, n + 1, ... of the inputs, at most ROWS */
 static void linear_tile(const Linear *l, const Inputs *in, long t, long n, int rows, vec (*sum)[2]) {
-    const int kind = l->scale ? (in->bf16 ? BYTE_PAIRS : BYTES) : (in->bf16 ? PAIRS : FLOATS);
+    const long narrow = in->bf16 && !WIDE;
+    const int kind = l->scale ? (narrow ? BYTE_PAIRS : BYTES) : (in->bf16 ? PAIRS : FLOATS);
+    const long block = block_of(in->rows, ROWS), blocks = (in->rows + block - 1) / block;
+    const char *x = in->wide ? (const char *)in->wide : in->x;
     const long steps = l->inputs / step_inputs(kind), first = t * TILE, low = l->scale || l->int4;
+    const char *w = l->weight + t * steps * step_size(kind);
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < 2; v++) sum[r][v] = l->bias && !low ? at(l->bias + first + v * LANES) : (vec){0};
     if (l->int4)
@@ -81,8 +98,8 @@ static void linear_tile(const Linear *l, const Inputs *in, long t, long n, int r
     else if (in->halves)
         quads_tile(l, in, t, n, rows, sum);
     else
-        dot(kind, rows, steps, l->weight + t * steps * step_size(kind), in->x + n * l->inputs * size_of(in->bf16),
-            l->inputs * size_of(in->bf16) / 4, sum);
+        dot_fetching(kind, rows, steps, w, share_of_next(w, step_size(kind), steps, n / block, blocks),
+                     x + n * l->inputs * size_of(narrow), l->inputs * size_of(narrow) / 4, sum);
     for (int r = 0; low && r < rows; r++)
         for (int v = 0; v < 2; v++) {
             if (l->scale) sum[r][v] *= at(l->scale + first + v * LANES);

@@ -31,9 +31,9 @@ typedef struct {
 
 typedef struct { /* of one pass, shared by its threads; of each thread, for a block of query rows */
     float *qkv, *scores;
-    char *normed, *q, *attended, *product;
+    char *normed, *q, *attended, *product; /* q in fp32 where these are WIDE */
     long *path, stride; /* of scores */
-    char *halves;       /* room for Inputs, of each thread */
+    char *prepared;     /* room for Inputs, of each thread */
 } Buffers;
 
 /* ---- threads ---- */
@@ -99,12 +99,13 @@ static void attention_inputs(Step *step, const Pass *p, const Layer *l, const ch
 /* y = x W^T + b, or that added to y; y may be fp32 where x is bf16 */
 static void linear_rows(Step *step, long threads, const Linear *l, long bf16, long rows, const char *x, char *memory,
                         char *y, long y_bf16, int add) {
-    Inputs in = {.x = x, .bf16 = bf16};
+    Inputs in = {.x = x, .bf16 = bf16, .rows = rows};
+    const long most_rows = block_of(rows, ROWS);
     SHARED(step, tiles(l->outputs), threads, t)
-    for (long n = 0; n < rows; n += ROWS) {
-        prepare(&in, l, rows, memory);
+    for (long n = 0; n < rows; n += most_rows) {
+        prepare(&in, l, memory);
         vec sum[ROWS][2];
-        int block = least(rows - n, ROWS);
+        int block = least(rows - n, most_rows);
         linear_tile(l, &in, t, n, block, sum);
         for (int r = 0; r < block; r++)
             for (int v = 0; v < 2; v++) {
@@ -116,13 +117,13 @@ static void linear_rows(Step *step, long threads, const Linear *l, long bf16, lo
 
 /* y = silu(gate x) * (up x): the gate is the first half of the outputs */
 static void swiglu_rows(Step *step, const Linear *l, const Pass *p, const char *x, char *memory, char *y) {
-    Inputs in = {.x = x, .bf16 = p->bf16};
-    const long count = tiles(p->mlp_width);
+    Inputs in = {.x = x, .bf16 = p->bf16, .rows = p->rows};
+    const long count = tiles(p->mlp_width), most_rows = block_of(p->rows, ROWS);
     SHARED(step, count, p->threads, t)
-    for (long n = 0; n < p->rows; n += ROWS) {
-        prepare(&in, l, p->rows, memory);
+    for (long n = 0; n < p->rows; n += most_rows) {
+        prepare(&in, l, memory);
         vec gate[ROWS][2], up[ROWS][2];
-        int block = least(p->rows - n, ROWS);
+        int block = least(p->rows - n, most_rows);
         linear_tile(l, &in, t, n, block, gate);
         linear_tile(l, &in, count + t, n, block, up);
         for (int r = 0; r < block; r++)
@@ -146,6 +147,7 @@ static void rotate(float *x, const float *cosines, const float *sines, long half
  * and values to the cache. */
 static void place_heads(Step *step, const Pass *p, const Layer *l, const Buffers *b, char *keys, char *values) {
     const long d = p->head_dim, size = size_of(p->bf16), group = p->heads / p->kv_heads;
+    const long narrow = p->bf16 && !WIDE, q_size = size_of(narrow);
     const long first_value = p->heads + p->kv_heads, heads = first_value + p->kv_heads;
     SHARED(step, p->rows * heads, p->threads, i) {
         const long n = i / heads, h = i % heads, row = p->start + p->known + n;
@@ -156,7 +158,8 @@ static void place_heads(Step *step, const Pass *p, const Layer *l, const Buffers
         if (h < first_value) rotate(x, p->cosines + n * d, p->sines + n * d, d / 2);
         for (long j = 0; j < d; j += LANES) store(rounded, j, LANES, at(x + j), p->bf16);
         if (h < p->heads) {
-            memcpy(b->q + ((h / group * p->rows + n) * group + h % group) * d * size, rounded, d * size);
+            to = b->q + ((h / group * p->rows + n) * group + h % group) * d * q_size;
+            for (long j = 0; j < d; j += LANES) store(to, j, d - j, load(rounded, j, p->bf16), narrow);
         } else if (h < first_value) {
             to = keys + ((h - p->heads) * p->capacity + row / TILE * TILE) * d * size;
             for (long j = 0; j < d * size / 4; j++) ((unit *)to)[j * TILE + row % TILE] = ((unit *)rounded)[j];
@@ -184,10 +187,11 @@ static float softmax(float *x, long count, float scale) {
  * gathered along the path, so that softmax and P V run over the visible positions in order, wherever these lie. */
 static void attend(const Pass *p, const Buffers *b, const char *keys, const char *values, long k, long m) {
     const long d = p->head_dim, size = size_of(p->bf16), steps = d * size / 4, group = p->heads / p->kv_heads;
+    const long q_row = d * size_of(p->bf16 && !WIDE);
     const int block = least(p->rows * group - m, ROWS);
     const long first = m / group + p->known, last = (m + block - 1) / group + p->known; /* provisional rows */
     const long common = p->start + (p->parents ? 0 : first + 1), provisional = p->known + p->rows;
-    const char *q = b->q + (k * p->rows * group + m) * d * size;
+    const char *q = b->q + (k * p->rows * group + m) * q_row;
     float sums[ROWS];
     long *path[ROWS], length[ROWS];
     vec sum[ROWS][2];
@@ -196,7 +200,7 @@ static void attend(const Pass *p, const Buffers *b, const char *keys, const char
 
     for (long t = 0; t < tiles(p->start + last + 1); t++) {
         memset(sum, 0, sizeof sum);
-        dot(p->bf16 ? PAIRS : FLOATS, block, steps, keys + t * TILE * d * size, q, steps, sum);
+        dot(p->bf16 ? PAIRS : FLOATS, block, steps, keys + t * TILE * d * size, q, q_row / 4, sum);
         for (int r = 0; r < block; r++) memcpy(b->scores + r * b->stride + t * TILE, sum[r], sizeof sum[r]);
     }
     for (int r = 0; r < block; r++) {
@@ -236,13 +240,13 @@ static void layer(Step *step, const Pass *p, const Layer *l, const Buffers *b, l
     const long cached = index * p->kv_heads * p->capacity * size_of(bf16);
     char *keys = p->keys + cached * p->head_dim, *values = p->values + cached * tiles(p->head_dim) * TILE;
     attention_inputs(step++, p, l, x, b->normed);
-    linear_rows(step++, threads, &l->qkv, bf16, rows, b->normed, b->halves, (char *)b->qkv, 0, 0);
+    linear_rows(step++, threads, &l->qkv, bf16, rows, b->normed, b->prepared, (char *)b->qkv, 0, 0);
     place_heads(step++, p, l, b, keys, values);
     attention(step++, p, b, keys, values);
-    linear_rows(step++, threads, &l->out, bf16, rows, b->attended, b->halves, x, bf16, 1);
+    linear_rows(step++, threads, &l->out, bf16, rows, b->attended, b->prepared, x, bf16, 1);
     rms_norm_rows(step++, p, x, l->mlp_norm, b->normed);
-    swiglu_rows(step++, &l->gate_up, p, b->normed, b->halves, b->product);
-    linear_rows(step++, threads, &l->down, bf16, rows, b->product, b->halves, x, bf16, 1);
+    swiglu_rows(step++, &l->gate_up, p, b->normed, b->prepared, b->product);
+    linear_rows(step++, threads, &l->down, bf16, rows, b->product, b->prepared, x, bf16, 1);
 }
 
 /* ---- what Python calls ---- */
@@ -256,15 +260,15 @@ long group(void) { return GROUP; }
 /* x [n][width]: the residual stream before layer `first`, afterwards the one behind the last of `count` layers.
  * Returns 0, or 1 if memory is short. */
 long run_layers(const Pass *p, const Layer *const *layers, long first, long count, char *x) {
-    const long rows = p->rows, inner = p->heads * p->head_dim, qkv = inner + 2 * p->kv_heads * p->head_dim;
+    const long rows = p->rows, bf16 = p->bf16, inner = p->heads * p->head_dim, qkv = inner + 2 * p->kv_heads * p->head_dim;
     const long behind = p->known + rows, stride = tiles(p->start + behind) * TILE, weights = p->width * (qkv + inner + 3 * p->mlp_width);
     const long wide = p->beside_width + p->width; /* of what q, k and v are made of, at most */
     const long shared = 4 * rows * (qkv + wide + 2 * inner + p->mlp_width), steps = STEPS * count * sizeof(Step);
-    long halves = 0;
+    long prepared = 0;
     for (const Layer *const *l = layers + first; l < layers + first + count; l++)
         for (const Linear *part = &(*l)->qkv; part <= &(*l)->down; part++)
-            halves = most(halves, halves_size(part, rows));
-    const long own = halves + ROWS * (4 * stride + sizeof(long) * behind); /* bytes, like `shared` and `steps` */
+            prepared = most(prepared, prepared_size(part, rows, bf16));
+    const long own = prepared + ROWS * (4 * stride + sizeof(long) * behind); /* bytes, like `shared` and `steps` */
     char *memory = aligned_alloc(64, (steps + shared + p->threads * own + 63) / 64 * 64);
     if (!memory) return 1;
     memset(memory, 0, steps);
@@ -275,8 +279,8 @@ long run_layers(const Pass *p, const Layer *const *layers, long first, long coun
         b.q = b.normed + 4 * rows * wide;
         b.attended = b.q + 4 * rows * inner;
         b.product = b.attended + 4 * rows * inner;
-        b.halves = memory + steps + shared + omp_get_thread_num() * own;
-        b.scores = (float *)(b.halves + halves);
+        b.prepared = memory + steps + shared + omp_get_thread_num() * own;
+        b.scores = (float *)(b.prepared + prepared);
         b.path = (long *)(b.scores + ROWS * stride);
         for (long i = 0; i < count; i++) layer((Step *)memory + STEPS * i, p, layers[first + i], &b, first + i, x);
     }
@@ -286,7 +290,7 @@ long run_layers(const Pass *p, const Layer *const *layers, long first, long coun
 
 /* y [n][outputs] = x [n][inputs] W^T + b; y may be fp32 where x is bf16. Returns 0, or 1 if memory is short. */
 long linear(const Linear *l, long threads, long rows, long bf16, const char *x, char *y, long y_bf16) {
-    const long own = halves_size(l, rows);
+    const long own = prepared_size(l, rows, bf16);
     char *memory = own ? aligned_alloc(64, threads * own) : NULL;
     if (own && !memory) return 1;
     Step step = {0};

@@ -5,6 +5,9 @@
  * bf16. A lane of a vector register belongs to one output and a register to one row, so nothing is summed across lanes,
  * and a row is summed in the same order among any number of rows. A tile is read from memory once for all rows.
  *
+ * Where the processor has no products of bf16 pairs (WIDE), inputs in bf16 are widened to fp32 once, since each is used
+ * by every tile. The sums are the same.
+ *
  * int8 weights are packed in [tile][input][TILE] and widened on the way to the inputs' type; where the processor
  * multiplies bytes, in steps of GROUP inputs, and the inputs are rounded to 16 bits, see halve(). */
 #include <math.h>
@@ -26,6 +29,11 @@ enum { GROUP = 4 };
 #else
 enum { GROUP = 1 };
 #endif
+#if defined(__AVX512BF16__)
+enum { WIDE = 0 };
+#else
+enum { WIDE = 1 };
+#endif
 enum { TILE = 2 * LANES, AHEAD = 16384, NEAR = 2048 }; /* bytes by which weights are fetched ahead, to L2 and to L1 */
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
@@ -40,15 +48,21 @@ typedef uint32_t unit __attribute__((may_alias)); /* 4 bytes: one fp32 or two bf
 static inline long least(long a, long b) { return a < b ? a : b; }
 static inline long most(long a, long b) { return a > b ? a : b; }
 static inline long tiles(long outputs) { return (outputs + TILE - 1) / TILE; }
+/* Rows of a block, of rows cut into the fewest blocks of at most `top`: about equal ones, since few rows wait for the
+ * latency of their multiply-adds. */
+static inline long block_of(long rows, long top) {
+    const long blocks = (rows + top - 1) / top;
+    return (rows + blocks - 1) / blocks;
+}
 static inline long size_of(long bf16) { return bf16 ? 2 : 4; }
 static inline vec all(float x) { return x - (vec){0}; }
 static inline vec at(const float *x) { return *(const vec_at *)x; }
 static inline vec pick(bits mask, vec yes, vec no) { return (vec)((mask & (bits)yes) | (~mask & (bits)no)); }
 
-/* Fetch a line of weights ahead of its use, in two hops: a core has few slots for lines on their way to L1, and what
- * waits for memory in them would hold up what waits for L2. */
-static inline void fetch(const char *w) {
-    __builtin_prefetch(w + AHEAD, 0, 2);
+/* Fetch a line of weights ahead of its use, in two hops, from memory at `far` and from L2: a core has few slots for
+ * lines on their way to L1, and what waits for memory in them would hold up what waits for L2. */
+static inline void fetch(const char *w, const char *far) {
+    __builtin_prefetch(far, 0, 2);
     __builtin_prefetch(w + NEAR, 0, 3);
 }
 
@@ -69,14 +83,13 @@ static inline vec multiply_add(vec a, vec b, vec sum) {
 #endif
 }
 
-/* sum + both products of bf16 pairs */
+/* sum + both products of bf16 pairs, where the processor has that */
 static inline vec multiply_add_pairs(vec a, vec b, vec sum) {
 #if defined(__AVX512BF16__)
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 #else
-    const bits upper = (bits){0} + 0xffff0000u;
-    sum = multiply_add((vec)((bits)a << 16), (vec)((bits)b << 16), sum);
-    return multiply_add((vec)((bits)a & upper), (vec)((bits)b & upper), sum);
+    (void)a, (void)b;
+    return sum;
 #endif
 }
 
@@ -191,8 +204,8 @@ static vec exponential(vec x) {
 
 /* ---- the kernel ---- */
 
-/* weights and inputs: both fp32; both bf16, in pairs; bf16 and fp32; int8 and fp32; int8 and bf16, in pairs; int8 and
- * bytes without sign, in fours: their sums are integers */
+/* weights and inputs: both fp32; both bf16, in pairs (inputs that are WIDE are fp32); bf16 and fp32; int8 and fp32; int8
+ * and bf16, in pairs (never WIDE); int8 and bytes without sign, in fours: their sums are integers */
 enum { FLOATS, PAIRS, MIXED, BYTES, BYTE_PAIRS, QUADS };
 
 /* Inputs of a step, and the bytes of a step of a tile. */
@@ -201,33 +214,45 @@ static inline long step_size(int kind) {
     return TILE * step_inputs(kind) * (kind == FLOATS ? 4 : kind == PAIRS || kind == MIXED ? 2 : 1);
 }
 
-/* LANES outputs of the step at w, from output i on */
-static inline __attribute__((always_inline)) vec weights(const int kind, const char *w, long i) {
+/* LANES outputs of the step at w, from output i on; of pairs that meet WIDE inputs, the first or second number */
+static inline __attribute__((always_inline)) vec weights(const int kind, const char *w, long i, const int second) {
     if (kind == BYTES) return widen(w + i);
     if (kind == BYTE_PAIRS) return pairs(widen(w + i), widen(w + i + TILE));
-    return load(w, i, kind == MIXED);
+    const vec both = load(w, i, kind == MIXED);
+    if (kind != PAIRS || !WIDE) return both;
+    return second ? (vec)((bits)both & 0xffff0000u) : (vec)((bits)both << 16);
 }
 
 static inline __attribute__((always_inline)) vec accumulate(const int kind, vec w, vec x, vec sum) {
     if (kind == QUADS) return multiply_add_quads(x, w, sum);
-    return kind == PAIRS || kind == BYTE_PAIRS ? multiply_add_pairs(w, x, sum) : multiply_add(w, x, sum);
+    return !WIDE && (kind == PAIRS || kind == BYTE_PAIRS) ? multiply_add_pairs(w, x, sum) : multiply_add(w, x, sum);
 }
+
+/* What to fetch from memory: `step` bytes further at each step of a dot(). */
+typedef struct {
+    const char *from;
+    long step;
+} Fetch;
 
 /* dot() for a constant number of rows, so that their sums stay in registers */
 static inline __attribute__((always_inline)) void dot_block(const int kind, const int rows, long steps, const char *w,
-                                                            const unit *x, long stride, vec (*sum)[2]) {
+                                                            Fetch far, const unit *x, long stride, vec (*sum)[2]) {
     const long size = step_size(kind);
+    const int values = kind == PAIRS && WIDE ? 2 : 1; /* units of a step */
     vec s[ROWS][2];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) s[r][0] = sum[r][0], s[r][1] = sum[r][1];
     for (long i = 0; i < steps; i++) {
-        for (long line = 0; line < size; line += 64) fetch(w + i * size + line);
-        vec w0 = weights(kind, w + i * size, 0), w1 = weights(kind, w + i * size, LANES);
+        for (long line = 0; line < size; line += 64) fetch(w + i * size + line, far.from + i * far.step + line);
+#pragma GCC unroll 2
+        for (int v = 0; v < values; v++) {
+            vec w0 = weights(kind, w + i * size, 0, v), w1 = weights(kind, w + i * size, LANES, v);
 #pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) {
-            vec value = (vec)((bits){0} + x[r * stride + i]);
-            s[r][0] = accumulate(kind, w0, value, s[r][0]);
-            s[r][1] = accumulate(kind, w1, value, s[r][1]);
+            for (int r = 0; r < rows; r++) {
+                vec value = (vec)((bits){0} + x[r * stride + values * i + v]);
+                s[r][0] = accumulate(kind, w0, value, s[r][0]);
+                s[r][1] = accumulate(kind, w1, value, s[r][1]);
+            }
         }
     }
 #pragma GCC unroll 8
@@ -235,18 +260,30 @@ static inline __attribute__((always_inline)) void dot_block(const int kind, cons
 }
 
 #define BLOCK(kind, rows)                                                                   \
-    case 8 * kind + rows - 1:                                                               \
-        dot_block(kind, rows < ROWS ? rows : ROWS, steps, w, (const unit *)x, stride, sum); \
+    case 8 * kind + rows - 1:                                                                    \
+        dot_block(kind, rows < ROWS ? rows : ROWS, steps, w, far, (const unit *)x, stride, sum); \
         break;
 #define BLOCKS(kind)                                                \
     BLOCK(kind, 1) BLOCK(kind, 2) BLOCK(kind, 3) BLOCK(kind, 4)     \
     BLOCK(kind, 5) BLOCK(kind, 6) BLOCK(kind, 7) BLOCK(kind, 8)
 
 /* sum[row] += `steps` steps of the tile w times x[row], for 1 to ROWS rows of x that lie `stride` x 4 bytes apart */
-static void dot(int kind, int rows, long steps, const char *w, const void *x, long stride, vec (*sum)[2]) {
+static void dot_fetching(int kind, int rows, long steps, const char *w, Fetch far, const void *x, long stride,
+                         vec (*sum)[2]) {
     switch (8 * kind + rows - 1) {
         BLOCKS(FLOATS) BLOCKS(PAIRS) BLOCKS(MIXED) BLOCKS(BYTES) BLOCKS(BYTE_PAIRS) BLOCKS(QUADS)
     }
+}
+
+static void dot(int kind, int rows, long steps, const char *w, const void *x, long stride, vec (*sum)[2]) {
+    dot_fetching(kind, rows, steps, w, (Fetch){w + AHEAD, step_size(kind)}, x, stride, sum);
+}
+
+/* What one of the blocks of rows that meet a tile fetches: the tile is in the cache from the first block on, so each
+ * fetches its share of the next tile, and memory is never idle. A single block goes ahead in its own tile. */
+static inline Fetch share_of_next(const char *w, long size, long steps, long block, long blocks) {
+    if (blocks == 1) return (Fetch){w + AHEAD, size};
+    return (Fetch){w + size * steps + size * steps / blocks * block, size / blocks};
 }
 
 /* The row x as 16 bit numbers, cut in two: x[i] = scale * (256 * (upper[i] - 128) + lower[i]), rounded. Returns scale:
