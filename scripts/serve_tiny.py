@@ -32,6 +32,7 @@ from methods.errors import CommandParser, UserError, command_line
 from methods.models import Models
 
 VLLM, SGLANG, PLAIN = "vllm", "sglang", "plain"
+UNFINISHED = "\ufffd"  # what a tokenizer gives for bytes that are no whole character
 Update = tuple[list[int], str] | Generation | Exception
 
 
@@ -126,6 +127,8 @@ class Service:
             tokens += new
             whole = self.tokenizer.decode(tokens, skip_special_tokens=True)
             reason = {"eos": "stop", "length": "length"}.get(finish)
+            if reason is None and whole.endswith(UNFINISHED):
+                whole = text  # the rest of the character's bytes are still to come
             choice: dict[str, Any] = {"index": 0, "text": whole[len(text) :], "finish_reason": reason}
             if getattr(request, "return_token_ids", False):
                 choice["token_ids"] = new

@@ -245,6 +245,26 @@ def test_what_a_reader_does_with_a_race(tab: "Tab", server: Page) -> None:
     assert tab.locator(".lane").nth(3).locator("canvas").is_visible()
 
 
+def test_an_address_typed_into_the_open_page_is_followed_and_another_tab_forgets_nothing(
+    tab: "Tab", server: Page
+) -> None:
+    tab.goto(f"{server.url}/#race?methods=autoregressive,sps&prompt=abc")
+    tab.locator(".composer").wait_for()
+    tab.evaluate("location.hash = 'race?methods=pearl&prompt=xyz&tokens=64'")
+    tab.locator("select[aria-label='method 1'] option[value=pearl]:checked").wait_for(state="attached")
+    assert tab.locator("textarea").input_value() == "xyz" and tab.locator(".method").count() == 1
+    tab.get_by_role("tab", name="Results").click()
+    tab.locator("tr[data-run]").nth(2).wait_for()
+    tab.evaluate("location.hash = 'results?filter=sps'")
+    tab.locator("tr[data-run]").nth(1).wait_for(state="detached")
+    tab.get_by_role("tab", name="Race").click()
+    tab.locator(".composer").wait_for()
+    assert "prompt=xyz" in tab.evaluate("location.hash") and "tokens=64" in tab.evaluate("location.hash")
+    tab.get_by_role("tab", name="Results").click()
+    tab.locator(".results").wait_for()
+    assert "filter=sps" in tab.evaluate("location.hash")
+
+
 @pytest.mark.parametrize("phase", ["loading", "reading the prompt", "decoding"])
 def test_stop_works_in_every_phase_and_the_next_race_works_after_it(tab: "Tab", server: Page, phase: str) -> None:
     tab.goto(f"{server.url}/#race?methods=autoregressive,pearl&prompt=abc+abc&tokens=1024")

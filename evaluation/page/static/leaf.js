@@ -89,14 +89,17 @@ PB.Leaf = class {
     this.chosen = question.id;
     this.changed();
     this.notice.textContent = "";
+    const folder = this.folder;
+    const wanted = () => this.folder === folder && this.chosen === question.id; // another may be chosen meanwhile
     try {
       const key = JSON.stringify(question.id);
       const found = PB.data
         ? PB.data.answers[this.folder]?.[key]
         : await PB.get(`/api/answers?${new URLSearchParams({ folder: this.folder, question: key })}`);
       if (!found) throw new Error("This page holds no answers to that question: it would be too large.");
-      this._turns(found);
+      if (wanted()) this._turns(found);
     } catch (error) {
+      if (!wanted()) return;
       this.board.replaceChildren();
       this.player.hide();
       this.notice.textContent = error.message;

@@ -60,9 +60,11 @@ PB.Player = class {
     this.button.textContent = "❚❚";
     this.button.setAttribute("aria-label", "pause");
     let last = performance.now();
+    const run = {};
+    this.run = run;
     this.seek(from);
     const step = (now) => {
-      if (!this.playing) return;
+      if (!this.playing || this.run !== run) return; // paused and played again within a frame, there would be two
       this.seek(this.time + (this.rate * (now - last)) / 1000);
       last = now;
       if (this.time >= this.length) this.pause();

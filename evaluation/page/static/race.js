@@ -76,9 +76,10 @@ PB.parts.race = class {
     );
   }
 
-  // The address says what is asked.
+  // The address says what is asked. One that says nothing, as behind a tab's button, leaves all as it is.
   open(query) {
-    if (this.opened) return;
+    if (this.opened && !query.size) return this._remember();
+    if (this.running) return;
     this.opened = true;
     const known = new Set(this.page.methods.map((method) => method.name));
     const wanted = (query.get("methods") || "").split(",").filter((name) => known.has(name.split("@")[0]));
@@ -179,7 +180,16 @@ PB.parts.race = class {
   async _questions(chosen) {
     this.question.hidden = !this.benchmark.value;
     if (!this.benchmark.value) return this._remember();
-    const questions = await PB.get(`/api/questions/${encodeURIComponent(this.benchmark.value)}`);
+    this.button.disabled = true;
+    let questions = [];
+    try {
+      questions = await PB.get(`/api/questions/${encodeURIComponent(this.benchmark.value)}`);
+    } catch (error) {
+      this.tell(error.message, true);
+      this.benchmark.value = "";
+      this.question.hidden = true;
+    }
+    this.button.disabled = false;
     this.asked = new Map(questions.map((question) => [String(question.id), question]));
     const option = ({ id, category, text }) =>
       PB.el("option", { value: id }, `${id} · ${category} · ${text.trim().slice(0, 60)}`);

@@ -63,7 +63,7 @@ PB.parts.results = class {
   }
 
   async open(query) {
-    if (this.opened) return;
+    if (this.opened && !query.size) return this._remember();
     this.opened = true;
     this.filter.value = query.get("filter") || "";
     try {
