@@ -165,14 +165,14 @@ def test_the_target_in_low_bits_drafts_and_changes_nothing(
 
 
 def test_layers_on_the_grid_give_the_targets_own_states(operators: str, tmp_path: Path) -> None:
-    """But for the inputs, which native operators round to 16 bits; so nothing lies in another place."""
+    """But for the inputs, which native operators round to 8 bits; so nothing lies in another place."""
     pair = Models(str(on_the_grid(tmp_path)), "int4", "float32", CPU)
     states = []
     for model in (draft_model(pair), pair.target.model):
         tokens = torch.tensor(PROMPT)
         view = model.new_cache(16).prompt()
         states.append(model(tokens, torch.arange(len(tokens)), view)[0])
-    assert (states[0] - states[1]).norm() < 1e-2 * states[1].norm()
+    assert (states[0] - states[1]).norm() < 0.05 * states[1].norm()
 
 
 def test_drafts_are_the_same_again_and_on_a_rank_of_their_own(operators: str, tiny: Path) -> None:

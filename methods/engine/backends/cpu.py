@@ -164,8 +164,8 @@ def takes(weight_OI: Tensor | Int8 | Int4) -> bool:
 
 
 class NativeLinear:
-    """y = x W^T + b for weights that it `takes`. Those in 8 or 4 bits are not widened in memory. With 4 bits, and with
-    8 where the processor multiplies bytes, x is rounded to 16 bits per row."""
+    """y = x W^T + b for weights that it `takes`. Those in 8 or 4 bits are not widened in memory. With 4 bits, x is
+    rounded to 8 bits in groups of 32; with 8, where the processor multiplies bytes, to 16 bits per row."""
 
     def __init__(self, weight_OI: Tensor | Int8 | Int4, bias_O: Tensor | None, out_dtype: torch.dtype) -> None:
         self.dtype, self.out_dtype = weight_OI.dtype, out_dtype

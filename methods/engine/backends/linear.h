@@ -16,17 +16,17 @@ typedef struct { /* rows of a linear layer's inputs */
     const char *x;
     long bf16, rows;
     float *wide;           /* where the processor has no products of bf16: all rows in fp32, else NULL */
-    unsigned char *halves; /* for 4 bits, and int8 in groups: of each row the upper and the lower ones, else NULL */
-    float *scales, *sums;  /* of each row, then; of its groups, for weights in 4 bits: see halve(), halve_signed() */
+    unsigned char *bytes;  /* for 4 bits: of each row; for int8 in groups: its upper and its lower ones; else NULL */
+    float *scales, *sums;  /* of each row's groups, for 4 bits: see round_groups(); of each row, for int8: see halve() */
 } Inputs;
 
 /* Whether sums are of integers. */
-static inline int in_halves(const Linear *l) { return l->int4 || (l->scale && GROUP != 1); }
+static inline int in_bytes(const Linear *l) { return l->int4 || (l->scale && GROUP != 1); }
 
 /* Bytes that prepare() writes for rows of inputs. */
 static long prepared_size(const Linear *l, long rows, long bf16) {
     long row = bf16 && WIDE ? 4 * l->inputs : 0;
-    if (in_halves(l)) row = 2 * l->inputs + 4 + (l->int4 ? l->inputs / NIBBLES * 4 : 0);
+    if (in_bytes(l)) row = l->int4 ? l->inputs + l->inputs / NIBBLES * 8 : 2 * l->inputs + 4;
     return (rows * row + 63) / 64 * 64;
 }
 
@@ -34,35 +34,24 @@ static long prepared_size(const Linear *l, long rows, long bf16) {
  * holds its first piece of the work: the others then wait for that piece, so nobody writes to x meanwhile. */
 static void prepare(Inputs *in, const Linear *l, char *memory) {
     const long rows = in->rows;
-    if (in->halves || in->wide || !prepared_size(l, rows, in->bf16)) return;
-    if (!in_halves(l)) {
+    if (in->bytes || in->wide || !prepared_size(l, rows, in->bf16)) return;
+    if (!in_bytes(l)) {
         const long count = rows * l->inputs, whole = count / LANES * LANES;
         in->wide = (float *)memory;
         for (long i = 0; i < whole; i += LANES) *(vec_at *)(in->wide + i) = load(in->x, i, in->bf16);
         for (long i = whole; i < count; i++) in->wide[i] = number(in->x, i, in->bf16);
         return;
     }
-    const long inputs = l->inputs, groups = l->int4 ? inputs / NIBBLES : 0, row = inputs * size_of(in->bf16);
+    const long inputs = l->inputs, groups = l->int4 ? inputs / NIBBLES : 1, row = inputs * size_of(in->bf16);
     in->scales = (float *)memory;
-    in->sums = in->scales + rows;
-    in->halves = (unsigned char *)(in->sums + rows * groups);
+    in->sums = in->scales + rows * groups;
+    in->bytes = (unsigned char *)(l->int4 ? in->sums + rows * groups : in->sums);
     for (long n = 0; n < rows; n++) {
         const char *x = in->x + n * row;
-        unsigned char *upper = in->halves + 2 * n * inputs, *lower = upper + inputs;
-        in->scales[n] = l->int4 ? halve_signed(x, in->bf16, inputs, upper, lower, in->sums + n * groups)
-                                : halve(x, in->bf16, inputs, upper, lower);
-    }
-}
-
-/* sum = tile `t` of the weights in 4 bits x rows n, n + 1, ... */
-static void nibbles_tile(const Linear *l, const Inputs *in, long t, long n, int rows, vec (*sum)[2]) {
-    const long inputs = l->inputs, groups = inputs / NIBBLES;
-    for (int from = 0; from < rows; from += ROWS / 2) { /* a row has two halves */
-        const int block = least(rows - from, ROWS / 2);
-        nibbles_dot(block, groups, l->weight + t * groups * NIBBLE_GROUP, in->halves + 2 * (n + from) * inputs,
-                    in->sums + (n + from) * groups, sum + from);
-        for (int r = from; r < from + block; r++)
-            for (int v = 0; v < 2; v++) sum[r][v] *= in->scales[n + r];
+        if (l->int4)
+            round_groups(x, in->bf16, inputs, in->bytes + n * inputs, in->scales + n * groups, in->sums + n * groups);
+        else
+            in->scales[n] = halve(x, in->bf16, inputs, in->bytes + 2 * n * inputs, in->bytes + (2 * n + 1) * inputs);
     }
 }
 
@@ -72,7 +61,7 @@ static void quads_tile(const Linear *l, const Inputs *in, long t, long n, int ro
     for (int from = 0; from < rows; from += ROWS / 2) { /* a row has two halves */
         const int block = least(rows - from, ROWS / 2);
         vec part[ROWS][2] = {0};
-        dot(QUADS, 2 * block, steps, l->weight + t * inputs * TILE, in->halves + 2 * (n + from) * inputs, steps, part);
+        dot(QUADS, 2 * block, steps, l->weight + t * inputs * TILE, in->bytes + 2 * (n + from) * inputs, steps, part);
         for (int r = 0; r < block; r++)
             for (int v = 0; v < 2; v++) {
                 const whole upper = (whole)part[2 * r][v] - *(const whole_at *)(l->sums + t * TILE + v * LANES);
@@ -90,12 +79,14 @@ static void linear_tile(const Linear *l, const Inputs *in, long t, long n, int r
     const long block = block_of(in->rows, ROWS), blocks = (in->rows + block - 1) / block;
     const char *x = in->wide ? (const char *)in->wide : in->x;
     const long steps = l->inputs / step_inputs(kind), first = t * TILE, low = l->scale || l->int4;
+    const long groups = l->inputs / NIBBLES;
     const char *w = l->weight + t * steps * step_size(kind);
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < 2; v++) sum[r][v] = l->bias && !low ? at(l->bias + first + v * LANES) : (vec){0};
     if (l->int4)
-        nibbles_tile(l, in, t, n, rows, sum);
-    else if (in->halves)
+        nibbles_dot(rows, groups, l->weight + t * groups * NIBBLE_GROUP, in->bytes + n * l->inputs,
+                    in->scales + n * groups, in->sums + n * groups, sum);
+    else if (in->bytes)
         quads_tile(l, in, t, n, rows, sum);
     else
         dot_fetching(kind, rows, steps, w, share_of_next(w, step_size(kind), steps, n / block, blocks),
