@@ -176,6 +176,18 @@ def markdown(folder: Path, before: Path | None = None) -> str:
     return to_markdown(Report(groups, [], [], pairings, folder, before, "Written"))
 
 
+def test_the_fastest_is_compared_with_the_next_on_as_many_threads(tmp_path: Path) -> None:
+    """Another number of threads has another baseline, and other times."""
+    for threads, runs in ((1, [SPS]), (2, [PEARL])):
+        write_runs(tmp_path / f"t{threads}", runs, threads=threads)
+    (group,) = read_groups([tmp_path])
+    assert {group.labels[r] for r in group.measured} == {"sps", "pearl"}
+    page = markdown(tmp_path).split("## ")[0]
+    assert "times" not in page
+    write_runs(tmp_path / "more", [replace(SPS, verify=SPS.verify * 2)], threads=1)
+    assert "times sps" in markdown(tmp_path).split("## ")[0]
+
+
 def test_a_report_begins_with_what_is_fastest_and_shows_what_moves(three: Path) -> None:
     text = markdown(three)
     page, s = text.split("## ")[0], of(three).measured[0].summary

@@ -96,7 +96,8 @@ def in_8_bits(x_NI: Tensor) -> Tensor:
     """The numbers of each group of 32 in 127 steps of its largest one, up and down."""
     groups_NGI = x_NI.float().unflatten(1, (-1, 32))
     largest_NG1 = groups_NGI.abs().amax(2, keepdim=True)
-    return ((groups_NGI * torch.full_like(largest_NG1, 127).div(largest_NG1)).round().double() * (largest_NG1 / 127).double()).flatten(1)
+    steps_NGI = (groups_NGI * torch.full_like(largest_NG1, 127).div(largest_NG1)).round()
+    return (steps_NGI.double() * (largest_NG1 / 127).double()).flatten(1)
 
 
 LOW: dict[str, Callable[[int, int, torch.dtype], Int8 | Int4]] = {"int8": random_int8, "int4": random_int4}
@@ -108,8 +109,8 @@ SHAPES = {"int8": [(4, 1), (36, 7), (148, 33), (576, 97)], "int4": [(32, 1), (96
 def test_weights_in_8_and_4_bits_are_multiplied_as_they_are(
     operators: ctypes.CDLL, dtype: torch.dtype, kind: str, inputs: int, outputs: int
 ) -> None:
-    """Not rounded to bf16 once scaled; row o's scales and bias go to output o. Inputs may be rounded to 16 bits, and are
-    to 8 for weights in 4."""
+    """Not rounded to bf16 once scaled; row o's scales and bias go to output o. Inputs may be rounded to 16 bits;
+    those of weights in 4 are to 8."""
     weight, bias = LOW[kind](outputs, inputs, dtype), random(outputs, dtype=dtype, seed=1)
     exact_OI = replace(weight, dtype=torch.float64).widened()
     for rows in (1, 3, 8, 21):

@@ -24,7 +24,8 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class Glance:
-    """The fastest of the runs whose output is the target's, and the one behind it. `ahead`: the fastest over that."""
+    """The fastest of the runs whose output is the target's, and the one behind it on as many threads. `ahead`: the
+    fastest over that, in time."""
 
     best: Result
     second: Result | None
@@ -37,7 +38,8 @@ def glance(group: Group) -> Glance | None:
     exact = sorted((r for r in group.measured if r.header.exact), key=lambda r: -r.summary.speedup)
     if not exact:
         return None
-    best, second = exact[0], exact[1] if len(exact) > 1 else None
+    best = exact[0]
+    second = next((r for r in exact[1:] if r.header.threads == best.header.threads), None)
     together = second is not None and bool(best.run.finished & second.run.finished)
     ahead = stats.speedup(pair(best.run, second.run).pairs) if second and together else None
     return Glance(best, second, ahead, _elsewhere(exact))

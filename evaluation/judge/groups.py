@@ -235,7 +235,7 @@ GROUP_WORDS: tuple[Callable[[Result], str], ...] = (
     lambda r: r.header.dtype,
     lambda r: sampling_words(r.header.sampling),
     lambda r: f"at most {r.header.max_new_tokens} tokens",
-    lambda r: f"{r.header.questions} questions",
+    lambda r: _known(r.header.questions, "question"),
     _machine,
     lambda r: str(r.header.template),
     lambda r: r.folder.name,
@@ -251,16 +251,21 @@ def _without(result: Result) -> str:
     return "" if result.without in (None, "nothing") else f"without {result.without}"
 
 
+def _known(number: int | None, word: str) -> str:
+    """Headers of the first versions do not hold all."""
+    return f"unknown {word}s" if number is None else counted(number, word)
+
+
 def _run_labels(results: list[Result]) -> dict[Result, str]:
     """The method, and what tells a run from the others by the same method."""
     names = list(dict.fromkeys(name for result in results for name in result.options if name != "without"))
     words: list[Callable[[Result], str]] = [_without, *map(_option, names)]
     words += [
         lambda r: "draft " + str(r.header.draft and r.header.draft["source"]).rpartition("/")[2],
-        lambda r: f"{r.header.threads} threads",
-        lambda r: f"{r.header.replicas} replicas",
+        lambda r: _known(r.header.threads, "thread"),
+        lambda r: _known(r.header.replicas, "replica"),
         lambda r: f"seed {r.header.seed}",
-        lambda r: f"{r.header.questions} questions",
+        lambda r: _known(r.header.questions, "question"),
         lambda r: r.folder.name,
         lambda r: str(r.folder),
     ]
