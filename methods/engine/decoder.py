@@ -6,6 +6,7 @@ Legend: N nodes of a tree, T prompt tokens, V vocabulary, F feature width, A acc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -138,8 +139,9 @@ class Decoder:
     def _read(self, tree: TokenTree, known: int, taps: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """The same of the nodes of a tree behind its first `known`."""
         view = self._cache.view(self.length, tree, known, self.exact)
-        if tree.is_chain and not known:
-            return self.model(tree.tokens_N, torch.arange(self.length, self.length + tree.nodes), view, taps)
+        if tree.is_chain and not known:  # by NumPy: behind a pass, which empties the caches, each library costs its own
+            positions_N = torch.from_numpy(np.arange(self.length, self.length + tree.nodes))
+            return self.model(tree.tokens_N, positions_N, view, taps)
         return self.model(tree.tokens_N[known:], self.length + tree.depth_N[known:], view, taps)
 
     def _replayed(self, tree: TokenTree, taps: Sequence[int], known: int = 0) -> Scores | None:

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,8 +62,8 @@ def largest(logits_NV: Tensor) -> tuple[list[int], list[float]]:
     """The place of the largest logit of each row, of equals the first, and that logit; NaN is taken for the largest."""
     if logits_NV.device.type == "cpu" and logits_NV.dtype == torch.float32:
         rows_NV = logits_NV.numpy()  # whose argmax is vectorized, unlike PyTorch's
-        best_N = rows_NV.argmax(-1)
-        return best_N.tolist(), rows_NV[np.arange(len(best_N)), best_N].tolist()
+        best_N = rows_NV.argmax(-1).tolist()
+        return best_N, [rows_NV.item(row, best) for row, best in enumerate(best_N)]
     return as_lists(best_of(logits_NV))
 
 

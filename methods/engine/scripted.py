@@ -7,6 +7,7 @@ the engine's own: decoder, cache rows, trees, links. A state is the number of it
 Legend: N rows of a pass, V vocabulary.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -44,9 +45,10 @@ class Waits:
         self.ends, self.late = list[float](), list[float]()
 
     def until(self, end: float) -> None:
-        """Be busy until then. Other threads of this process may go on meanwhile, as they may beside matrices."""
+        """Be busy until then. Other threads of this process may go on meanwhile, as they may beside matrices. No sleep,
+        not even of no time: that halts the core."""
         while (now := time.perf_counter()) < end:
-            time.sleep(0)
+            os.sched_yield()
         self.ends.append(end)
         self.late.append(now - end)
 
@@ -160,7 +162,7 @@ class ScriptedModel(Transformer):
         return logits_NV
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        if len(hidden_ND) == len(self._logits_NV):
+        if hidden_ND.shape[0] == self._logits_NV.shape[0]:
             return self._logits_NV
         return self._logits_NV[hidden_ND[:, 0].long()]
 
