@@ -33,9 +33,9 @@ SHORT = Script(kept=90, other=5, tokens=28, prompt=5, seed=1), Script(kept=30, o
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Case], list[Script], Calibration]:
-    """One calibration, or on a busy machine two: all loops, two ranks, link, files, judge."""
+    """One calibration, however busy the machine is: all loops, two ranks, link, files, judge."""
     folder = tmp_path_factory.mktemp("calibration")
-    found = calibrate(folder, cases_here(), SHORT, Console(quiet=True), attempts=2)
+    found = calibrate(folder, cases_here(), SHORT, Console(quiet=True), attempts=1)
     questions = (folder / "scripts.jsonl").read_text(encoding="utf-8").splitlines()
     scripts = [_script(json.loads(line)["turns"][0]) for line in questions]
     return folder, cases_here(), scripts, found

@@ -246,7 +246,7 @@ def test_a_variant_over_two_ranks_is_proved_by_one_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     method = "pearl-eagle3@branches=3"
-    given = arguments(tiny, weights["eagle3"], questions, method, "--dtype", "bfloat16", "--shift", "0.3", "--json")
+    given = arguments(tiny, weights["eagle3"], questions, method, "--dtype", "bfloat16", "--shift", "0.5", "--json")
     assert call(monkeypatch, given) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["method"], document["lossless"]) == (method, True)
