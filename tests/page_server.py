@@ -163,6 +163,6 @@ def batches(names: list[str]) -> list[list[str]]:
 def raceable() -> list[str]:
     """All methods but those that tests add, and those that want weights which the tiny pair cannot have. Of rows over
     two drafters one stands for all."""
-    unable = ("toy", "space", "ouroboros", "hf-assisted", "server", "llama-cpp")
+    unable = ("toy", "space", "server", "llama-cpp")
     names = [name for name in METHODS if not any(word in name for word in unable)]
     return [name for name in names if "sam-" not in name or name.endswith("sam-eagle3")]
