@@ -105,9 +105,9 @@ def _questions() -> list[tuple[int, str]]:
 
 
 @contextmanager
-def page(project: Path, results: Path) -> Iterator[Page]:
-    """`./eval.sh page tiny RESULTS`, until the block is left."""
-    command = [str(project / "eval.sh"), "page", "tiny", str(results), "--port", "0", "--threads", "1"]
+def page(project: Path, results: Path, pair: str = "tiny") -> Iterator[Page]:
+    """`./eval.sh page PAIR RESULTS`, until the block is left."""
+    command = [str(project / "eval.sh"), "page", pair, str(results), "--port", "0", "--threads", "1"]
     environment = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "PEARL_BENCH_PATIENCE": "60"}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:

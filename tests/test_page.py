@@ -15,6 +15,7 @@ from evaluation.page.origins import origins
 from evaluation.page.replay import write_replay
 from evaluation.page.runs import Runs
 from methods import METHODS
+from methods.paths import ROOT
 from tests.page_server import (
     LEAF,
     Page,
@@ -228,6 +229,15 @@ def test_every_method_races_and_is_seen_as_it_answered(tab: "Tab", server: Page,
         seen = lane.locator("[data-i]").evaluate_all("all => all.map(t => [Number(t.dataset.id), t.dataset.o])")
         assert seen == expected and len(seen) > 8, name
         assert lane.locator(".bar").count() == len(passes), name
+
+
+def test_pearl_races_on_the_embedded_pair(tab: "Tab", tmp_path: Path) -> None:
+    with page(ROOT, tmp_path, "smollm2-135m") as real:
+        said = race(tab, real, ["autoregressive", "pearl"])
+        assert said[-1] == {"type": "end", "stopped": False, "error": ""}
+        assert tab.locator(".lane .equal").nth(1).inner_text().startswith("identical")
+        kinds = set(tab.locator(".lane").nth(1).locator("[data-i]").evaluate_all("all => all.map(t => t.dataset.o)"))
+        assert kinds & {"a", "b"} and kinds <= set("pabco")
 
 
 def test_what_a_reader_does_with_a_race(tab: "Tab", server: Page) -> None:
