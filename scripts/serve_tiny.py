@@ -24,6 +24,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict
 
 from evaluation.launch.arguments import count
+from evaluation.page.pieces import UNFINISHED
 from methods import get_method
 from methods.base import Generation, Limits, Method, Reference, Step, generate
 from methods.build import build_method
@@ -32,7 +33,6 @@ from methods.errors import CommandParser, UserError, command_line
 from methods.models import Models
 
 VLLM, SGLANG, PLAIN = "vllm", "sglang", "plain"
-UNFINISHED = "\ufffd"  # what a tokenizer gives for bytes that are no whole character
 Update = tuple[list[int], str] | Generation | Exception
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -25,11 +26,14 @@ from evaluation.show.page import Report, served_in
 from methods import get_method
 from methods.base import Generation, Limits, generate
 from methods.build import build_method
+from methods.engine.loader import find_checkpoint
 from methods.engine.sampling import Sampling
 from methods.errors import RunError, UserError
 from methods.models import Models
+from methods.pairs import get_pair
 from methods.peers.endpoint import Refused, Silent
 from methods.peers.server import GREETING, Server
+from scripts.serve_tiny import Plain, Service
 from tests.commands import in_process
 from tests.servers import llama_server, refused_port, serving, tiny_server, write_tiny_gguf
 from tests.tiny import save_model, save_tokenizer
@@ -163,6 +167,19 @@ def test_what_is_wrong_with_a_server_is_one_sentence(server: Any, said: str, tin
     with server() as url, pytest.raises(UserError, match=said) as told:
         connect(tiny, url, timeout=0.2)
     assert "\n" not in str(told.value)
+
+
+def test_a_character_of_several_tokens_is_served_whole() -> None:
+    tokenizer = find_checkpoint(get_pair("smollm2-135m").target).tokenizer
+    text = "naïve 🧩 ok"
+    ids, told = tokenizer(text)["input_ids"], SimpleQueue[Any]()
+    service = Service(None, tokenizer, [0], "model", "plain")  # type: ignore[arg-type]
+    for place, token in enumerate(ids, 1):
+        told.put(([token], "length" if place == len(ids) else ""))
+    told.put(Generation(token_ids=ids))
+    asked = Plain(model="model", prompt="x")
+    parts = [one["choices"][0]["text"] for one in service._messages(asked, told, 1) if one["choices"]]
+    assert "".join(parts) == text and len(parts) == len(ids) and "" in parts
 
 
 def test_nobody_there_and_no_such_server(tiny: Path) -> None:

@@ -15,7 +15,7 @@ typedef struct {
 typedef struct { /* rows of a linear layer's inputs */
     const char *x;
     long bf16, rows;
-    float *wide;           /* where the processor has no products of bf16: all rows in fp32, else NULL */
+    float *wide;           /* bf16 that no product takes, for int8 or where these are WIDE: in fp32, else NULL */
     unsigned char *bytes;  /* for 4 bits: of each row; for int8 in groups: its upper and its lower ones; else NULL */
     float *scales, *sums;  /* of each row's groups, for 4 bits: see round_groups(); of each row, for int8: see halve() */
 } Inputs;
@@ -25,7 +25,7 @@ static inline int in_bytes(const Linear *l) { return l->int4 || (l->scale && GRO
 
 /* Bytes that prepare() writes for rows of inputs. */
 static long prepared_size(const Linear *l, long rows, long bf16) {
-    long row = bf16 && WIDE ? 4 * l->inputs : 0;
+    long row = bf16 && (WIDE || l->scale) ? 4 * l->inputs : 0;
     if (in_bytes(l)) row = l->int4 ? l->inputs + l->inputs / NIBBLES * 8 : 2 * l->inputs + 4;
     return (rows * row + 63) / 64 * 64;
 }
@@ -72,15 +72,19 @@ static void quads_tile(const Linear *l, const Inputs *in, long t, long n, int ro
     }
 }
 
+/* sum += tile `t` of the weights x rows n, n + 1, ... by sums of fp32 */
+static void floats_tile(const Linear *l, const Inputs *in, long t, long n, int rows, vec (*sum)[2]) {
+    const long narrow = in->bf16 && !in->wide, row = l->inputs * size_of(narrow);
+    const int kind = l->scale ? BYTES : in->bf16 ? PAIRS : FLOATS;
+    const long steps = l->inputs / step_inputs(kind), size = step_size(kind);
+    const long block = block_of(in->rows, ROWS), blocks = (in->rows + block - 1) / block;
+    const char *w = l->weight + t * steps * size, *x = in->wide ? (const char *)in->wide : in->x;
+    dot_fetching(kind, rows, steps, w, share_of_next(w, size, steps, n / block, blocks), x + n * row, row / 4, sum);
+}
+
 /* sum = bias + tile `t` of the weights x rows n, n + 1, ... of the inputs, at most ROWS */
 static void linear_tile(const Linear *l, const Inputs *in, long t, long n, int rows, vec (*sum)[2]) {
-    const long narrow = in->bf16 && !WIDE;
-    const int kind = l->scale ? (narrow ? BYTE_PAIRS : BYTES) : (in->bf16 ? PAIRS : FLOATS);
-    const long block = block_of(in->rows, ROWS), blocks = (in->rows + block - 1) / block;
-    const char *x = in->wide ? (const char *)in->wide : in->x;
-    const long steps = l->inputs / step_inputs(kind), first = t * TILE, low = l->scale || l->int4;
-    const long groups = l->inputs / NIBBLES;
-    const char *w = l->weight + t * steps * step_size(kind);
+    const long first = t * TILE, groups = l->inputs / NIBBLES, low = l->scale || l->int4;
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < 2; v++) sum[r][v] = l->bias && !low ? at(l->bias + first + v * LANES) : (vec){0};
     if (l->int4)
@@ -89,8 +93,7 @@ static void linear_tile(const Linear *l, const Inputs *in, long t, long n, int r
     else if (in->bytes)
         quads_tile(l, in, t, n, rows, sum);
     else
-        dot_fetching(kind, rows, steps, w, share_of_next(w, step_size(kind), steps, n / block, blocks),
-                     x + n * l->inputs * size_of(narrow), l->inputs * size_of(narrow) / 4, sum);
+        floats_tile(l, in, t, n, rows, sum);
     for (int r = 0; low && r < rows; r++)
         for (int v = 0; v < 2; v++) {
             if (l->scale) sum[r][v] *= at(l->scale + first + v * LANES);

@@ -83,16 +83,6 @@ static inline vec multiply_add(vec a, vec b, vec sum) {
 #endif
 }
 
-/* sum + both products of bf16 pairs, where the processor has that */
-static inline vec multiply_add_pairs(vec a, vec b, vec sum) {
-#if defined(__AVX512BF16__)
-    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-#else
-    (void)a, (void)b;
-    return sum;
-#endif
-}
-
 /* integers: sum + the products of four bytes a without sign and four bytes b with one, added up */
 static inline vec multiply_add_quads(vec a, vec b, vec sum) {
 #if defined(__AVX512VNNI__)
@@ -164,11 +154,6 @@ static inline vec widen(const char *x) {
 #endif
 }
 
-/* pairs of bf16 numbers, from fp32 numbers that bf16 holds exactly, as it does int8 */
-static inline vec pairs(vec first, vec second) {
-    return (vec)((bits)first >> 16 | ((bits)second & ((bits){0} + 0xffff0000u)));
-}
-
 /* x[i .. i + LANES] = v, in bf16 rounded to nearest even; at most `room` of them */
 static inline void store(char *x, long i, long room, vec v, long bf16) {
     bits rounded = (bits)v + 0x7fff + ((bits)v >> 16 & 1);
@@ -205,11 +190,11 @@ static vec exponential(vec x) {
 /* ---- the kernel ---- */
 
 /* weights and inputs: both fp32; both bf16, in pairs (inputs that are WIDE are fp32); bf16 and fp32; int8 and fp32; int8
- * and bf16, in pairs (never WIDE); int8 and bytes without sign, in fours: their sums are integers */
-enum { FLOATS, PAIRS, MIXED, BYTES, BYTE_PAIRS, QUADS };
+ * and bytes without sign, in fours: their sums are integers */
+enum { FLOATS, PAIRS, MIXED, BYTES, QUADS };
 
 /* Inputs of a step, and the bytes of a step of a tile. */
-static inline long step_inputs(int kind) { return kind == QUADS ? 4 : kind == PAIRS || kind == BYTE_PAIRS ? 2 : 1; }
+static inline long step_inputs(int kind) { return kind == QUADS ? 4 : kind == PAIRS ? 2 : 1; }
 static inline long step_size(int kind) {
     return TILE * step_inputs(kind) * (kind == FLOATS ? 4 : kind == PAIRS || kind == MIXED ? 2 : 1);
 }
@@ -217,7 +202,6 @@ static inline long step_size(int kind) {
 /* LANES outputs of the step at w, from output i on; of pairs that meet WIDE inputs, the first or second number */
 static inline __attribute__((always_inline)) vec weights(const int kind, const char *w, long i, const int second) {
     if (kind == BYTES) return widen(w + i);
-    if (kind == BYTE_PAIRS) return pairs(widen(w + i), widen(w + i + TILE));
     const vec both = load(w, i, kind == MIXED);
     if (kind != PAIRS || !WIDE) return both;
     return second ? (vec)((bits)both & 0xffff0000u) : (vec)((bits)both << 16);
@@ -225,7 +209,10 @@ static inline __attribute__((always_inline)) vec weights(const int kind, const c
 
 static inline __attribute__((always_inline)) vec accumulate(const int kind, vec w, vec x, vec sum) {
     if (kind == QUADS) return multiply_add_quads(x, w, sum);
-    return !WIDE && (kind == PAIRS || kind == BYTE_PAIRS) ? multiply_add_pairs(w, x, sum) : multiply_add(w, x, sum);
+#if defined(__AVX512BF16__)
+    if (kind == PAIRS) return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)x);
+#endif
+    return multiply_add(w, x, sum);
 }
 
 /* What to fetch from memory: `step` bytes further at each step of a dot(). */
@@ -271,7 +258,7 @@ static inline __attribute__((always_inline)) void dot_block(const int kind, cons
 static void dot_fetching(int kind, int rows, long steps, const char *w, Fetch far, const void *x, long stride,
                          vec (*sum)[2]) {
     switch (8 * kind + rows - 1) {
-        BLOCKS(FLOATS) BLOCKS(PAIRS) BLOCKS(MIXED) BLOCKS(BYTES) BLOCKS(BYTE_PAIRS) BLOCKS(QUADS)
+        BLOCKS(FLOATS) BLOCKS(PAIRS) BLOCKS(MIXED) BLOCKS(BYTES) BLOCKS(QUADS)
     }
 }
 
