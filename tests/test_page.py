@@ -275,6 +275,25 @@ def test_an_address_typed_into_the_open_page_is_followed_and_another_tab_forgets
     assert "filter=sps" in tab.evaluate("location.hash")
 
 
+def test_questions_that_come_late_are_waited_for_and_replace_no_prompt(tab: "Tab", server: Page) -> None:
+    held: list[Any] = []
+    tab.route("**/api/questions/*", lambda route: held.append(route))
+    tab.goto(f"{server.url}/#race?methods=autoregressive&prompt=abc&tokens=32")
+    tab.get_by_label("benchmark", exact=True).select_option("mini_bench")
+    tab.get_by_label("prompt").fill("mine")
+    tab.wait_for_timeout(200)
+    held.pop().continue_()
+    tab.wait_for_timeout(1000)
+    assert tab.get_by_label("prompt").input_value() == "mine"
+    tab.get_by_label("benchmark", exact=True).select_option("mini_bench")
+    tab.get_by_role("button", name="Race", exact=True).click()
+    tab.wait_for_timeout(200)
+    held.pop().continue_()
+    tab.locator(".player").wait_for()
+    assert tab.get_by_label("prompt").input_value() != "mine"
+    assert tab.locator(".lane [data-i]").count() == 32 and tab.locator(".notice.error").count() == 0
+
+
 @pytest.mark.parametrize("phase", ["loading", "reading the prompt", "decoding"])
 def test_stop_works_in_every_phase_and_the_next_race_works_after_it(tab: "Tab", server: Page, phase: str) -> None:
     tab.goto(f"{server.url}/#race?methods=autoregressive,pearl&prompt=abc+abc&tokens=1024")

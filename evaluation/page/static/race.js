@@ -177,19 +177,22 @@ PB.parts.race = class {
     );
   }
 
-  async _questions(chosen) {
-    this.question.hidden = !this.benchmark.value;
-    if (!this.benchmark.value) return this._remember();
-    this.button.disabled = true;
+  // A race waits for its questions.
+  _questions(chosen) {
+    this.loading = this._load(this.benchmark.value, chosen);
+  }
+
+  async _load(benchmark, chosen) {
+    this.question.hidden = !benchmark;
+    if (!benchmark) return this._remember();
     let questions = [];
     try {
-      questions = await PB.get(`/api/questions/${encodeURIComponent(this.benchmark.value)}`);
+      questions = await PB.get(`/api/questions/${encodeURIComponent(benchmark)}`);
     } catch (error) {
       this.tell(error.message, true);
-      this.benchmark.value = "";
-      this.question.hidden = true;
     }
-    this.button.disabled = false;
+    if (this.benchmark.value !== benchmark) return; // another is chosen meanwhile, or a prompt is typed
+    if (!questions.length) return this._own();
     this.asked = new Map(questions.map((question) => [String(question.id), question]));
     const option = ({ id, category, text }) =>
       PB.el("option", { value: id }, `${id} · ${category} · ${text.trim().slice(0, 60)}`);
@@ -255,6 +258,7 @@ PB.parts.race = class {
     this.lanes = [];
     this.tell("The models are loaded on the first race.");
     try {
+      await this.loading;
       const response = await PB.post("/api/race", this._request());
       if (!response.ok) throw new Error(await PB.refusal(response));
       for await (const event of PB.events(response)) this._event(event);
