@@ -109,7 +109,6 @@ def test_it_finds_and_counts_what_is_there(tmp_path: Path, vocabulary: int) -> N
             counted = Counter(tuple(one[:end]) for one in found for end in range(1, len(one) + 1))
             assert dict(zip(paths, trie.counts_K.tolist(), strict=True)) == counted
             assert paths == sorted(paths, key=lambda path: (len(path), path)) and len(set(paths)) == len(paths)
-            assert [len(path) - 1 for path in paths] == trie.levels_K.tolist()
 
 
 def test_of_many_occurrences_those_that_are_counted_are_spread_over_all(tmp_path: Path) -> None:

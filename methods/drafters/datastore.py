@@ -12,7 +12,7 @@ import hashlib
 import json
 import mmap
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,6 @@ class Trie:
     parents_K: Ints
     tokens_K: Ints
     counts_K: Ints
-    levels_K: Ints
 
 
 class Datastore:
@@ -51,55 +50,64 @@ class Datastore:
 
     def occurrences(self, tokens: Sequence[int]) -> range:
         """Rows of the suffix array that begin with these tokens."""
-        wanted, width = self._encoded(tokens), self._width
-        size, text = len(wanted), self._text
-
-        def beginning(start: int) -> bytes:
-            return text[start * width : start * width + size]
-
-        first = bisect_left(self._starts, wanted, key=beginning)
-        if first == len(self._starts) or beginning(self._starts[first]) != wanted:
-            return range(0)
-        return range(first, bisect_right(self._starts, wanted, first, key=beginning))
+        first = self._first(tokens)
+        return range(0) if first is None else self._all(tokens, first)
 
     def longest(self, tokens: Sequence[int], least: int) -> tuple[int, range]:
         """The length of the longest suffix that occurs, and its rows; 0 where that is shorter than `least`. A suffix of
         what occurs does so too, so the lengths are searched by halves."""
-        low, high, found = least - 1, len(tokens), range(0)
+        low, high, found = least - 1, len(tokens), None
         while low < high:
             middle = (low + high + 1) // 2
-            if rows := self.occurrences(tokens[len(tokens) - middle :]):
-                low, found = middle, rows
+            if (first := self._first(tokens[len(tokens) - middle :])) is not None:
+                low, found = middle, first
             else:
                 high = middle - 1
-        return (low, found) if found else (0, found)
+        return (0, range(0)) if found is None else (low, self._all(tokens[len(tokens) - low :], found))
+
+    def _first(self, tokens: Sequence[int]) -> int | None:
+        """The first row that begins with these tokens."""
+        wanted, beginning = self._sought(tokens)
+        row = bisect_left(self._starts, wanted, key=beginning)
+        return row if row < len(self._starts) and beginning(self._starts[row]) == wanted else None
+
+    def _all(self, tokens: Sequence[int], first: int) -> range:
+        wanted, beginning = self._sought(tokens)
+        return range(first, bisect_right(self._starts, wanted, first, key=beginning))
+
+    def _sought(self, tokens: Sequence[int]) -> tuple[bytes, Callable[[int], bytes]]:
+        """These tokens as the text has them, and what stands there as many bytes long from a place."""
+        wanted, width, text = np.array(tokens, self._tokens_N.dtype).tobytes(), self._width, self._text
+        size = len(wanted)
+        return wanted, lambda start: text[start * width : start * width + size]
 
     def trie(self, rows: range, behind: int, length: int, most: int) -> Trie:
         """What follows the first `behind` tokens of these suffixes, up to `length` tokens and their document's end, or
         a number that is no token, as a damaged file may hold. Of more than `most` occurrences as many are taken, at
         equal distances, so that none is preferred by its tokens."""
         chosen_M = rows.start + np.arange(min(len(rows), most)) * len(rows) // min(len(rows), most)
-        places_ML = self._suffixes[chosen_M].astype(np.int64)[:, None] + behind + np.arange(length)
-        tokens_ML = self._tokens_N[places_ML.clip(0, len(self._tokens_N) - 1)].astype(np.int64)
-        inside_ML = np.logical_and.accumulate(tokens_ML < self._vocabulary, axis=1)
-        same_ML = np.zeros_like(inside_ML)  # as the occurrence before, which is next to it in order
-        same_ML[1:] = np.logical_and.accumulate((tokens_ML[1:] == tokens_ML[:-1]) & inside_ML[1:], axis=1)
-        return _counted(tokens_ML, inside_ML, same_ML)
-
-    def _encoded(self, tokens: Sequence[int]) -> bytes:
-        return np.array(tokens, self._tokens_N.dtype).tobytes()
+        places_LM = self._suffixes[chosen_M].astype(np.int64) + np.arange(behind, behind + length)[:, None]
+        tokens_LM = self._tokens_N.take(places_LM, mode="clip").astype(np.int64)
+        inside_LM = np.logical_and.accumulate(tokens_LM < self._vocabulary)
+        same_LM = np.zeros_like(inside_LM)  # as the occurrence before, which is next to it in order
+        np.logical_and.accumulate((tokens_LM[:, 1:] == tokens_LM[:, :-1]) & inside_LM[:, 1:], out=same_LM[:, 1:])
+        return _counted(tokens_LM, inside_LM, same_LM)
 
 
-def _counted(tokens_ML: Ints, inside_ML: Ints, same_ML: Ints) -> Trie:
+def _counted(tokens_LM: Ints, inside_LM: Ints, same_LM: Ints) -> Trie:
     """A node where an occurrence differs from the one before; it has as many as follow until the next does."""
-    count = len(tokens_ML)
-    begins = np.flatnonzero(~same_ML.T)  # level by level; each level begins anew
-    sizes = np.diff(begins, append=tokens_ML.size)
-    inside = inside_ML.T.flat[begins]
+    begins_LM = ~same_LM
+    begins = begins_LM.ravel().nonzero()[0]  # level by level; each level begins anew
+    sizes = np.empty_like(begins)
+    np.subtract(begins[1:], begins[:-1], out=sizes[:-1])
+    sizes[-1:] = tokens_LM.size - begins[-1:]
+    inside = inside_LM.ravel()[begins]
     nodes = begins[inside]
-    levels, rows = nodes // max(count, 1), nodes % max(count, 1)
-    above = np.searchsorted(nodes, (levels - 1) * count + rows, side="right") - 1
-    return Trie(np.where(levels == 0, -1, above), tokens_ML.T.flat[nodes], sizes[inside], levels)
+    count = tokens_LM.shape[1]
+    node_of = (begins_LM & inside_LM).ravel().cumsum() - 1  # where an occurrence is inside
+    first = np.count_nonzero(nodes < count)  # nodes of the first level, which have no node above
+    parents = np.concatenate((np.full(first, -1), node_of[nodes[first:] - count]))
+    return Trie(parents, tokens_LM.ravel()[nodes], sizes[inside])
 
 
 def write(folder: Path, documents: Iterable[Sequence[int]], vocabulary: int, tokenizer: str = "") -> Mapping[str, Any]:

@@ -57,14 +57,15 @@ class RestDrafter(Drafter):
 def tree_of(pending: int, trie: Trie, nodes: int) -> TokenTree:
     """The most frequent nodes of a trie behind the pending token."""
     best_N = np.argsort(-trie.counts_K, kind="stable")[:nodes]
-    sizes = dict(zip(best_N.tolist(), range(1, len(best_N) + 1), strict=True))
     chosen_N = np.sort(best_N)
-    parents_N = np.searchsorted(chosen_N, trie.parents_K[chosen_N]) + 1
-    parents_N[trie.parents_K[chosen_N] < 0] = 0
+    above_N = trie.parents_K[chosen_N]
+    parents_N = np.where(above_N < 0, 0, np.searchsorted(chosen_N, above_N) + 1)
+    sizes_N = np.empty(len(best_N), np.int64)
+    sizes_N[np.searchsorted(chosen_N, best_N)] = np.arange(1, len(best_N) + 1)
     return TokenTree(
-        torch.tensor([pending, *trie.tokens_K[chosen_N].tolist()]),
-        torch.tensor([-1, *parents_N.tolist()]),
-        sizes_N=[0, *(sizes[node] for node in chosen_N.tolist())],
+        torch.from_numpy(np.concatenate(([pending], trie.tokens_K[chosen_N]))),
+        torch.from_numpy(np.concatenate(([-1], parents_N))),
+        sizes_N=[0, *sizes_N.tolist()],
     )
 
 
