@@ -57,7 +57,7 @@ class Speculative(Method):
             outcome.tokens,
             drafted=tree.drafted,
             accepted=outcome.accepted,
-            nodes=len(tree.tokens_N),
+            nodes=tree.nodes,
             spans=[
                 _drafting(begin, drafted, tree.drafted, next(iter(depths), 0)),
                 Span("target", "verify", drafted.seconds, verified.seconds),

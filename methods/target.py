@@ -32,7 +32,7 @@ class Outcome:
     logits_NV: Tensor | None = None
     leaf_kept: bool = False
     margins: list[float] | None = None
-    nodes_N: list[int] | None = None
+    nodes_N: Sequence[int] | None = None
 
     @property
     def accepted(self) -> int:

@@ -25,7 +25,7 @@ def host(sizes: Sizes, device: torch.device, most_before: float, most_row: float
     nodes = max(sizes.rows)
     parents = [-1, *(i // 2 for i in range(nodes - 1))]
     made = {
-        f"tree of {nodes}": lambda: TokenTree(torch.tensor([1] * nodes), torch.tensor(parents)),
+        f"tree of {nodes}": lambda: TokenTree([1] * nodes, parents),
         "chain of 1": lambda: TokenTree.chain([1]),
     }
     before: dict[str, dict[int, float]] = {}

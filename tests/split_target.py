@@ -45,9 +45,9 @@ def together(models: Models) -> dict[str, Any]:
     target.prefill(PROMPTS[9])
     nodes = [ROWS[0]] + [t for token in ROWS[1:] for t in (token + 1, token)]
     parents = [-1] + [max(0, 2 * i) for i in range(len(ROWS) - 1) for _ in range(2)]
-    tree = target.score(TokenTree(torch.tensor(nodes), torch.tensor(parents)), taps)
-    target.score(TokenTree(torch.tensor(nodes[:9]), torch.tensor(parents[:9])))
-    grown = target.score(TokenTree(torch.tensor(nodes), torch.tensor(parents)), known=9).logits_NV
+    tree = target.score(TokenTree(nodes, parents), taps)
+    target.score(TokenTree(nodes[:9], parents[:9]))
+    grown = target.score(TokenTree(nodes, parents), known=9).logits_NV
     kept = list(range(0, len(nodes), 2))
     target.commit(kept)
     assert tree.features_NF is not None

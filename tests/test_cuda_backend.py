@@ -52,7 +52,7 @@ CPU = torch.device("cpu")
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else CPU
 ROWS = (1, 2, 4)
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
-TREE = TokenTree(torch.tensor([5, 6, 7, 8]), torch.tensor([-1, 0, 0, 2]))
+TREE = TokenTree([5, 6, 7, 8], [-1, 0, 0, 2])
 
 
 @pytest.fixture
@@ -311,8 +311,8 @@ def test_a_recorded_pass_replays_for_other_tokens_trees_and_lengths(
     usable(here)
     model = find_checkpoint(str(target)).transformer("float32", [CPU])
     decoder, taps = Decoder(model, 300), (0,)
-    grown = TokenTree(torch.tensor([4, 3, 2, 1, 5, 6, 7]), torch.tensor([-1, 0, 0, 0, 2, 4, 1]))
-    trees = [TREE, TokenTree.chain([9, 8, 7]), TokenTree(grown.tokens_N[:4], grown.parents_N[:4]), grown]
+    grown = TokenTree([4, 3, 2, 1, 5, 6, 7], [-1, 0, 0, 0, 2, 4, 1])
+    trees = [TREE, TokenTree.chain([9, 8, 7]), grown.first(4), grown]
     found, expected = list[Scores](), list[Scores]()
     for scores, recorder in ((found, decoder._recorder), (expected, None)):
         decoder._recorder = recorder
@@ -414,7 +414,7 @@ def test_a_pass_waits_once_and_copies_twice(here: pytest.MonkeyPatch, place: lis
         side = Target(Decoder(model, 40))
         side.start(PROMPT, Sampling())
         before, names[:] = gpus.log.copy(), []
-        side.judge(TokenTree(torch.tensor([side.pending, 6, 7, 8]), TREE.parents_N))
+        side.judge(TokenTree([side.pending, 6, 7, 8], TREE.parents))
         assert len(names) == len(place) * (1 + 9) + 2, "a view on each GPU; behind the layers a norm and the head"
         assert model.stack.operators == "triton"
         assert gpus.log["read"] - before["read"] == 1

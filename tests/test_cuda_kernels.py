@@ -177,7 +177,7 @@ class Keys:
         return found[[node - known for node in nodes if node >= known]]
 
 
-FORKED = TokenTree(torch.zeros(5, dtype=torch.long), torch.tensor([-1, 0, 0, 2, 2]))
+FORKED = TokenTree([0] * 5, [-1, 0, 0, 2, 2])
 PLACES = [0, 2, 4]  # of the path, each behind a sibling
 
 

@@ -51,7 +51,7 @@ def test_every_path_of_a_tree_has_the_bits_of_plain_decoding(decoder: Decoder, s
     nodes = [8, 24, 60][seed % 3]
     parents = [-1] + [int(torch.randint(max(0, i - 6), i, (), generator=generator)) for i in range(1, nodes)]
     tokens = torch.randint(1, 95, (nodes,), generator=generator)
-    tree = TokenTree(tokens, torch.tensor(parents))
+    tree = TokenTree(tokens.tolist(), parents)
     decoder.prefill(PROMPT)
     logits = decoder.score(tree).logits_NV
     for leaf in range(0, nodes, 5):
@@ -60,7 +60,7 @@ def test_every_path_of_a_tree_has_the_bits_of_plain_decoding(decoder: Decoder, s
 
 
 def test_a_committed_path_goes_on_as_if_decoded_plainly(decoder: Decoder) -> None:
-    tree = TokenTree(torch.tensor([1, 2, 3, 4, 5, 6]), torch.tensor([-1, 0, 0, 1, 2, 4]))
+    tree = TokenTree([1, 2, 3, 4, 5, 6], [-1, 0, 0, 1, 2, 4])
     expected = one_by_one(decoder, [1, 3, 5, 6, 7])
     decoder.prefill(PROMPT)
     decoder.score(tree)
@@ -137,12 +137,12 @@ def test_features_have_the_same_bits_for_every_row_count(decoder: Decoder, taps:
 def test_a_tree_that_grows_has_the_bits_of_one_scored_at_once(decoder: Decoder, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     parents = [-1] + [int(torch.randint(max(0, i - 5), i, (), generator=generator)) for i in range(1, 24)]
-    tree = TokenTree(torch.randint(1, 95, (24,), generator=generator), torch.tensor(parents))
+    tree = TokenTree(torch.randint(1, 95, (24,), generator=generator).tolist(), parents)
     decoder.prefill(PROMPT)
     expected = decoder.score(tree, (1,))
     known, logits, states = 0, [], []
     for stop in (1, 4, 5, 15, 24):
-        part = TokenTree(tree.tokens_N[:stop], tree.parents_N[:stop])
+        part = tree.first(stop)
         scores = decoder.score(part, (1,), known=known)
         logits.append(scores.logits_NV)
         states.append(features(scores))
@@ -178,7 +178,7 @@ def test_layers_on_several_devices_give_the_same_bits(tiny: Path) -> None:
         decoder.prefill(PROMPT)
         decoder.score(TokenTree.chain([1, 2]))
         decoder.commit([0])
-    tree = TokenTree(torch.tensor([1, 2, 3]), torch.tensor([-1, 0, 0]))
+    tree = TokenTree([1, 2, 3], [-1, 0, 0])
     assert torch.equal(one.score(tree).logits_NV, two.score(tree).logits_NV)
 
 

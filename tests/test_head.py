@@ -83,8 +83,8 @@ def test_a_tree_grows_behind_the_last_fed_row(operators: str, kind: str) -> None
     """Nodes 1 and 2 are children of the root, 3 of 1, 4 of 2; in two calls, and again behind a truncation."""
     weights = weights_of(kind, torch.float32)
     x, beside = torch.randn(9, WIDTH), torch.randn(9, WIDTH)
-    tree = TokenTree(torch.zeros(5, dtype=torch.long), torch.tensor([-1, 0, 0, 1, 2]))
-    small = TokenTree(tree.tokens_N[:3], tree.parents_N[:3])
+    tree = TokenTree([0] * 5, [-1, 0, 0, 1, 2])
+    small = tree.first(3)
     sees = torch.zeros(9, 9, dtype=torch.bool)
     sees[:5, :5] = torch.ones(5, 5, dtype=torch.bool).tril()
     sees[5:, :5], sees[5:, 5:] = True, tree.visible_NN[1:, 1:]

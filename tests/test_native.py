@@ -249,7 +249,7 @@ def test_tree_paths_have_the_bits_of_plain_decoding(
 ) -> None:
     generator = torch.Generator().manual_seed(nodes)
     parents = [-1] + [int(torch.randint(max(0, i - 6), i, (), generator=generator)) for i in range(1, nodes)]
-    tree = TokenTree(torch.randint(1, 95, (nodes,), generator=generator), torch.tensor(parents))
+    tree = TokenTree(torch.randint(1, 95, (nodes,), generator=generator).tolist(), parents)
     decoder, prompt = native_decoder(folder, dtype), [(7 * i) % 90 + 1 for i in range(70)]
     decoder.prefill(prompt)
     logits = decoder.score(tree).logits_NV

@@ -126,7 +126,7 @@ def test_the_pool_learns_what_the_target_says(tiny: Path) -> None:
 
 
 def test_walks_along_a_tree() -> None:
-    tree = TokenTree(torch.tensor([9, 5, 6, 7, 5]), torch.tensor([-1, 0, 1, 1, 2]), judged=4)
+    tree = TokenTree([9, 5, 6, 7, 5], [-1, 0, 1, 1, 2], judged=4)
     assert walked(tree, 0, [5, 7, 0, 1]) == [0, 1, 3]
     assert walked(tree, 1, [8, 6, 5, 1]) == [0, 1, 2], "the last node is not judged"
     assert walked(tree, 0, [6, 7, 0, 1]) == [0]

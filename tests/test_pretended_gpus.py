@@ -158,7 +158,7 @@ def test_a_draft_does_not_pay_for_bits_that_it_need_not_have(tiny: Path, dtype: 
     """No row is padded and nothing is in fp64, but what it says is what the exact passes say."""
     generator = torch.Generator().manual_seed(0)
     parents = [-1] + [int(torch.randint(max(0, i - 4), i, (), generator=generator)) for i in range(1, 70)]
-    tree = TokenTree(torch.randint(1, 95, (70,), generator=generator), torch.tensor(parents))
+    tree = TokenTree(torch.randint(1, 95, (70,), generator=generator).tolist(), parents)
     gpus = PretendedGpus(1)
     with pretended(gpus):
         models = Models(str(tiny), None, dtype, GPU[:1], LONGEST)
@@ -192,7 +192,7 @@ def test_a_pass_of_more_rows_than_any_kernel_is_known_for_is_made_in_parts(rig: 
     generator = torch.Generator().manual_seed(0)
     for nodes, back in ((65, 1), (140, 1), (100, 9)):
         parents = [-1] + [int(torch.randint(max(0, i - back), i, (), generator=generator)) for i in range(1, nodes)]
-        tree = TokenTree(torch.randint(1, 95, (nodes,), generator=generator), torch.tensor(parents))
+        tree = TokenTree(torch.randint(1, 95, (nodes,), generator=generator).tolist(), parents)
         decoder.prefill(PROMPT)
         rig.gpus.rows.clear()
         scores = decoder.score(tree, (0,))
@@ -206,7 +206,7 @@ def test_a_pass_of_more_rows_than_any_kernel_is_known_for_is_made_in_parts(rig: 
         assert torch.equal(scores.logits_NV[path], torch.cat([one.logits_NV for one in alone]))
         assert torch.equal(scores.features_NF[path], torch.cat([one.features_NF for one in alone]))  # type: ignore[misc]
         decoder.truncate(len(PROMPT))
-        known = decoder.score(TokenTree(tree.tokens_N[:3], tree.parents_N[:3]))
+        known = decoder.score(tree.first(3))
         rest = decoder.score(tree, known=3)
         assert torch.equal(torch.cat((known.logits_NV, rest.logits_NV)), scores.logits_NV)
         decoder.commit(path)  # what a tree left behind is packed as ever

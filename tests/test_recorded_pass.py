@@ -15,7 +15,7 @@ from methods.engine.transformer import Transformer
 from methods.engine.tree import TokenTree
 
 CPU = torch.device("cpu")
-TREE = TokenTree(torch.tensor([5, 6, 7, 8, 9]), torch.tensor([-1, 0, 0, 1, 3]))
+TREE = TokenTree([5, 6, 7, 8, 9], [-1, 0, 0, 1, 3])
 
 
 class Recorder(TorchDispatchMode):

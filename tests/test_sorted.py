@@ -166,10 +166,10 @@ def test_tree_nodes_score_as_their_paths(pair: Models, threshold: float) -> None
         decoder.extend(TEXT[:2])  # the deeper stages lag by these
         text = TEXT[:9] + [token for _ in range((decoder.length - 9) // 2) for token in TEXT[:2]]
         parents = [-1] + [draw.randrange(i) for i in range(1, nodes)]
-        tree = TokenTree(torch.tensor(draw.choices(range(1, 90), k=nodes)), torch.tensor(parents))
+        tree = TokenTree(draw.choices(range(1, 90), k=nodes), parents)
         known = nodes - min(nodes, 3)
         if known:  # their exits are early ones, so that deeper stages lag behind in the tree too
-            decoder.branch(TokenTree(tree.tokens_N[:known], tree.parents_N[:known]), 0)
+            decoder.branch(tree.first(known), 0)
         decoder.threshold = threshold
         logits = decoder.branch(tree, known)
         stop = exit_of(pair, text + tree.tokens_N[tree.path(known)].tolist(), threshold)

@@ -23,7 +23,7 @@ def test_random_trees_see_their_ancestors_only(seed: int) -> None:
     rng = random.Random(seed)
     nodes = rng.randint(1, 40)
     parents = [-1] + [rng.randrange(i) for i in range(1, nodes)]
-    tree = TokenTree(torch.arange(nodes), torch.tensor(parents))
+    tree = TokenTree(range(nodes), parents)
     for node in range(nodes):
         path = ancestors(parents, node)
         assert tree.visible_NN[node].nonzero().flatten().tolist() == sorted(path)
@@ -37,7 +37,7 @@ def test_a_chain_is_the_tree_of_its_parents() -> None:
     assert chain.is_chain
     assert chain.parents_N.tolist() == [-1, 0, 1]
     assert torch.equal(chain.visible_NN, torch.ones(3, 3).tril().bool())
-    assert not TokenTree(torch.arange(3), torch.tensor([-1, 0, 0])).is_chain
+    assert not TokenTree(range(3), [-1, 0, 0]).is_chain
 
 
 def test_chain_rows_of_q_follow_the_root() -> None:
@@ -51,7 +51,7 @@ def test_chain_rows_of_q_follow_the_root() -> None:
 @pytest.mark.parametrize("parents", [[], [0], [-1, 1], [-1, -1], [-1, 0, 5]])
 def test_impossible_parents_are_refused(parents: list[int]) -> None:
     with pytest.raises(ValueError, match="parent"):
-        TokenTree(torch.zeros(len(parents)), torch.tensor(parents, dtype=torch.long))
+        TokenTree([0] * len(parents), parents)
 
 
 def test_paths_become_a_trie_whose_siblings_differ() -> None:
@@ -63,7 +63,7 @@ def test_paths_become_a_trie_whose_siblings_differ() -> None:
 
 def test_nodes_behind_the_judged_ones_are_scored_and_never_kept() -> None:
     """The target wants 1, then 2, then 3; the node of the 2 is one that is scored only."""
-    tokens, parents = torch.tensor([9, 1, 2]), torch.tensor([-1, 0, 1])
+    tokens, parents = [9, 1, 2], [-1, 0, 1]
     logits_NV = torch.eye(4)[[1, 2, 3]] * 9
     for sampling in (Sampling(), Sampling(1e-3)):
         whole, part = (

@@ -104,7 +104,7 @@ def test_drafting_times_are_told_apart_by_levels_and_nodes() -> None:
 
 
 def test_a_round_has_its_nodes_the_best_first() -> None:
-    tree = TokenTree(torch.arange(4), torch.tensor([-1, 0, 0, 1]), sizes_N=[0, 2, 1, 3])
+    tree = TokenTree(range(4), [-1, 0, 0, 1], sizes_N=[0, 2, 1, 3])
     assert Round.of(LARGEST, 0.1, tree, [0, 1, 3]).nodes == [(1, False), (1, True), (2, True)]
 
 
@@ -117,7 +117,7 @@ def test_nothing_is_taken_before_enough_is_known() -> None:
     auto = AutoNodes()
     auto.pass_seconds = FLAT
     assert auto.answered() is None and auto.answered() is None
-    tree = TokenTree(torch.arange(4), torch.tensor([-1, 0, 0, 1]), sizes_N=[0, 2, 1, 3])
+    tree = TokenTree(range(4), [-1, 0, 0, 1], sizes_N=[0, 2, 1, 3])
     asked = []
     for _ in range(ROUNDS):
         asked.append(auto.size)
@@ -128,8 +128,8 @@ def test_nothing_is_taken_before_enough_is_known() -> None:
 
 def test_the_rounds_own_passes_count_where_there_are_enough() -> None:
     """A pass of four rows was timed to be as fast as one of one row, and takes ten times as long behind real drafts."""
-    small = TokenTree(torch.arange(2), torch.tensor([-1, 0]))
-    large = TokenTree(torch.arange(4), torch.tensor([-1, 0, 1, 0]))
+    small = TokenTree(range(2), [-1, 0])
+    large = TokenTree(range(4), [-1, 0, 1, 0])
     for slow, expected in ((1.0, (2, 2)), (10.0, (1, 1))):
         auto = AutoNodes()
         auto.pass_seconds = FLAT
@@ -145,7 +145,7 @@ def answers(auto: AutoNodes, count: int, seconds: Callable[[int], float], kept: 
     for _ in range(count):
         for child in np.random.default_rng(len(kept)).permutation([*kept] * 40)[:40]:
             nodes = auto.size.nodes
-            tree = TokenTree(torch.arange(nodes + 1), torch.tensor([-1, *[0] * nodes]))
+            tree = TokenTree(range(nodes + 1), [-1, *[0] * nodes])
             auto.judged(tree, [0, child] if child <= nodes else [0], 0.1, seconds(nodes + 1))
         auto.answered()
 
@@ -195,7 +195,7 @@ def test_a_machine_that_slows_down_as_a_whole_leaves_the_size_as_it_is() -> None
 def test_few_rounds_are_given_to_other_sizes() -> None:
     auto = settled_auto(cheap)
     assert auto.chosen is not None
-    tree, asked = TokenTree(torch.arange(2), torch.tensor([-1, 0])), []
+    tree, asked = TokenTree(range(2), [-1, 0]), []
     for _ in range(4 * ASIDE):
         asked.append(auto.size)
         auto.judged(tree, [0, 1], 0.1, 1.0)

@@ -58,7 +58,7 @@ def test_the_longest_likely_path_is_kept_and_the_best_token_follows(seed: int) -
 
 
 def test_nodes_that_are_no_drafts_are_not_kept() -> None:
-    tree = TokenTree(torch.tensor([0, 1, 2]), torch.tensor([-1, 0, 1]), judged=2)
+    tree = TokenTree([0, 1, 2], [-1, 0, 1], judged=2)
     verdict = typically_accepted(tree, torch.tensor([[0, 9, 0], [0, 0, 9], [9, 0, 0]]).float(), Sampling(1.0))
     assert (verdict.path_A, verdict.next_token) == ([0, 1], 2)
 

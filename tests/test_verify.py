@@ -81,7 +81,7 @@ def test_the_most_likely_token_is_the_first_of_the_largest_logits(vocabulary: in
 
 
 def test_greedy_follows_the_most_likely_child_and_no_other() -> None:
-    tree = TokenTree(torch.tensor([9, 1, 2, 3, 0]), torch.tensor([-1, 0, 0, 2, 2]))
+    tree = TokenTree([9, 1, 2, 3, 0], [-1, 0, 0, 2, 2])
     logits = torch.full((5, V), -1.0)
     for node, best in ((0, 2), (1, 1), (2, 3), (3, 1), (4, 0)):
         logits[node, best] = 1.0

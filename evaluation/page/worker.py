@@ -254,8 +254,8 @@ def _pass(answer: Generation, step: Step, begin: float) -> Pass:
     if step.tree is None:
         return judged
     count = step.tree.drafted + 1
-    parents = [] if step.tree.is_chain else step.tree.parents_N[:count].tolist()
-    return replace(judged, tree_N=step.tree.tokens_N[:count].tolist(), parents_N=parents, path=list(step.path_A))
+    parents = [] if step.tree.is_chain else list(step.tree.parents[:count])
+    return replace(judged, tree_N=list(step.tree.tokens[:count]), parents_N=parents, path=list(step.path_A))
 
 
 def unwatched(answer: Generation) -> list[Pass]:

@@ -54,7 +54,7 @@ class Audit:
         elif not torch.equal(numbers.state, after):
             self.broken.append(f"pass {self.passes}: expected {numbers.taken} random numbers, it took others")
         if tree.q_NV is not None:
-            for node, token in enumerate(tree.tokens_N[1 : tree.judged].tolist(), 1):
+            for node, token in enumerate(tree.tokens[1 : tree.judged], 1):
                 self._place(proposal(tree, node, rows.shape[1]), token)
 
     def _place(self, q_V: Floats, token: int) -> None:
@@ -82,7 +82,7 @@ class Numbers:
 def ruling(tree: TokenTree, rows_SV: Floats, sampling: Sampling, numbers: Numbers) -> tuple[list[int], int, bool]:
     """Kept nodes, next token, and whether that is a drafted leaf: Leviathan et al. 2023, algorithm 1, of siblings one
     after the other (Miao et al. 2024, algorithm 2). Nodes that are scored only are no drafts."""
-    tokens, parents, path = tree.tokens_N.tolist(), tree.parents_N.tolist(), [0]
+    tokens, parents, path = tree.tokens, tree.parents, [0]
     while True:
         p_V, kept = distribution(rows_SV[path[-1]], sampling), None
         for child in (node for node, parent in enumerate(parents[: tree.judged]) if parent == path[-1]):
@@ -102,7 +102,7 @@ def ruling(tree: TokenTree, rows_SV: Floats, sampling: Sampling, numbers: Number
 def proposal(tree: TokenTree, node: int, vocabulary: int) -> Floats:
     """The q from which a node's token was drawn: all of it on that token where the draft is deterministic."""
     q_V = None if tree.q_NV is None else whole(tree.q_NV[node])
-    return np.eye(1, vocabulary, int(tree.tokens_N[node]))[0] if q_V is None else q_V.numpy()
+    return np.eye(1, vocabulary, tree.tokens[node])[0] if q_V is None else q_V.numpy()
 
 
 def distribution(logits_V: Floats, sampling: Sampling) -> Floats:

@@ -11,7 +11,6 @@ Legend: F nodes of a level that are expanded, B children of each.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from methods.engine.tree import TokenTree
@@ -75,7 +74,7 @@ class GrowingTree:
     def _tree_of(self, chosen: Sequence[int]) -> TokenTree:
         place = {candidate: node for node, candidate in enumerate(chosen)}
         parents = [-1] + [place[self.candidates[i].parent] for i in chosen[1:]]
-        return TokenTree(torch.tensor([self.candidates[i].token for i in chosen]), torch.tensor(parents))
+        return TokenTree([self.candidates[i].token for i in chosen], parents)
 
 
 def likeliest(logits_FR: Tensor, tokens_R: Tensor, branches: int) -> tuple[list[list[int]], list[list[float]]]:

@@ -112,12 +112,12 @@ class Lookahead:
         """Tokens that follow the model's cache, behind the last of them the guesses and, where there is room for all of
         it, the window, whose nodes are not judged. At most so many nodes behind the text."""
         trie, root = TokenTree.of(text[-1], guesses), len(text) - 1
-        tokens = [*text, *trie.tokens_N.tolist()[1:]][: len(text) + room]
-        parents = [*range(-1, root), *(root + parent for parent in trie.parents_N.tolist()[1:])][: len(tokens)]
+        tokens = [*text, *trie.tokens[1:]][: len(text) + room]
+        parents = [*range(-1, root), *(root + parent for parent in trie.parents[1:])][: len(tokens)]
         judged, self._first, self.newest = len(tokens), text[-1], []
         if judged + sum(map(len, self.rows)) <= len(text) + room:
             self._hang(root, tokens, parents)
-        return TokenTree(torch.tensor(tokens), torch.tensor(parents), judged=judged)
+        return TokenTree(tokens, parents, judged=judged)
 
     def _hang(self, root: int, tokens: list[int], parents: list[int]) -> None:
         """Add the window's nodes to a tree."""

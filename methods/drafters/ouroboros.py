@@ -59,7 +59,7 @@ class OuroborosDrafter(Drafter):
         drafted = self.model.drafted
         self.hung = self.pool.behind(self._last)[-self.phrases :]
         tree = TokenTree.of(self.model.pending, [drafted, *([*drafted, *phrase] for phrase in self.hung)])
-        self.tree = TokenTree(tree.tokens_N[: room + 1], tree.parents_N[: room + 1])
+        self.tree = tree.first(room + 1)
         return self.tree
 
     @property
@@ -80,7 +80,7 @@ class OuroborosDrafter(Drafter):
             self.lookahead.learn(self._said(rows_of(logits_NR, newest)))
         path = walked(tree, len(unread) - 1, said := self._said(logits_NR[: tree.judged]))
         self.decoder.commit(path)
-        self.model.drafted += [*tree.tokens_N[path[len(unread) :]].tolist(), said[path[-1]]]
+        self.model.drafted += [*(tree.tokens[node] for node in path[len(unread) :]), said[path[-1]]]
         return True
 
     def _said(self, logits_NR: Tensor) -> list[int]:
@@ -118,7 +118,7 @@ def walked(tree: TokenTree, node: int, said: Sequence[int]) -> list[int]:
     said[i] behind node i."""
     path = tree.path(node)
     while True:
-        child = next((child for child in _judged(tree, path[-1]) if int(tree.tokens_N[child]) == said[path[-1]]), None)
+        child = next((child for child in _judged(tree, path[-1]) if tree.tokens[child] == said[path[-1]]), None)
         if child is None:
             return path
         path.append(child)
@@ -128,7 +128,7 @@ def followed(tree: TokenTree, node: int, tokens: Sequence[int]) -> list[int]:
     """`node` and the nodes of these tokens behind it, as far as the tree has them."""
     nodes = [node]
     for token in tokens:
-        child = next((child for child in _judged(tree, nodes[-1]) if int(tree.tokens_N[child]) == token), None)
+        child = next((child for child in _judged(tree, nodes[-1]) if tree.tokens[child] == token), None)
         if child is None:
             break
         nodes.append(child)

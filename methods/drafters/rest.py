@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from methods.drafters.base import Drafter
@@ -63,8 +62,8 @@ def tree_of(pending: int, trie: Trie, nodes: int) -> TokenTree:
     sizes_N = np.empty(len(best_N), np.int64)
     sizes_N[np.searchsorted(chosen_N, best_N)] = np.arange(1, len(best_N) + 1)
     return TokenTree(
-        torch.from_numpy(np.concatenate(([pending], trie.tokens_K[chosen_N]))),
-        torch.from_numpy(np.concatenate(([-1], parents_N))),
+        [pending, *trie.tokens_K[chosen_N].tolist()],
+        [-1, *parents_N.tolist()],
         sizes_N=[0, *sizes_N.tolist()],
     )
 

@@ -53,7 +53,7 @@ class SpaceDrafter(Drafter):
             parents += [node, *range(len(parents), len(parents) + self.group - 1)][: self.group]
         tokens += [self.mask] * (self.group * judged)
         q_NV = None if self.q_KV is None else torch.cat([self.q_KV[:1], self.q_KV[: judged - 1]])
-        return TokenTree(torch.tensor(tokens), torch.tensor(parents), q_NV, judged)
+        return TokenTree(tokens, parents, q_NV, judged)
 
     def settle(self, outcome: Outcome) -> None:
         self.pending = outcome.tokens[-1]

@@ -14,8 +14,6 @@ from functools import lru_cache, partial
 from itertools import islice
 from math import prod
 
-import torch
-
 from methods.engine.tree import TokenTree
 
 Path = tuple[int, ...]
@@ -118,7 +116,7 @@ class StaticShape:
         parents = [-1, *(places[path[:-1]] for path in tokens)]
         self.proposed(list(places))
         sizes_N = [self.sizes[path] for path in places]
-        return TokenTree(torch.tensor([pending, *tokens.values()]), torch.tensor(parents), sizes_N=sizes_N)
+        return TokenTree([pending, *tokens.values()], parents, sizes_N=sizes_N)
 
     def proposed(self, paths: Sequence[Path]) -> None:
         """A tree of these nodes goes to the target, the root's path first."""

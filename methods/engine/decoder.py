@@ -165,9 +165,8 @@ class Decoder:
     def _score_in_parts(self, tree: TokenTree, taps: Sequence[int], known: int, most: int) -> Scores:
         """The same in passes of at most so many rows. A node's ancestors come before it, so they have their rows."""
         parts: list[Scores] = []
-        for stop in (*range(known + most, len(tree.tokens_N), most), len(tree.tokens_N)):
-            part = TokenTree(tree.tokens_N[:stop], tree.parents_N[:stop], is_chain=tree.is_chain)
-            parts.append(self.score(part, taps, known))
+        for stop in (*range(known + most, tree.nodes, most), tree.nodes):
+            parts.append(self.score(tree.first(stop), taps, known))
             known = stop
         features = [part.features_NF for part in parts if part.features_NF is not None]
         logits_NV = torch.cat([part.logits_NV for part in parts])
@@ -209,9 +208,8 @@ class Decoder:
         if more <= 0:
             return tree
         nodes = tree.nodes
-        tokens = torch.cat((tree.tokens_N, tree.tokens_N[:1].expand(more)))
-        parents = torch.cat((tree.parents_N, torch.arange(nodes - 1, nodes - 1 + more)))
-        return TokenTree(tokens, parents, is_chain=tree.is_chain)
+        tokens = [*tree.tokens, *[tree.tokens[0]] * more]
+        return TokenTree(tokens, [*tree.parents, *range(nodes - 1, nodes - 1 + more)], is_chain=tree.is_chain)
 
     def commit(self, path_A: Sequence[int]) -> None:
         """Keep the rows of a path of the last tree, root first; they follow the committed ones. length += A."""
@@ -298,7 +296,7 @@ def _probed(decoder: Decoder, length: int, widths: Sequence[int]) -> bool:
     # Every chain node gets a sibling before it, so that in the tree its ancestors lie two rows apart.
     nodes = [chain[0]] + [t for token in chain[1:] for t in ((token + 1) % vocabulary, token)]
     parents = [-1] + [max(0, 2 * i) for i in range(len(chain) - 1) for _ in range(2)]
-    tree = TokenTree(torch.tensor(nodes), torch.tensor(parents))
+    tree = TokenTree(nodes, parents)
     forked = decoder.score(tree).logits_NV[::2] if len(nodes) <= decoder.room else expected
     decoder.truncate(0)
     return torch.equal(expected, forked)

@@ -50,8 +50,8 @@ class Head:
         The first `fed` nodes are the last fed rows, the root at least; the other known ones are those of the calls
         before."""
         start = self.length - fed
-        if start + len(tree.tokens_N) > self.rows:
-            raise ValueError(f"expected at most {self.rows - start} nodes, got {len(tree.tokens_N)}: the cache is full")
+        if start + tree.nodes > self.rows:
+            raise ValueError(f"expected at most {self.rows - start} nodes, got {tree.nodes}: the cache is full")
         view = self._cache.view(start, tree, known, exact=False)
         return self._run(x_KD, start + tree.depth_N[known:], view, beside_KE)
 

@@ -47,8 +47,8 @@ class LeadingDecoder(Decoder):
         return super()._read_prompt(tokens_T, taps)
 
     def _read(self, tree: TokenTree, known: int, taps: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        parents_N = None if tree.is_chain else tree.parents_N.tolist()
-        self.team.tell(Pass(self.length, known, tree.tokens_N.tolist(), parents_N))
+        parents_N = None if tree.is_chain else list(tree.parents)
+        self.team.tell(Pass(self.length, known, list(tree.tokens), parents_N))
         return super()._read(tree, known, taps)
 
     def _pack(self, path_A: list[int]) -> None:
@@ -87,7 +87,7 @@ class Follower:
                 case Prompt(tokens_T):
                     self._run(torch.tensor(tokens_T), torch.arange(len(tokens_T)), self.cache.prompt())
                 case Pass(start, known, tokens_N, parents_N):
-                    tree = TokenTree.chain(tokens_N) if parents_N is None else _tree(tokens_N, parents_N)
+                    tree = TokenTree.chain(tokens_N) if parents_N is None else TokenTree(tokens_N, parents_N)
                     view = self.cache.view(start, tree, known)
                     self._run(tree.tokens_N[known:], start + tree.depth_N[known:], view)
                 case Pack(start, path_A):
@@ -101,7 +101,3 @@ class Follower:
         tokens_N, positions_N = self.layers.sent(tokens_N, positions_N)
         x_ND = F.embedding(tokens_N, self.embedding_VD)
         self.layers.run(x_ND, self.layers.rotation_of(positions_N), view, 0, len(self.layers.layers))
-
-
-def _tree(tokens_N: list[int], parents_N: list[int]) -> TokenTree:
-    return TokenTree(torch.tensor(tokens_N), torch.tensor(parents_N))

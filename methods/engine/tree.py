@@ -15,14 +15,15 @@ from methods.engine.sampling import DistantRow
 class TokenTree:
     """N nodes; node 0 is the pending token. A chain is a tree whose every node is the next one's parent.
 
-    tokens_N: token ids. parents_N: parents_N[0] == -1 and parents_N[i] < i.
+    tokens: token ids. parents: parents[0] == -1 and parents[i] < i. Both are lists, as those who draft and those who
+    judge look at single nodes; tokens_N and parents_N are the same for a pass, made where one wants them.
     q_NV: the distribution from which node i was drawn, given its earlier siblings (row 0 unused); None when the drafts
     are deterministic (point mass). Rows that lie elsewhere come one by one, None where that draft is certain.
     judged: nodes from this one on are scored and never kept; None: all are judged.
     sizes_N: of a tree that its drafter could have cut, the drafted tokens of the smallest one that has node i."""
 
-    tokens_N: Tensor
-    parents_N: Tensor
+    tokens: Sequence[int]
+    parents: Sequence[int]
     q_NV: Tensor | Sequence[DistantRow | None] | None = None
     judged: int | None = None
     sizes_N: Sequence[int] | None = None
@@ -32,23 +33,21 @@ class TokenTree:
     def __post_init__(self) -> None:
         if self.is_chain:
             return
-        parents = self.parents_N.tolist()
-        if not parents or parents[0] != -1 or len(parents) != len(self.tokens_N):
+        parents = self.parents
+        if not parents or parents[0] != -1 or len(parents) != len(self.tokens):
             raise ValueError(f"expected a root with parent -1 and one parent per token, got parents {parents}")
         if any(not 0 <= parent < i for i, parent in enumerate(parents[1:], 1)):
             raise ValueError(f"expected every parent before its child, got parents {parents}")
 
     @classmethod
-    def chain(cls, tokens: list[int], q_GV: Tensor | Sequence[DistantRow | None] | None = None) -> "TokenTree":
+    def chain(cls, tokens: Sequence[int], q_GV: Tensor | Sequence[DistantRow | None] | None = None) -> "TokenTree":
         """The chain of `tokens`, the pending token first; q_GV are the rows of the G = N - 1 drafted ones."""
         q_NV: Tensor | list[DistantRow | None] | None = None
         if isinstance(q_GV, Tensor):
             q_NV = torch.cat([q_GV.new_zeros(1, q_GV.shape[1]), q_GV])
         elif q_GV is not None and any(q_GV):
             q_NV = [None, *q_GV]
-        # By NumPy, which takes a third of the time of torch.tensor: a chain is made for every pass of target and draft.
-        tokens_N = torch.from_numpy(np.array(tokens, dtype=np.int64))
-        return cls(tokens_N, torch.from_numpy(np.arange(-1, len(tokens) - 1)), q_NV, is_chain=True)
+        return cls(tokens, range(-1, len(tokens) - 1), q_NV, is_chain=True)
 
     @classmethod
     def of(cls, pending: int, paths: Iterable[Sequence[int]]) -> "TokenTree":
@@ -64,28 +63,36 @@ class TokenTree:
                 if node == len(tokens):
                     tokens.append(token)
                     parents.append(parent)
-        return cls(torch.tensor(tokens), torch.tensor(parents))
+        return cls(tokens, parents)
 
     @property
     def nodes(self) -> int:
         """N."""
-        return self.tokens_N.shape[0]
+        return len(self.tokens)
 
     @property
     def drafted(self) -> int:
         """How many drafted tokens are judged: all nodes but the root, and but those that are scored only."""
         return (self.nodes if self.judged is None else self.judged) - 1
 
+    def first(self, count: int) -> "TokenTree":
+        """Its first nodes, which are a tree too, with neither q nor sizes."""
+        return TokenTree(self.tokens[:count], self.parents[:count], is_chain=self.is_chain)
+
     def behind(self, count: int) -> "TokenTree":
         """This tree behind a chain of `count` more nodes (token 0), the last of which becomes the root's parent."""
-        tokens = torch.cat((self.tokens_N.new_zeros(count), self.tokens_N))
-        return TokenTree(tokens, torch.cat((torch.arange(-1, count - 1), self.parents_N + count)))
+        parents = [*range(-1, count - 1), *(parent + count for parent in self.parents)]
+        return TokenTree([0] * count + list(self.tokens), parents)
 
     @cached_property
-    def tokens(self) -> list[int]:
-        """tokens_N as a list: to look at one number of a tensor takes as long as to make all this."""
-        found: list[int] = self.tokens_N.tolist()
-        return found
+    def tokens_N(self) -> Tensor:
+        """The tokens for a pass."""
+        return _tensor(self.tokens)
+
+    @cached_property
+    def parents_N(self) -> Tensor:
+        """The parents for a pass."""
+        return _tensor(self.parents)
 
     @cached_property
     def visible_NN(self) -> Tensor:
@@ -94,7 +101,7 @@ class TokenTree:
         if self.is_chain:
             return torch.ones(nodes, nodes, dtype=torch.bool).tril()
         visible = torch.eye(nodes, dtype=torch.bool)
-        for i, parent in enumerate(self.parents_N.tolist()[1:], 1):
+        for i, parent in enumerate(self.parents[1:], 1):
             visible[i] |= visible[parent]
         return visible
 
@@ -104,7 +111,7 @@ class TokenTree:
         if self.is_chain:
             return torch.arange(self.nodes)
         depths = [0]
-        for parent in self.parents_N.tolist()[1:]:
+        for parent in self.parents[1:]:
             depths.append(depths[parent] + 1)
         return torch.tensor(depths)
 
@@ -114,13 +121,18 @@ class TokenTree:
         if self.is_chain:
             return [*([i] for i in range(1, self.nodes)), []]
         children: list[list[int]] = [[] for _ in range(self.nodes)]
-        for i, parent in enumerate(self.parents_N.tolist()[1:], 1):
+        for i, parent in enumerate(self.parents[1:], 1):
             children[parent].append(i)
         return children
 
     def path(self, node: int) -> list[int]:
         """Node indices from the root to `node`."""
-        parents, path = self.parents_N.tolist(), [node]
+        path = [node]
         while path[-1]:
-            path.append(parents[path[-1]])
+            path.append(self.parents[path[-1]])
         return path[::-1]
+
+
+def _tensor(numbers: Sequence[int]) -> Tensor:
+    """By NumPy, which takes a third of the time of torch.tensor: every pass of target and draft has some."""
+    return torch.from_numpy(np.array(numbers, dtype=np.int64))

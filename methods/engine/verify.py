@@ -88,7 +88,7 @@ def _try_children(
 ) -> tuple[int | None, Tensor]:
     """The first child kept, or None, and the distribution that is left of p_V after the rejected ones."""
     for child in children:
-        token = int(tree.tokens_N[child])
+        token = tree.tokens[child]
         q_V = None if tree.q_NV is None else tree.q_NV[child]
         if uniform(generator) < acceptance(p_V, q_V, token):
             return child, p_V
@@ -132,7 +132,7 @@ def typically_accepted(tree: TokenTree, logits_NV: Tensor, sampling: Sampling) -
         if (len(path), score) > best:
             best, found = (len(path), score), path
         for child in tree.children[path[-1]]:
-            p = float(p_NV[path[-1], tree.tokens_N[child]])
+            p = float(p_NV[path[-1], tree.tokens[child]])
             if child <= tree.drafted and p > float(least_N[path[-1]]):
                 waiting.append(([*path, child], score + math.log(p)))
     return Verdict(found, most_likely(logits_NV[found[-1:]])[0])

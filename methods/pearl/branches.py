@@ -94,7 +94,7 @@ class Preparation:
             self._parents.append(prospect.nodes_G[-1] if prospect.nodes_G else prospect.accepted)
             prospect.nodes_G.append(len(self._tokens))
             self._tokens.append(prospect.tokens_G[-1] if prospect.tokens_G else prospect.token)
-        draft = self.drafter.branch(TokenTree(torch.tensor(self._tokens), torch.tensor(self._parents)), known)
+        draft = self.drafter.branch(TokenTree(list(self._tokens), list(self._parents)), known)
         end = time.perf_counter()
         for place, prospect in enumerate(self._growing):
             prospect.begin = prospect.begin or begin

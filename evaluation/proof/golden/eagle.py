@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from evaluation.proof.golden.agreement import Agreement, close
@@ -67,9 +66,9 @@ def _forwards(head: EagleHead, expected: dict[str, Tensor], file: str) -> Iterat
             if level == 0:
                 out = head.read(given, tokens.tolist()[-len(given) :])
             else:
-                known = len(tree.tokens_N)
+                known = tree.nodes
                 parents = _parents(expected[f"{name}tree_mask"][0, 0], known - 1)
-                tree = TokenTree(torch.cat((tree.tokens_N, tokens)), torch.cat((tree.parents_N, parents)))
+                tree = TokenTree([*tree.tokens, *tokens.tolist()], [*tree.parents, *parents])
                 out = head.branch(tree, known, given)
             yield close(f"{file}, {name}out_hidden", out[None], expected[f"{name}out_hidden"])
             logits = f"{name}logits"
@@ -79,10 +78,10 @@ def _forwards(head: EagleHead, expected: dict[str, Tensor], file: str) -> Iterat
         number += 1
 
 
-def _parents(mask_KP: Tensor, before: int) -> Tensor:
+def _parents(mask_KP: Tensor, before: int) -> list[int]:
     """Of the nodes of a level, by what they see of the `before` nodes of earlier levels; node 0 is the root."""
     seen = mask_KP[:, :before].bool()
-    return torch.tensor([int(row.nonzero().max()) + 1 if row.any() else 0 for row in seen])
+    return [int(row.nonzero().max()) + 1 if row.any() else 0 for row in seen]
 
 
 def _speculators(golden: Golden) -> Iterator[Agreement]:

@@ -69,7 +69,7 @@ def _replay(golden: Golden, trace: dict[str, Any], line: str, found: WithWindows
     count = 0
     for place, tree in gone_through(line, through, trace, trace["accepted_per_step_except_last"], found):
         if count < len(guesses):
-            found.trees.append((place, _judged(tree), _trie(int(tree.tokens_N[0]), guesses[count] or [], length - 1)))
+            found.trees.append((place, _judged(tree), _trie(tree.tokens[0], guesses[count] or [], length - 1)))
         if count < len(trace["step_inputs"]):
             window = [row for row in trace["step_inputs"][count]["window"] if row is not None]
             found.windows.append((place, drafter.lookahead.rows, window))
@@ -78,7 +78,7 @@ def _replay(golden: Golden, trace: dict[str, Any], line: str, found: WithWindows
 
 
 def _judged(tree: TokenTree) -> tuple[list[int], list[int]]:
-    return tree.tokens_N[: tree.judged].tolist(), tree.parents_N[: tree.judged].tolist()
+    return list(tree.tokens[: tree.judged]), list(tree.parents[: tree.judged])
 
 
 def _trie(pending: int, tokens: list[int], length: int) -> tuple[list[int], list[int]]:

@@ -39,7 +39,7 @@ def check(golden: Golden) -> Iterator[Agreement]:
         target = started(golden, drafter, trace["prompt"])
         gone = gone_through(f"line {number}", passes(target, drafter, trace), trace, trace["accept_length"], found)
         for (place, tree), draft in zip(gone, trace["drafts"], strict=True):
-            found.trees.append((place, tree.tokens_N.tolist()[1:], draft))
+            found.trees.append((place, list(tree.tokens[1:]), draft))
     for setting, found in settings.items():
         yield from found.agreements(setting)
 
@@ -50,4 +50,4 @@ def _cases(golden: Golden) -> Iterator[tuple[str, object, object]]:
         drafter = Published(case[NGRAM], case[WINDOW])
         drafter.begin(text, Sampling(), None)
         drafter.settle(Outcome([last], [0]))
-        yield f"line {number}", drafter.propose(case[WINDOW]).tokens_N.tolist()[1:], case["draft"]
+        yield f"line {number}", drafter.propose(case[WINDOW]).tokens[1:], case["draft"]

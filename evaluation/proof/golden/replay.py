@@ -59,7 +59,7 @@ def _replay(golden: Golden, drafter: Drafter, trace: dict[str, Any], line: str, 
         tree = drafter.propose(target.room - 1)
         if step < len(trace["drafts"]):
             theirs = trace["drafts"][step]
-            ours = {"tokens": tree.tokens_N.tolist(), "parents": tree.parents_N.tolist()}
+            ours = {"tokens": list(tree.tokens), "parents": list(tree.parents)}
             ours, theirs = ({key: of[key] for key in ours if key in theirs} for of in (ours, theirs))
             if ours != theirs and trace["min_topk_gap_per_draft"][step] < NEAR:
                 whole = False

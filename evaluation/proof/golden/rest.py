@@ -98,7 +98,7 @@ def _replay(store: Datastore, trace: dict[str, Any], line: str, found: tuple[Ite
 def _kept(tree: TokenTree, following: Sequence[int]) -> int:
     node = kept = 0
     for token in following:
-        below = [child for child in tree.children[node] if int(tree.tokens_N[child]) == token]
+        below = [child for child in tree.children[node] if tree.tokens[child] == token]
         if not below:
             break
         node, kept = below[0], kept + 1

@@ -55,7 +55,7 @@ def _matched(case: Mapping[str, Any], line: str) -> Items:
     drafter = _drafter("only", StaticShape([]))
     drafter.begin(case["tokens"], Sampling(), None)
     drafter.settle(Outcome([case["start_token"]], [0]))
-    draft = drafter.propose(len(case["draft"]) - 1).tokens_N.tolist()
+    draft = drafter.propose(len(case["draft"]) - 1).tokens
     expected = case["match_length"], case["min_endpos"], case["n_states"]
     return [(f"{line}, match", got, expected), (f"{line}, draft", draft, case["draft"])]
 
@@ -90,8 +90,8 @@ def _replay(golden: Golden, drafter: Drafter, trace: dict[str, Any], line: str, 
         if step < len(trace["drafts"]):
             theirs = trace["drafts"][step]["tokens"]
             if tree.is_chain:
-                tree = TokenTree.chain(tree.tokens_N.tolist()[: len(theirs)])
-            drafts.append((f"{line}, pass {step}", tree.tokens_N.tolist(), theirs))
+                tree = TokenTree.chain(tree.tokens[: len(theirs)])
+            drafts.append((f"{line}, pass {step}", tree.tokens, theirs))
         if isinstance(drafter, Either) and tree.is_chain and _beyond_the_text(drafter.first, tree.drafted):
             break
         emitted = [target.pending, *(outcome := target.judge(tree)).tokens[:-1]]

@@ -22,5 +22,5 @@ def shapes(tables: Mapping[str, Mapping[str, Any]]) -> Iterator[Agreement]:
 
 
 def _parents(paths: list[Path]) -> list[int]:
-    parents: list[int] = StaticShape(paths).filled(0, dict.fromkeys(paths, 0)).parents_N.tolist()
+    parents = list(StaticShape(paths).filled(0, dict.fromkeys(paths, 0)).parents)
     return parents

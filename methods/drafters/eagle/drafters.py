@@ -101,7 +101,7 @@ class EagleChain(ChoosingDrafter):
     def logits_behind(self, tree: TokenTree, known: int) -> Tensor:
         if known == len(self.drafted):  # the chain's
             self._states_behind = self.states[:known]
-        parents = tree.parents_N[known:].tolist()
+        parents = tree.parents[known:]
         states_KD = self.head.branch(tree, known, torch.cat([self._states_behind[parent] for parent in parents]))
         self._states_behind += states_KD.split(1)
         return self.head.logits(states_KD)
@@ -252,5 +252,5 @@ class _Growing:
 
     def _tree(self, paths: list[Path], q_NV: Tensor | None) -> TokenTree:
         place = {path: i for i, path in enumerate(paths)}
-        tokens = torch.tensor([self.tokens[self.nodes[path]] for path in paths])
-        return TokenTree(tokens, torch.tensor([-1, *(place[path[:-1]] for path in paths[1:])]), q_NV)
+        tokens = [self.tokens[self.nodes[path]] for path in paths]
+        return TokenTree(tokens, [-1, *(place[path[:-1]] for path in paths[1:])], q_NV)

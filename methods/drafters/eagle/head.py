@@ -77,7 +77,7 @@ class EagleHead:
     def branch(self, tree: TokenTree, known: int, states_KD: Tensor) -> Tensor:
         """The same for the nodes of a tree behind its first `known`, [K, D]. Its root is the last decided token, and
         the nodes behind it are the drafted tokens that `go_on` has read since then, if any."""
-        inputs = self._inputs(states_KD, tree.tokens_N[known:].tolist())
+        inputs = self._inputs(states_KD, tree.tokens[known:])
         return self._fed_back(self.head.branch(tree, known, *inputs, fed=1 + self.head.length - self.decided))
 
     @torch.inference_mode()

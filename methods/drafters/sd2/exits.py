@@ -86,14 +86,14 @@ class StagedDecoder:
         """Score the nodes of a tree behind its first `known`, [K, R]. Its first `committed` nodes are the last
         committed tokens, the other known ones were scored by earlier calls. The next `feed` or `truncate` drops what is
         not committed. All new nodes take the exit that the first takes."""
-        if len(tree.tokens_N) - committed > self.room:
+        if tree.nodes - committed > self.room:
             most = self.room + committed
-            raise ValueError(f"expected at most {most} nodes, got {len(tree.tokens_N)}: the context is full")
+            raise ValueError(f"expected at most {most} nodes, got {tree.nodes}: the context is full")
         if known == committed:
             self._drop_tree()
         entry = self._stages[0]
         entry.waiting_MD = torch.cat((entry.waiting_MD, self.model.embed(tree.tokens_N[known:])))
-        return self._first_confident(tree, len(tree.tokens_N) - known, committed)
+        return self._first_confident(tree, tree.nodes - known, committed)
 
     def _drop_tree(self) -> None:
         for stage in self._stages:

@@ -299,7 +299,7 @@ class PackedCache:
     def view(self, start: int, tree: TokenTree, known: int = 0, exact: bool = True) -> "PackedView":
         """What the rows of a pass over the nodes of `tree` behind its first `known` see, which have their rows already.
         The root follows the first `start` rows."""
-        return PackedView(self, start, known, None if tree.is_chain else tree.parents_N.long().contiguous())
+        return PackedView(self, start, known, None if tree.is_chain else tree.parents_N)
 
     def pack(self, start: int, path_A: Tensor) -> None:
         """Move rows start + path_A to start .. start + A (path_A ascending). Row by row: a path has few, and indexing

@@ -79,7 +79,7 @@ class Cache:
         visible_NP = tree.visible_NN[known:].to(next(iter(self.data)))  # once, and from there to the other devices
         return View(
             self,
-            {device: torch.arange(start + known, start + len(tree.tokens_N), device=device) for device in self.data},
+            {device: torch.arange(start + known, start + tree.nodes, device=device) for device in self.data},
             {device: attention_mask(visible_NP.to(device), start, self.groups, dtype) for device in self.data},
         )
 

@@ -37,7 +37,7 @@ class PositionCache(Cache):
     def view(self, start: int, tree: TokenTree, known: int = 0, exact: bool = True) -> "TreeView":  # type: ignore[override]
         """What the rows of a pass over the nodes of `tree` behind its first `known` see, which have their rows already.
         The root follows the first `start` rows. Bits cost nothing here, so there is no other view for a draft."""
-        nodes = len(tree.tokens_N)
+        nodes = tree.nodes
         state_S = torch.cat((torch.tensor([start, known]), tree.parents_N)).int().to(next(iter(self.data)))
         return TreeView(self, {device: state_S.to(device) for device in self.data}, nodes - known, start + nodes)
 

@@ -87,7 +87,7 @@ class Graphs:
         recorded.inputs_I.copy_(numbers_I, non_blocking=True)  # its memory is PyTorch's again when it has been read
         recorded.graph.replay()
         traffic.add(recorded.bytes)
-        nodes, (logits_RV, features_RF, best_R2) = len(tree.tokens_N) - known, recorded.outputs
+        nodes, (logits_RV, features_RF, best_R2) = tree.nodes - known, recorded.outputs
         features_NF = None if features_RF is None else features_RF[:nodes].clone()
         return logits_RV[:nodes].clone(), features_NF, best_R2[:nodes].clone()
 
@@ -121,7 +121,7 @@ class Graphs:
 def inputs(tree: TokenTree, known: int, start: int, rows: int) -> list[int]:
     """The committed rows, the known nodes, the parents of KNOWN + R nodes, the tokens of R. Behind the tree's last node
     there is a chain that fills the rows; what is behind that is read by no row."""
-    parents_M, tokens_N = tree.parents_N.tolist(), tree.tokens_N[known:].tolist()
+    parents_M, tokens_N = tree.parents, list(tree.tokens[known:])
     chain = range(len(parents_M) - 1, KNOWN + rows - 1)
     return [start, known, *parents_M, *chain, *tokens_N, *tokens_N[:1] * (rows - len(tokens_N))]
 
