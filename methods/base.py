@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
 
+import torch
+
 from methods.engine.sampling import Sampling
 from methods.engine.tree import TokenTree
 from methods.target import Target
@@ -188,6 +190,7 @@ class Generation:
 Watch = Callable[[Generation, Step], bool]  # called after each pass, within the clock; False ends the answer
 
 
+@torch.inference_mode()
 def generate(
     method: Method | Reference, prompt_T: Sequence[int], sampling: Sampling, limits: Limits, watch: Watch | None = None
 ) -> Generation:

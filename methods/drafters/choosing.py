@@ -24,6 +24,7 @@ class ChoosingDrafter(BranchingDrafter):
         """`tokens_R`: the token of each logit; rows may be longer, by padding. `vocabulary`: the target's size V."""
         super().__init__()
         self.tokens_R, self.vocabulary = tokens_R, vocabulary
+        self._token_of = tokens_R.numpy().data  # of which one is looked up faster
         self.chose: list[Tensor] = []
         self._behind: dict[int, Tensor] = {}  # node of the loop's tree -> the logits behind it, [1, R]
         self.restart(Sampling())
@@ -35,9 +36,10 @@ class ChoosingDrafter(BranchingDrafter):
 
     def choose(self, logits_1R: Tensor, rows: list[Tensor]) -> int:
         """The next draft token; when sampling, its q over the target's vocabulary is added to `rows`."""
-        logits_1R = logits_1R[:, : len(self.tokens_R)]
+        if logits_1R.shape[1] > (size := len(self._token_of)):
+            logits_1R = logits_1R[:, :size]
         if self.sampling.greedy:
-            return int(self.tokens_R[largest(logits_1R)[0][0]])
+            return int(self._token_of[largest(logits_1R)[0][0]])
         q_1R = probabilities(logits_1R, self.sampling).cpu()
         rows.append(q_1R.new_zeros(1, self.vocabulary).index_copy(1, self.tokens_R, q_1R))
         return int(self.tokens_R[draw(q_1R[0], self.generator)])

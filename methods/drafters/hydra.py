@@ -93,7 +93,6 @@ class HydraHeads:
             x_ND = x_ND + F.silu(block(x_ND))
         return x_ND
 
-    @torch.inference_mode()
     def best(self, i: int, inputs_NI: Tensor, count: int) -> list[list[int]]:
         """The `count` most likely tokens of head i behind each node, the best first."""
         return self.lm_heads[i].best(self.states(i, inputs_NI), count)

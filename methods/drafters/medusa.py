@@ -78,7 +78,6 @@ class MedusaHeads:
             found.append(x_1D)
         return torch.cat(found)
 
-    @torch.inference_mode()
     def best(self, state_1D: Tensor, first: int, stop: int, count: int) -> list[list[int]]:
         """The `count` most likely tokens of heads first .. stop, the best first, [C, B]."""
         states_CD = self.states(state_1D, first, stop)

@@ -84,7 +84,6 @@ class Decoder:
         """Rows that can still be committed."""
         return self.max_length - self.length
 
-    @torch.inference_mode()
     def prefill(self, tokens_T: Sequence[int], taps: Sequence[int] = ()) -> Scores:
         """Start anew with a prompt, 1 <= T <= max_length. The logits are those of its last position, N == 1. `taps` as
         `Transformer` has them."""
@@ -108,7 +107,6 @@ class Decoder:
         last = hidden[count - 1 : count].expand(self._min_rows, -1).contiguous()
         return Scores(self.model.logits(last)[:1], None if features is None else features[:count])
 
-    @torch.inference_mode()
     def score(self, tree: TokenTree, taps: Sequence[int] = (), known: int = 0) -> Scores:
         """One pass over a tree whose root follows the committed tokens; N <= room. Its rows are provisional.
 
@@ -155,7 +153,6 @@ class Decoder:
         found = self._recorder(tree, known, self.length, rows, taps)
         return None if found is None else Scores(*found)
 
-    @torch.inference_mode()
     def record(self, taps: Sequence[int] = ()) -> None:
         """Record the passes of every number of rows where they can be, lest it be done while an answer takes its time.
         What they write is provisional."""
@@ -174,9 +171,9 @@ class Decoder:
 
     def extend(self, tokens_N: Sequence[int]) -> Tensor:
         """Commit tokens, N <= room. Returns the logits of the last one, [1, V]."""
-        scores = self.score(TokenTree.chain(list(tokens_N)))
-        self.commit(range(len(tokens_N)))
-        return scores.logits_NV[-1:]
+        logits_NV = self.score(TokenTree.chain(list(tokens_N))).logits_NV
+        self.length += len(tokens_N)  # a chain's rows lie where they belong
+        return logits_NV if len(tokens_N) == 1 else logits_NV[-1:]
 
     def branch(self, tree: TokenTree, known: int, committed: int) -> Tensor:
         """Score the nodes of a tree behind its first `known` and leave what is committed as it is, [N - known, V]. Its
@@ -218,7 +215,6 @@ class Decoder:
             self._pack(path)
         self.length += len(path)
 
-    @torch.inference_mode()
     def _pack(self, path_A: list[int]) -> None:
         """Let the rows of a path follow the committed ones."""
         self._cache.pack(self.length, torch.tensor(path_A))

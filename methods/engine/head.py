@@ -5,7 +5,6 @@ A head's rows are no part of the output, so they need not be row-invariant; but 
 Legend: N rows, K new nodes of a tree, D width, E width of what lies beside a state.
 """
 
-import torch
 from torch import Tensor
 
 from methods.engine.backends.base import KeyValueCache
@@ -29,7 +28,6 @@ class Head:
         """Rows that can still be fed."""
         return self.rows - self.length
 
-    @torch.inference_mode()
     def feed(self, x_ND: Tensor, beside_NE: Tensor | None = None) -> Tensor:
         """The states behind the layers, [N, D], of N <= room rows that follow those fed so far."""
         count = len(x_ND)
@@ -41,7 +39,6 @@ class Head:
         self.length += count
         return self._run(x_ND, positions_N, view, beside_NE)
 
-    @torch.inference_mode()
     def branch(
         self, tree: TokenTree, known: int, x_KD: Tensor, beside_KE: Tensor | None = None, fed: int = 1
     ) -> Tensor:

@@ -4,12 +4,14 @@ Legend: N rows, G drafted tokens, V vocabulary.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from methods.engine.backends import cpu
+from methods.engine.tree import DistantRow
 from methods.errors import RunError
 
 
@@ -60,10 +62,8 @@ def probabilities(logits_NV: Tensor, sampling: Sampling) -> Tensor:
 
 def largest(logits_NV: Tensor) -> tuple[list[int], list[float]]:
     """The place of the largest logit of each row, of equals the first, and that logit; NaN is taken for the largest."""
-    if logits_NV.device.type == "cpu" and logits_NV.dtype == torch.float32:
-        rows_NV = logits_NV.numpy()  # whose argmax is vectorized, unlike PyTorch's
-        best_N = rows_NV.argmax(-1).tolist()
-        return best_N, [rows_NV.item(row, best) for row, best in enumerate(best_N)]
+    if logits_NV.dtype == torch.float32 and cpu.runs(logits_NV.dtype, logits_NV.device):
+        return cpu.largest(logits_NV)
     return as_lists(best_of(logits_NV))
 
 
@@ -88,19 +88,6 @@ def stacked(tokens_G: Sequence[int], rows_G: Sequence[Tensor | None]) -> Tensor 
         return None
     rows = [_point_mass(token, drawn) if row is None else row for token, row in zip(tokens_G, rows_G, strict=True)]
     return torch.stack(rows)
-
-
-@dataclass(frozen=True)
-class DistantRow:
-    """The distribution that a token was drawn from, which lies elsewhere. Known here is what is needed first: `q`, the
-    token's own probability. `fetch` gives all of it, [V]."""
-
-    token: int
-    q: float
-    fetch: Callable[[], Tensor]
-
-    def __getitem__(self, token: int) -> float:
-        return self.q if token == self.token else float(self.fetch()[token])
 
 
 def whole(q_V: Tensor | DistantRow | None) -> Tensor | None:

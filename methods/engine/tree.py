@@ -1,6 +1,6 @@
 """Token trees: what a drafter proposes and a target pass scores. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,7 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.engine.sampling import DistantRow
+
+@dataclass(frozen=True)
+class DistantRow:
+    """The distribution that a token was drawn from, which lies elsewhere. Known here is what is needed first: `q`, the
+    token's own probability. `fetch` gives all of it, [V]."""
+
+    token: int
+    q: float
+    fetch: Callable[[], Tensor]
+
+    def __getitem__(self, token: int) -> float:
+        return self.q if token == self.token else float(self.fetch()[token])
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from methods.engine.sampling import (
-    DistantRow,
     Sampling,
     as_lists,
     check_finite,
@@ -32,7 +31,7 @@ from methods.engine.sampling import (
     uniform,
     whole,
 )
-from methods.engine.tree import TokenTree
+from methods.engine.tree import DistantRow, TokenTree
 
 
 @dataclass(frozen=True)

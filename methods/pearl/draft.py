@@ -33,6 +33,7 @@ def warm_up(drafter: ChainDrafter, models: Models) -> None:
     drafter.draft(2)
 
 
+@torch.inference_mode()
 def serve(link: Link, drafters: Mapping[str, ChainDrafter], passes: int | None = None) -> None:
     """Draft by the drafter that the target asks for. Returns when the target closes the link. `passes`: so many prepare
     branches in each round, instead of as many as there is time for."""

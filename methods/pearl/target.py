@@ -24,8 +24,8 @@ from torch import Tensor
 from methods.base import Branches, Method, Span, Step
 from methods.engine.decoder import Decoder, Scores
 from methods.engine.link import Link
-from methods.engine.sampling import DistantRow, Sampling
-from methods.engine.tree import TokenTree
+from methods.engine.sampling import Sampling
+from methods.engine.tree import DistantRow, TokenTree
 from methods.errors import UserError
 from methods.models import Models
 from methods.options import AUTO, NOTHING

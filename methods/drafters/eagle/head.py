@@ -57,7 +57,6 @@ class EagleHead:
         """Nodes that a tree can still have, those not counted that `branch` finds read."""
         return self.head.room
 
-    @torch.inference_mode()
     def read(self, features_NF: Tensor, tokens_N: Sequence[int]) -> Tensor:
         """The predicted states behind N more decided pairs, [N, D]. All that was predicted before is dropped."""
         self.head.truncate(self.decided)
@@ -67,20 +66,17 @@ class EagleHead:
         self.decided = self.head.length
         return self._fed_back(out_ND)
 
-    @torch.inference_mode()
     def go_on(self, states_ND: Tensor, tokens_N: Sequence[int]) -> Tensor:
         """The predicted states behind N drafted tokens in a chain, [N, D]. Row i of states_ND is the predicted state
         that chose token i."""
         return self._fed_back(self.head.feed(*self._inputs(states_ND, tokens_N)))
 
-    @torch.inference_mode()
     def branch(self, tree: TokenTree, known: int, states_KD: Tensor) -> Tensor:
         """The same for the nodes of a tree behind its first `known`, [K, D]. Its root is the last decided token, and
         the nodes behind it are the drafted tokens that `go_on` has read since then, if any."""
         inputs = self._inputs(states_KD, tree.tokens[known:])
         return self._fed_back(self.head.branch(tree, known, *inputs, fed=1 + self.head.length - self.decided))
 
-    @torch.inference_mode()
     def logits(self, states_ND: Tensor) -> Tensor:
         """Next-token logits in fp32 of predicted states, [N, R], of the tokens `parts.lm_head.tokens_R`."""
         p = self.parts

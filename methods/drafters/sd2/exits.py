@@ -56,7 +56,6 @@ class StagedDecoder:
         """Positions that can still be committed."""
         return self.max_length - self.length
 
-    @torch.inference_mode()
     def prefill(self, tokens_T: Sequence[int]) -> None:
         """Start anew with a prompt, 1 <= T <= max_length, that all stages see."""
         if not 0 < len(tokens_T) <= self.max_length:
@@ -66,7 +65,6 @@ class StagedDecoder:
         for index in range(len(self._stages)):
             self._advance(index, TokenTree.chain([]))
 
-    @torch.inference_mode()
     def feed(self, tokens_N: Sequence[int]) -> None:
         """Commit tokens, N <= room, for the stages to see when they are next needed."""
         if len(tokens_N) > self.room:
@@ -81,7 +79,6 @@ class StagedDecoder:
         self.feed(tokens_N)
         return self._first_confident(TokenTree.chain([]), 1)
 
-    @torch.inference_mode()
     def branch(self, tree: TokenTree, known: int, committed: int = 0) -> Tensor:
         """Score the nodes of a tree behind its first `known`, [K, R]. Its first `committed` nodes are the last
         committed tokens, the other known ones were scored by earlier calls. The next `feed` or `truncate` drops what is
@@ -99,7 +96,6 @@ class StagedDecoder:
         for stage in self._stages:
             stage.drop_tree()
 
-    @torch.inference_mode()
     def _first_confident(self, tree: TokenTree, count: int, committed: int = 0) -> Tensor:
         for index in range(len(self._stages)):
             x_ND = self._advance(index, tree, committed)

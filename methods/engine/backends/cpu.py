@@ -103,6 +103,7 @@ def load(path: Path) -> ctypes.CDLL:
     lib.linear.argtypes = [pointer, number, number, number, pointer, pointer, number]
     lib.rms_norm.argtypes = [pointer, number, number, ctypes.c_double, number, pointer, pointer]
     lib.run_layers.argtypes = [pointer, pointer, number, number, pointer]
+    lib.largest.argtypes = [pointer, number, number, number, pointer]
     return lib
 
 
@@ -203,6 +204,16 @@ def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     bf16 = x_ND.dtype == torch.bfloat16
     _lib().rms_norm(weight_D.data_ptr(), *x_ND.shape, eps, bf16, x_ND.data_ptr(), y_ND.data_ptr())
     return y_ND
+
+
+def largest(logits_NV: Tensor) -> tuple[list[int], list[float]]:
+    """The place of the largest number of each fp32 row, of equals the first, and that number; NaN is the largest."""
+    rows, columns = logits_NV.shape
+    if logits_NV.stride(1) != 1:
+        raise ValueError(f"expected rows whose numbers lie side by side, got strides {logits_NV.stride()}")
+    found = (ctypes.c_double * (2 * rows))()
+    _lib().largest(logits_NV.data_ptr(), rows, logits_NV.stride(0), columns, found)
+    return [int(place) for place in found[::2]], found[1::2]
 
 
 def runs_layers(config: ModelConfig, dtype: torch.dtype, devices: Sequence[torch.device]) -> bool:

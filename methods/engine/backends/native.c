@@ -304,3 +304,37 @@ void rms_norm(const float *weight, long rows, long width, double eps, long bf16,
     const long row = width * size_of(bf16);
     for (long n = 0; n < rows; n++) rms_norm_row(x + n * row, weight, width, eps, bf16, y + n * row);
 }
+
+/* found [n][2] = the place of the largest of each row x + n * stride [columns], of equals the first, and that number; a
+ * NaN is larger than any. */
+void largest(const float *x, long rows, long stride, long columns, double *found) {
+    for (const float *row = x; row < x + rows * stride; row += stride, found += 2) {
+        enum { SIDE = 4 }; /* vectors side by side, that none waits for the one before */
+        const long vectors = columns / (SIDE * LANES) * (SIDE * LANES);
+        vec best[SIDE];
+        bits nan[SIDE];
+        for (int v = 0; v < SIDE; v++) best[v] = all(-INFINITY), nan[v] = (bits){0};
+        for (long i = 0; i < vectors; i += SIDE * LANES)
+            for (int v = 0; v < SIDE; v++) {
+                vec x_v = at(row + i + v * LANES);
+                best[v] = pick((bits)(x_v > best[v]), x_v, best[v]);
+                nan[v] |= (bits)(x_v != x_v);
+            }
+        float top = -INFINITY;
+        uint32_t odd = 0;
+        for (int i = 0; i < SIDE * LANES; i++) {
+            top = best[i / LANES][i % LANES] > top ? best[i / LANES][i % LANES] : top;
+            odd |= nan[i / LANES][i % LANES];
+        }
+        for (long i = vectors; i < columns; i++) {
+            top = row[i] > top ? row[i] : top;
+            odd |= row[i] != row[i];
+        }
+        long place = 0; /* blocks that do not have it are passed by without a branch for each number */
+        for (int has = 0; place < columns && !has; place += has ? 0 : 64)
+            for (long i = place; i < least(place + 64, columns); i++) has |= odd ? row[i] != row[i] : row[i] == top;
+        while (odd ? row[place] == row[place] : row[place] != top) place++;
+        found[0] = place;
+        found[1] = row[place];
+    }
+}
