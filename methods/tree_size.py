@@ -77,7 +77,7 @@ class Round:
         cls, asked: Size, seconds: float, tree: TokenTree, path_A: Sequence[int], verify_seconds: float = 0.0
     ) -> "Round":
         """`path_A`: the nodes that the target kept, the root first."""
-        sizes_N, levels_N, kept = tree.sizes_N or range(tree.nodes), tree.depth_N.tolist(), set(path_A)
+        sizes_N, levels_N, kept = tree.sizes_N or range(tree.nodes), tree.depths, set(path_A)
         best = sorted(range(1, len(sizes_N)), key=lambda node: sizes_N[node])
         return cls(asked, seconds, [Node(levels_N[node], node in kept) for node in best], verify_seconds)
 

@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             logits, output = decoder.prefill(prompt).logits_NV, list[int]()
             while len(output) < 12:
                 output.append(int(logits[0].argmax()))
-                logits = decoder.extend(output[-1:])
+                logits = decoder.extend(output[-1:]).logits_NV
             row = {"temperature": float(i % 2), "prompt": f"prompt {i // 2}", "prompt_ids": prompt}
             file.write(json.dumps(row | {"output_ids": output}) + "\n")
     return folder

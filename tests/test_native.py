@@ -1,12 +1,15 @@
 """The native operators: right, and the same bits for every row count and thread count."""
 
 import ctypes
+import math
 import platform
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -281,3 +284,43 @@ def test_linear_falls_back_where_inputs_are_odd() -> None:
     layer = linear(weight)
     assert isinstance(layer, TorchLinear)
     assert torch.allclose(layer(x), x @ weight.T, atol=1e-5)
+
+
+def drawn_rows(seed: int) -> Tensor:
+    """A few rows, not contiguous, often with equal numbers, sometimes with -inf."""
+    drawn, generator = Random(seed), torch.Generator().manual_seed(seed)
+    rows, columns = drawn.randint(1, 5), drawn.choice([1, 3, 15, 16, 17, 31, 33, 63, 65, 130, 900, 4097])
+    numbers = torch.randn(rows, columns + 3, generator=generator) * drawn.choice([1, 20, 3000])
+    if seed % 2:
+        numbers = numbers.round()
+    if seed % 5 == 0:
+        numbers[0, : columns // 2] = -math.inf
+    return numbers[:, :columns]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_largest_of_a_row_is_the_first_of_equals(operators: ctypes.CDLL, seed: int) -> None:
+    rows, drawn = drawn_rows(seed), Random(seed)
+    if seed % 4 == 0:
+        rows[-1, drawn.randrange(rows.shape[1])] = math.nan
+    places, numbers = native.largest(rows)
+    expected = rows.numpy().argmax(-1)  # which takes a NaN for the largest, too
+    assert places == expected.tolist()
+    np.testing.assert_array_equal(numbers, rows.numpy()[np.arange(len(rows)), expected])
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_likeliest_of_a_row_come_in_order_with_their_log_probabilities(operators: ctypes.CDLL, seed: int) -> None:
+    rows, drawn = drawn_rows(seed), Random(seed)
+    count = drawn.randint(1, min(12, rows.shape[1]))
+    places, log_p = native.likeliest(rows, count)
+    order = torch.sort(rows, descending=True, stable=True).indices[:, :count]
+    assert places == order.tolist()
+    expected = rows.double().log_softmax(-1).gather(-1, order)
+    torch.testing.assert_close(torch.tensor(log_p, dtype=torch.float64), expected, rtol=2e-6, atol=2e-6)
+
+
+def test_numbers_that_are_no_rows_are_refused() -> None:
+    for numbers in (torch.zeros(3, 4).T, torch.zeros(2, 3, dtype=torch.bfloat16)):
+        with pytest.raises(ValueError, match="expected fp32 rows"):
+            native.largest(numbers)

@@ -167,7 +167,7 @@ def test_a_draft_does_not_pay_for_bits_that_it_need_not_have(tiny: Path, dtype: 
             decoder = Decoder(models.target.model, LONGEST, exact=exact)
             decoder.prefill(PROMPT)
             gpus.rows.clear()
-            logits.append([decoder.extend([7]), decoder.score(tree).logits_NV])
+            logits.append([decoder.extend([7]).logits_NV, decoder.score(tree).logits_NV])
         assert set(gpus.rows) == {1, 70}
         for rows, others in zip(*logits, strict=True):
             assert 0 < float((rows - others).abs().max()) < close * float(rows.abs().max())

@@ -78,7 +78,7 @@ def test_every_exit_is_the_trained_models(pair: Models, tiny: Path, tiny_sorted:
         decoder = staged(pair, (exit_,))
         decoder.prefill(TEXT[:-3])
         expected = state_1TD[0, -1:] @ trained.head.T  # natively the inputs of int8 weights may be rounded to 16 bits
-        torch.testing.assert_close(decoder.extend(TEXT[-3:]), expected, rtol=1e-3, atol=2e-3)
+        torch.testing.assert_close(decoder.extend(TEXT[-3:]).logits_NV, expected, rtol=1e-3, atol=2e-3)
     known_R = draft_model(pair).tokens_R
     assert known_R is not None and torch.equal(known_R, tokens_R)
 
@@ -101,7 +101,7 @@ def test_int8_rows_stay_int8_where_operators_take_them(
     def logits_of(pair: Models) -> torch.Tensor:
         decoder = staged(pair)
         decoder.prefill(TEXT)
-        return decoder.extend([7])
+        return decoder.extend([7]).logits_NV
 
     logits = [logits_of(both)]
     monkeypatch.setattr(native, "library", lambda: None)
@@ -125,10 +125,10 @@ def test_late_stages_catch_up_bit_for_bit(pair: Models) -> None:
         new = [draw.randrange(1, 90) for _ in range(draw.randrange(1, 4))]
         text = text + new
         decoder.threshold = draw.choice([0.0, 0.0, 0.5, 1.0])
-        logits = decoder.extend(new)
+        logits = decoder.extend(new).logits_NV
         fresh = staged(pair, threshold=decoder.threshold)
         fresh.prefill(text[:-1])
-        expected = fresh.extend(text[-1:])
+        expected = fresh.extend(text[-1:]).logits_NV
         if draft_model(pair).stack.operators == "native":
             assert torch.equal(logits, expected)
         torch.testing.assert_close(logits, expected, rtol=1e-3, atol=3e-3)
@@ -146,13 +146,13 @@ def test_threshold_decides_who_goes_on(pair: Models) -> None:
         rows = []
         for decoder in (first, second, last):
             decoder.prefill(TEXT[:end])
-            rows.append(decoder.extend([TEXT[end]]))
+            rows.append(decoder.extend([TEXT[end]]).logits_NV)
         top = [float(torch.softmax(row, -1).max()) for row in rows]
         for threshold in (0.0, 0.6, 1.0):
             adaptive = staged(pair, threshold=threshold)
             adaptive.prefill(TEXT[:end])
             chosen = next((i for i in (0, 1) if top[i] > threshold), 2)
-            torch.testing.assert_close(adaptive.extend([TEXT[end]]), rows[chosen], rtol=1e-3, atol=3e-3)
+            torch.testing.assert_close(adaptive.extend([TEXT[end]]).logits_NV, rows[chosen], rtol=1e-3, atol=3e-3)
             seen.add((threshold, chosen))
     assert seen == {(0.0, 0), (0.6, 0), (0.6, 1), (0.6, 2), (1.0, 2)}
 
@@ -186,7 +186,7 @@ def decided(*tokens: int) -> Outcome:
 def row_at(pair: Models, text: list[int], exit_: int) -> torch.Tensor:
     fresh = staged(pair, (exit_,))
     fresh.prefill(text[:-1])
-    return fresh.extend(text[-1:])[0]
+    return fresh.extend(text[-1:]).logits_NV[0]
 
 
 def exit_of(pair: Models, text: list[int], threshold: float) -> int:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from methods.drafters.base import BranchingDrafter, Draft, Place
-from methods.engine.sampling import Sampling, draw, largest, probabilities
+from methods.engine.backends.base import Best
+from methods.engine.sampling import Sampling, as_lists, draw, largest, probabilities
 from methods.engine.tree import TokenTree
 from methods.target import Outcome
 
@@ -34,9 +35,13 @@ class ChoosingDrafter(BranchingDrafter):
         self.sampling, self.generator = sampling, sampling.generator("draft")
         self.drafted, self.chose = [], []
 
-    def choose(self, logits_1R: Tensor, rows: list[Tensor]) -> int:
-        """The next draft token; when sampling, its q over the target's vocabulary is added to `rows`."""
-        if logits_1R.shape[1] > (size := len(self._token_of)):
+    def choose(self, logits_1R: Tensor, rows: list[Tensor], best_12: Best | None = None) -> int:
+        """The next draft token; when sampling, its q over the target's vocabulary is added to `rows`. `best_12`: what
+        `best_of` gives, where that is known."""
+        size = len(self._token_of)
+        if self.sampling.greedy and best_12 is not None and (best := as_lists(best_12)[0][0]) < size:
+            return int(self._token_of[best])
+        if logits_1R.shape[1] > size:
             logits_1R = logits_1R[:, :size]
         if self.sampling.greedy:
             return int(self._token_of[largest(logits_1R)[0][0]])
@@ -44,9 +49,9 @@ class ChoosingDrafter(BranchingDrafter):
         rows.append(q_1R.new_zeros(1, self.vocabulary).index_copy(1, self.tokens_R, q_1R))
         return int(self.tokens_R[draw(q_1R[0], self.generator)])
 
-    def add(self, logits_1R: Tensor, rows: list[Tensor]) -> int:
+    def add(self, logits_1R: Tensor, rows: list[Tensor], best_12: Best | None = None) -> int:
         """The next draft token, which is added to `drafted`."""
-        self.drafted.append(self.choose(logits_1R, rows))
+        self.drafted.append(self.choose(logits_1R, rows, best_12))
         self.chose.append(logits_1R)
         return self.drafted[-1]
 

@@ -11,8 +11,6 @@ Legend: F nodes of a level that are expanded, B children of each.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from methods.engine.tree import TokenTree
 
 
@@ -75,12 +73,3 @@ class GrowingTree:
         place = {candidate: node for node, candidate in enumerate(chosen)}
         parents = [-1] + [place[self.candidates[i].parent] for i in chosen[1:]]
         return TokenTree([self.candidates[i].token for i in chosen], parents)
-
-
-def likeliest(logits_FR: Tensor, tokens_R: Tensor, branches: int) -> tuple[list[list[int]], list[list[float]]]:
-    """The most likely tokens of each row, and their log probabilities. tokens_R: the token of each logit."""
-    logits_FR = logits_FR.float()
-    best_FB, rows_FB = logits_FR.topk(min(branches, logits_FR.shape[1]), -1)
-    p_F1 = logits_FR.softmax(-1).gather(-1, rows_FB[:, :1])  # faster than logsumexp, and of the best as precise
-    log_p_FB = best_FB - best_FB[:, :1] + p_F1.log()
-    return tokens_R[rows_FB.cpu()].tolist(), log_p_FB.tolist()

@@ -21,6 +21,7 @@ from methods.engine.backends import linear
 from methods.engine.backends.base import LinearLayer
 from methods.engine.int8 import EMBEDDING, HEAD, SCALE, Int8, ScaledWeights
 from methods.engine.loader import DTYPES
+from methods.engine.sampling import likeliest
 from methods.engine.schema import enough_memory, read_table
 from methods.engine.trained_draft import check_tokens
 from methods.engine.transformer import matrix
@@ -177,6 +178,7 @@ class LmHead:
 
     def __init__(self, layer: LinearLayer, tokens_R: Tensor) -> None:
         self.layer, self.tokens_R = layer, tokens_R
+        self._token_of = tokens_R.numpy().data  # of which one is looked up faster
 
     @classmethod
     def of(cls, head: HeadFiles, models: Models) -> "LmHead":
@@ -198,9 +200,11 @@ class LmHead:
 
     def best(self, states_ND: Tensor, count: int) -> list[list[int]]:
         """The `count` most likely tokens behind each state, the best first; fewer where it knows fewer."""
-        rows_NC = self(states_ND).topk(min(count, len(self.tokens_R)), -1).indices
-        tokens: list[list[int]] = self.tokens_R[rows_NC.cpu()].tolist()
-        return tokens
+        return self.tokens(likeliest(self(states_ND), count)[0])
+
+    def tokens(self, places_NC: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Whose logits have these places."""
+        return [[self._token_of[place] for place in places] for places in places_NC]
 
 
 def lm_heads_of(head: HeadFiles, count: int, models: Models) -> list[LmHead]:

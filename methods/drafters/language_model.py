@@ -17,7 +17,7 @@ from methods.drafters.base import Draft
 from methods.drafters.choosing import ChoosingDrafter
 from methods.drafters.draft_model import draft_decoder, draft_model, recorded
 from methods.drafters.suffix_automaton import SuffixAutomaton
-from methods.engine.decoder import Decoder
+from methods.engine.decoder import Decoder, Scores
 from methods.engine.sampling import Sampling
 from methods.engine.transformer import Transformer
 from methods.engine.tree import TokenTree
@@ -37,7 +37,7 @@ class LanguageModel(Protocol):
     @property
     def room(self) -> int: ...
     def prefill(self, tokens_T: Sequence[int]) -> object: ...
-    def extend(self, tokens_N: Sequence[int]) -> Tensor: ...
+    def extend(self, tokens_N: Sequence[int]) -> Scores: ...
     def branch(self, tree: TokenTree, known: int, committed: int) -> Tensor: ...
     def truncate(self, length: int) -> None: ...
 
@@ -100,10 +100,11 @@ class ModelDrafter(ChoosingDrafter):
         """What is chosen in a pass over the unread tokens and copies behind them: tokens as long as they are the
         copies, and the first that is none."""
         if not copied:
-            return [self.add(self.decoder.extend(unread), rows)]
-        scores = self.decoder.branch(TokenTree.chain([*unread, *copied]), 0, 0).split(1)
+            scores = self.decoder.extend(unread)
+            return [self.add(scores.logits_NV, rows, scores.best_N2)]
+        logits_NR = self.decoder.branch(TokenTree.chain([*unread, *copied]), 0, 0)
         chosen: list[int] = []
-        for logits_1R, copy in zip(scores[len(unread) - 1 :], [*copied, None], strict=True):
+        for logits_1R, copy in zip(logits_NR[len(unread) - 1 :].split(1), [*copied, None], strict=True):
             chosen.append(self.add(logits_1R, rows))
             if chosen[-1] != copy:
                 break

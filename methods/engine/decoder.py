@@ -6,14 +6,13 @@ Legend: N nodes of a tree, T prompt tokens, V vocabulary, F feature width, A acc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from methods.engine.backends.base import KeyValueCache
+from methods.engine.backends.base import Best, KeyValueCache
 from methods.engine.schema import enough_memory
 from methods.engine.transformer import Layers, Transformer
-from methods.engine.tree import TokenTree
+from methods.engine.tree import TokenTree, tensor_of
 from methods.errors import UserError
 
 PROBE_TOKENS = 24  # of a prompt whose logits must be numbers
@@ -38,13 +37,13 @@ class Scores:
     were. best_N2: what `best_of` of sampling.py gives of the logits, where a recorded pass found it."""
 
     logits_NV: Tensor
-    features_NF: Tensor | None
-    best_N2: Tensor | None = None
+    features_NF: Tensor | None = None
+    best_N2: Best | None = None
 
     def of(self, taps: Sequence[int], known: Sequence[int]) -> "Scores":
         """The same with these of the `known` taps, whose features there are."""
         if not taps or self.features_NF is None:
-            return Scores(self.logits_NV, None)
+            return Scores(self.logits_NV)
         parts = self.features_NF.chunk(len(known), 1)
         return Scores(self.logits_NV, torch.cat([parts[known.index(tap)] for tap in taps], 1))
 
@@ -137,17 +136,15 @@ class Decoder:
     def _read(self, tree: TokenTree, known: int, taps: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """The same of the nodes of a tree behind its first `known`."""
         view = self._cache.view(self.length, tree, known, self.exact)
-        if tree.is_chain and not known:  # by NumPy: behind a pass, which empties the caches, each library costs its own
-            positions_N = torch.from_numpy(np.arange(self.length, self.length + tree.nodes))
-            return self.model(tree.tokens_N, positions_N, view, taps)
-        return self.model(tree.tokens_N[known:], self.length + tree.depth_N[known:], view, taps)
+        positions_N = tensor_of(tree.positions(self.length, known))
+        return self.model(tree.tokens_N[known:] if known else tree.tokens_N, positions_N, view, taps)
 
     def _replayed(self, tree: TokenTree, taps: Sequence[int], known: int = 0) -> Scores | None:
         """The same by a recorded pass. None: where none can be, or none has so many rows."""
         if self._recorder is None:
             return None
-        counts, nodes = self.model.stack.row_counts or (), tree.nodes - known
-        rows = next((count for count in counts if count >= nodes), None)
+        counts, nodes = self.model.stack.row_counts, tree.nodes - known
+        rows = nodes if counts is None else next((count for count in counts if count >= nodes), None)
         if rows is None:
             return None
         found = self._recorder(tree, known, self.length, rows, taps)
@@ -169,11 +166,13 @@ class Decoder:
         logits_NV = torch.cat([part.logits_NV for part in parts])
         return Scores(logits_NV, torch.cat(features) if features else None)
 
-    def extend(self, tokens_N: Sequence[int]) -> Tensor:
-        """Commit tokens, N <= room. Returns the logits of the last one, [1, V]."""
-        logits_NV = self.score(TokenTree.chain(list(tokens_N))).logits_NV
+    def extend(self, tokens_N: Sequence[int]) -> Scores:
+        """Commit tokens, N <= room. Returns the scores of the last one, without features."""
+        scores = self.score(TokenTree.chain(list(tokens_N)))
         self.length += len(tokens_N)  # a chain's rows lie where they belong
-        return logits_NV if len(tokens_N) == 1 else logits_NV[-1:]
+        if len(tokens_N) == 1:
+            return scores
+        return Scores(scores.logits_NV[-1:], best_N2=None if scores.best_N2 is None else scores.best_N2[-1:])
 
     def branch(self, tree: TokenTree, known: int, committed: int) -> Tensor:
         """Score the nodes of a tree behind its first `known` and leave what is committed as it is, [N - known, V]. Its

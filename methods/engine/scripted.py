@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from methods.engine.backends.base import Best, RecordedPasses
 from methods.engine.config import ModelConfig
 from methods.engine.schema import Schema, checked
 from methods.engine.script import BRIEF, WORDS, Script
@@ -85,8 +86,9 @@ class ScriptedStack:
     def new_cache(self, layers: int, rows: int) -> Rows:
         return Rows()
 
-    def recorder(self, model: Any, cache: Any) -> None:
-        """There is none."""
+    def recorder(self, model: "ScriptedModel", cache: Any) -> RecordedPasses:
+        """Its passes are as recorded ones: they need numbers, and give the best tokens too."""
+        return model.replayed
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         return x_ND
@@ -120,9 +122,19 @@ class ScriptedModel(Transformer):
     def __call__(
         self, tokens_N: Tensor, positions_N: Tensor, view: Any, taps: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor | None]:
-        """A pass from the tokens on. Its states are features too."""
+        """A pass over a prompt. Its states are features too."""
         x_ND = self._pass(time.perf_counter(), tokens_N, positions_N, view, 1.0)
         return x_ND, torch.cat([x_ND] * len(taps), 1) if taps else None
+
+    def replayed(
+        self, tree: TokenTree, known: int, start: int, rows: int, taps: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None, Best]:
+        """Any other whole pass, of so many rows, as `RecordedPasses` has it."""
+        begin = time.perf_counter()
+        best = self._say(tree.positions(start, known))
+        features_NF = torch.arange(rows, dtype=torch.float32)[:, None].expand(-1, len(taps)) if taps else None
+        WAITS.until(begin + self._seconds(rows))
+        return self._logits_NV, features_NF, best
 
     def run(
         self,
@@ -139,27 +151,34 @@ class ScriptedModel(Transformer):
     def _pass(self, begin: float, tokens_N: Tensor, positions_N: Tensor, prompt: bool, share: float) -> Tensor:
         """A share of a pass that has begun; returns when it is to end. Of a prompt the last row alone has logits."""
         rows, positions = positions_N.shape[0], positions_N.tolist()
-        seconds = self.pace.pass_seconds + self.pace.row_seconds * (rows - 1)
+        seconds = self._seconds(rows)
         states_ND = torch.arange(rows, dtype=torch.float32)[:, None]
         if prompt:
             self._script, self._length = Script.read(tokens_N.tolist()) or BRIEF, rows
             seconds = self.pace.pass_seconds * self._script.prompt
             positions, states_ND = positions[-1:], torch.zeros(rows, 1)
-        self._logits_NV = self._say(positions)
+        self._say(positions)
         WAITS.until(begin + seconds * share)
         return states_ND
 
-    def _say(self, positions: list[int]) -> Tensor:
-        """The logits of what follows these positions, [N, V], of a draft of the words alone."""
-        logits_NV = torch.zeros(len(positions), len(WORDS) if self.pace.drafts else self.config.vocab_size)
-        for row_V, position in zip(logits_NV, positions, strict=True):
+    def _seconds(self, rows: int) -> float:
+        return self.pace.pass_seconds + self.pace.row_seconds * (rows - 1)
+
+    def _say(self, positions: list[int]) -> list[tuple[float, float]]:
+        """Make the logits of what follows these positions, [N, V], of a draft of the words alone. Returns the best
+        token of each and its logit."""
+        self._logits_NV = torch.zeros(len(positions), len(WORDS) if self.pace.drafts else self.config.vocab_size)
+        best: list[tuple[float, float]] = []
+        for row_V, position in zip(self._logits_NV, positions, strict=True):
             place = position + 1 - self._length
             if self.pace.drafts:
-                first, second = self._script.choices(place)
-                row_V[first], row_V[second] = SURE, LIKELY
+                token, second = self._script.choices(place)
+                row_V[second] = LIKELY
             else:
-                row_V[self._script.token(place)] = SURE
-        return logits_NV
+                token = self._script.token(place)
+            row_V[token] = SURE
+            best.append((token, SURE))
+        return best
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         if hidden_ND.shape[0] == self._logits_NV.shape[0]:

@@ -98,12 +98,12 @@ class TokenTree:
     @cached_property
     def tokens_N(self) -> Tensor:
         """The tokens for a pass."""
-        return _tensor(self.tokens)
+        return tensor_of(self.tokens)
 
     @cached_property
     def parents_N(self) -> Tensor:
         """The parents for a pass."""
-        return _tensor(self.parents)
+        return tensor_of(self.parents)
 
     @cached_property
     def visible_NN(self) -> Tensor:
@@ -117,14 +117,23 @@ class TokenTree:
         return visible
 
     @cached_property
-    def depth_N(self) -> Tensor:
-        """Distance from the root: node i sits at position `length + depth_N[i]`."""
+    def depths(self) -> Sequence[int]:
+        """Distance from the root: node i sits at position `length + depths[i]`."""
         if self.is_chain:
-            return torch.arange(self.nodes)
+            return range(self.nodes)
         depths = [0]
         for parent in self.parents[1:]:
             depths.append(depths[parent] + 1)
-        return torch.tensor(depths)
+        return depths
+
+    def positions(self, start: int, known: int = 0) -> list[int]:
+        """Of the nodes behind the first `known`, where the root's is `start`."""
+        return [start + depth for depth in self.depths[known:]]
+
+    @cached_property
+    def depth_N(self) -> Tensor:
+        """The depths for a pass."""
+        return tensor_of(self.depths)
 
     @cached_property
     def children(self) -> list[list[int]]:
@@ -144,6 +153,6 @@ class TokenTree:
         return path[::-1]
 
 
-def _tensor(numbers: Sequence[int]) -> Tensor:
-    """By NumPy, which takes a third of the time of torch.tensor: every pass of target and draft has some."""
+def tensor_of(numbers: Sequence[int]) -> Tensor:
+    """For a pass, int64. By NumPy, which takes a third of the time of torch.tensor: every pass has some."""
     return torch.from_numpy(np.array(numbers, dtype=np.int64))

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from methods.engine.backends.base import Best
 from methods.engine.sampling import (
     Sampling,
     as_lists,
@@ -49,7 +50,7 @@ def verify(
     logits_SV: Tensor,
     sampling: Sampling,
     generator: torch.Generator,
-    best_S2: Tensor | None = None,
+    best_S2: Best | None = None,
 ) -> Verdict:
     """Walk down the tree as long as the target agrees. `generator` is not touched in greedy decoding. `best_S2`: what
     `best_of` gives, where that is known."""
@@ -70,7 +71,7 @@ def verify(
         path.append(kept)
 
 
-def most_likely(logits_SV: Tensor, best_S2: Tensor | None = None) -> list[int]:
+def most_likely(logits_SV: Tensor, best_S2: Best | None = None) -> list[int]:
     """The best token of each row, of equals the first; a row with a NaN in it is refused. `best_S2`: what `best_of`
     gives, where that is known."""
     best_S, largest_S = largest(logits_SV) if best_S2 is None else as_lists(best_S2)

@@ -16,9 +16,9 @@ from torch import Tensor
 from methods.drafters.base import Draft, Drafter
 from methods.drafters.choosing import ChoosingDrafter
 from methods.drafters.eagle.head import EagleHead
-from methods.drafters.growing import GrowingTree, likeliest
+from methods.drafters.growing import GrowingTree
 from methods.drafters.static_tree import Path, StaticShape
-from methods.engine.sampling import Sampling, draw, probabilities
+from methods.engine.sampling import Sampling, draw, likeliest, probabilities
 from methods.engine.tree import TokenTree
 from methods.target import Outcome
 
@@ -164,8 +164,8 @@ class DynamicTree(EagleTree):
         """Add the children of the level whose states are these."""
         self._last = tree.level
         branches = min(self.branches, tree.nodes)
-        children = likeliest(self.head.logits(states_KD), self.head.parts.lm_head.tokens_R, branches)
-        tree.grow(*children, self.branches)
+        places_KB, log_p_KB = likeliest(self.head.logits(states_KD), branches)
+        tree.grow(self.head.parts.lm_head.tokens(places_KB), log_p_KB, self.branches)
 
 
 class StaticTree(EagleTree):
@@ -210,9 +210,9 @@ class StaticTree(EagleTree):
 
     def _children(self, logits_R: Tensor, count: int) -> tuple[list[int], list[Tensor]]:
         """Tokens, and where they are drawn what each was drawn from: q without its earlier siblings, [V]."""
-        tokens_R = self.head.parts.lm_head.tokens_R
         if self.sampling.greedy:
-            return tokens_R[logits_R.topk(min(count, len(logits_R))).indices.cpu()].tolist(), []
+            return self.head.parts.lm_head.tokens(likeliest(logits_R[None], count)[0])[0], []
+        tokens_R = self.head.parts.lm_head.tokens_R
         q_R = probabilities(logits_R[None], self.sampling)[0].cpu()
         tokens, rows = list[int](), list[Tensor]()
         while len(tokens) < count and float(q_R.sum()) > 0:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.engine.decoder import new_cache
+from methods.engine.decoder import Scores, new_cache
 from methods.engine.transformer import Transformer
 from methods.engine.tree import TokenTree
 
@@ -74,10 +74,10 @@ class StagedDecoder:
         entry.waiting_WD = torch.cat((entry.waiting_WD, self.model.embed(torch.tensor(list(tokens_N)).long())))
         self.length += len(tokens_N)
 
-    def extend(self, tokens_N: Sequence[int]) -> Tensor:
+    def extend(self, tokens_N: Sequence[int]) -> Scores:
         """Commit tokens, 1 <= N <= room. Returns the logits of the last one at its exit, [1, R]."""
         self.feed(tokens_N)
-        return self._first_confident(TokenTree.chain([]), 1)
+        return Scores(self._first_confident(TokenTree.chain([]), 1))
 
     def branch(self, tree: TokenTree, known: int, committed: int = 0) -> Tensor:
         """Score the nodes of a tree behind its first `known`, [K, R]. Its first `committed` nodes are the last

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from methods.drafters.base import Drafter
-from methods.drafters.growing import GrowingTree, likeliest
+from methods.drafters.growing import GrowingTree
 from methods.drafters.language_model import head_tokens
 from methods.drafters.sd2.chain import staged_decoder
 from methods.drafters.sd2.exits import StagedDecoder
-from methods.engine.sampling import Sampling
+from methods.engine.sampling import Sampling, likeliest
 from methods.engine.tree import TokenTree
 from methods.models import Models
 from methods.target import Outcome
@@ -26,7 +26,7 @@ class SortedTreeDrafter(Drafter):
     def __init__(self, decoder: StagedDecoder, vocabulary: int, branches: int, depth: int, nodes: int) -> None:
         """`vocabulary`: the target's size V."""
         self.decoder, self.branches, self.depth, self.nodes = decoder, branches, depth, nodes
-        self.tokens_R = head_tokens(decoder.model, vocabulary)
+        self.tokens_R = head_tokens(decoder.model, vocabulary).tolist()
         self.unseen: list[int] = []  # decided tokens that the draft has not seen, the pending one last
 
     def begin(self, prompt_T: Sequence[int], sampling: Sampling, features_TF: Tensor | None) -> None:
@@ -45,7 +45,9 @@ class SortedTreeDrafter(Drafter):
                 if not tree.level or len(tree.expanded) > self.decoder.room:
                     break
                 logits_FR = self.decoder.branch(tree.scored, tree.known)[:, : len(self.tokens_R)]
-                tree.grow(*likeliest(logits_FR, self.tokens_R, min(self.branches, tree.nodes)), self.branches)
+                places_FB, log_p_FB = likeliest(logits_FR, min(self.branches, tree.nodes))
+                tokens_FB = [[self.tokens_R[place] for place in places] for places in places_FB]
+                tree.grow(tokens_FB, log_p_FB, self.branches)
         return tree.proposed
 
 

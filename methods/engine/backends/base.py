@@ -12,6 +12,8 @@ from torch import Tensor
 
 from methods.engine.tree import TokenTree
 
+Best = Tensor | Sequence[tuple[float, float]]  # of each row the best token and its logit, on a device or here
+
 
 class LinearLayer(Protocol):
     """y = x W^T + b for x [N, I] -> y [N, O], weights fixed for inference."""
@@ -72,7 +74,7 @@ class RecordedPasses(Protocol):
 
     def __call__(
         self, tree: TokenTree, known: int, start: int, rows: int, taps: Sequence[int]
-    ) -> tuple[Tensor, Tensor | None, Tensor] | None:
+    ) -> tuple[Tensor, Tensor | None, Best] | None:
         """Logits, features, and of each row the best token and its logit, of the nodes of a tree behind its first
         `known`, which have their rows already, by a pass that was recorded with so many rows, or is now. The root
         follows the first `start` rows. None where passes cannot be recorded, or not for so many nodes."""

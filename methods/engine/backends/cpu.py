@@ -104,6 +104,7 @@ def load(path: Path) -> ctypes.CDLL:
     lib.rms_norm.argtypes = [pointer, number, number, ctypes.c_double, number, pointer, pointer]
     lib.run_layers.argtypes = [pointer, pointer, number, number, pointer]
     lib.largest.argtypes = [pointer, number, number, number, pointer]
+    lib.likeliest.argtypes = [pointer, number, number, number, number, pointer, pointer]
     return lib
 
 
@@ -208,12 +209,26 @@ def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 def largest(logits_NV: Tensor) -> tuple[list[int], list[float]]:
     """The place of the largest number of each fp32 row, of equals the first, and that number; NaN is the largest."""
-    rows, columns = logits_NV.shape
-    if logits_NV.stride(1) != 1:
-        raise ValueError(f"expected rows whose numbers lie side by side, got strides {logits_NV.stride()}")
-    found = (ctypes.c_double * (2 * rows))()
-    _lib().largest(logits_NV.data_ptr(), rows, logits_NV.stride(0), columns, found)
+    found = (ctypes.c_double * (2 * len(logits_NV)))()
+    _lib().largest(*_rows(logits_NV), found)
     return [int(place) for place in found[::2]], found[1::2]
+
+
+def likeliest(logits_NV: Tensor, count: int) -> tuple[list[list[int]], list[list[float]]]:
+    """The places of the `count` largest logits of each fp32 row, of equals the first first, and their log
+    probabilities. 1 <= count <= V."""
+    places, log_p = (ctypes.c_long * (count * len(logits_NV)))(), (ctypes.c_float * (count * len(logits_NV)))()
+    _lib().likeliest(*_rows(logits_NV), count, places, log_p)
+    rows = [slice(begin, begin + count) for begin in range(0, len(places), count)]
+    return [places[row] for row in rows], [log_p[row] for row in rows]
+
+
+def _rows(numbers_NV: Tensor) -> tuple[int, int, int, int]:
+    """Where fp32 rows begin, how many there are, how far apart, and how long."""
+    rows, columns = numbers_NV.shape
+    if numbers_NV.stride(1) != 1 or numbers_NV.dtype != torch.float32:
+        raise ValueError(f"expected fp32 rows, got {numbers_NV.dtype} with strides {numbers_NV.stride()}")
+    return numbers_NV.data_ptr(), rows, numbers_NV.stride(0), columns
 
 
 def runs_layers(config: ModelConfig, dtype: torch.dtype, devices: Sequence[torch.device]) -> bool:

@@ -338,3 +338,41 @@ void largest(const float *x, long rows, long stride, long columns, double *found
         found[1] = row[place];
     }
 }
+
+/* The largest `count` of a row, the first of equals first: their places, and what they are. Blocks in which none is
+ * larger than the last of those so far are passed by. */
+static void largest_of_row(const float *row, long columns, long count, long *places, float *values) {
+    long found = 0;
+    for (long begin = 0; begin < columns; begin += TILE) {
+        const long end = least(begin + TILE, columns);
+        if (found == count && end - begin == TILE) {
+            vec a = at(row + begin), b = at(row + begin + LANES);
+            bits larger = (bits)(a > values[count - 1]) | (bits)(b > values[count - 1]);
+            uint32_t any = 0;
+            for (int i = 0; i < LANES; i++) any |= larger[i];
+            if (!any) continue;
+        }
+        for (long i = begin; i < end; i++) {
+            if (found == count && !(row[i] > values[count - 1])) continue;
+            found += found < count;
+            long c = found - 1;
+            for (; c && row[i] > values[c - 1]; c--) places[c] = places[c - 1], values[c] = values[c - 1];
+            places[c] = i, values[c] = row[i];
+        }
+    }
+}
+
+/* places, log_p [n][count]: the likeliest of each row of logits x + n * stride [columns], the first of equals first, and
+ * their log probabilities. count <= columns. */
+void likeliest(const float *x, long rows, long stride, long columns, long count, long *places, float *log_p) {
+    const long vectors = columns / LANES * LANES;
+    for (const float *row = x; row < x + rows * stride; row += stride, places += count, log_p += count) {
+        largest_of_row(row, columns, count, places, log_p);
+        const float best = log_p[0];
+        vec sums = {0};
+        for (long i = 0; i < vectors; i += LANES) sums += exponential(at(row + i) - best);
+        float sum = total(sums);
+        for (long i = vectors; i < columns; i++) sum += expf(row[i] - best);
+        for (long c = 0; c < count; c++) log_p[c] = log_p[c] - best - logf(sum);
+    }
+}
