@@ -1,20 +1,17 @@
 """What first_gpu_day.py measures of the host beside a GPU: what it makes before a pass, and what PEARL's ranks send
 each other where a draft is rejected."""
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from gpu_engine import Came, Sizes, decoder_of, seconds
-from torch._C._distributed_c10d import FileStore
 
-from methods.engine.gloo import GlooLink
 from methods.engine.sampling import Sampling, draw
+from methods.engine.socket_link import SocketLink
 from methods.engine.tree import TokenTree
 from methods.pearl.messages import Row
 
@@ -52,32 +49,21 @@ def row_of(vocabulary: int, device: torch.device, rounds: int) -> dict[str, Any]
 
         times = {
             "to the host": seconds(q_V.cpu, device, rounds),
-            "over gloo": seconds(send, device, rounds),
+            "over the link": seconds(send, device, rounds),
             "a token": seconds(lambda: draw(on_host_V, generator), device, rounds),
         }
     return {"tokens": vocabulary, "ms": {name: 1e3 * value for name, value in times.items()}}
 
 
 @contextmanager
-def linked() -> Iterator[tuple[GlooLink, GlooLink]]:
+def linked() -> Iterator[tuple[SocketLink, SocketLink]]:
     """Both ends of a link, in this process."""
-    groups: dict[int, Any] = {}
-
-    def join(store: FileStore, rank: int) -> None:
-        groups[rank] = dist.ProcessGroupGloo(store, rank, 2, timedelta(seconds=60))
-
-    with TemporaryDirectory() as folder:
-        store = FileStore(f"{folder}/store", 2)
-        other = threading.Thread(target=join, args=(store, 1))
-        other.start()
-        join(store, 0)
-        other.join()
-        names = "the target's end", "the draft's end"
-        here, there = GlooLink(groups[0], names, 60, [Row]), GlooLink(groups[1], names[::-1], 60, [Row])
-        try:
-            yield here, there
-        finally:
-            closing = threading.Thread(target=there.close)
-            closing.start()
-            here.close()
-            closing.join()
+    names, ends = ("the target's end", "the draft's end"), socket.socketpair()
+    here, there = SocketLink(ends[0], names, 60, [Row]), SocketLink(ends[1], names[::-1], 60, [Row])
+    try:
+        yield here, there
+    finally:
+        closing = threading.Thread(target=there.close)
+        closing.start()
+        here.close()
+        closing.join()

@@ -127,11 +127,9 @@ def test_depths_are_those_of_a_schedule_run_by_hand(
         assert begun[0] == 1 and set(begun) <= {1, *got.depths, window + 1, window}
 
 
-def test_a_free_window_goes_deeper_and_begins_anew_behind_a_rejection(
-    models: Models, answer: list[int], tmp_path: Path
-) -> None:
+def test_a_free_window_goes_deeper_and_begins_anew_behind_a_rejection(models: Models, answer: list[int]) -> None:
     """Over ranks that work at the same time, of which this draft's is the faster by far."""
-    ends = two_ends(tmp_path)
+    ends = two_ends()
     rank = threading.Thread(target=serve, args=(ends[1], {"head": Scripted(answer, {9, 20, 21})}))
     rank.start()
     method = Pearl(models.target, ends[0], "head", "free", True, True)

@@ -1,18 +1,18 @@
 """How the two ends of a link part: on every path the threads end, or the other rank is named."""
 
+import struct
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
-from methods.engine.gloo import GlooLink
 from methods.engine.link import Close, LinkError
+from methods.engine.socket_link import SocketLink
 from methods.pearl.messages import Ready
 from tests.test_pearl import two_ends
 
 
-def close_both(ends: list[GlooLink]) -> None:
+def close_both(ends: list[SocketLink]) -> None:
     other = threading.Thread(target=ends[1].close)
     other.start()
     ends[0].close()
@@ -21,8 +21,8 @@ def close_both(ends: list[GlooLink]) -> None:
 
 
 @pytest.mark.parametrize("said", [False, True], ids=["nothing was said", "something was said"])
-def test_ends_that_part_leave_no_thread(tmp_path: Path, said: bool) -> None:
-    ends = two_ends(tmp_path)
+def test_ends_that_part_leave_no_thread(said: bool) -> None:
+    ends = two_ends()
     if said:
         ends[1].send(Ready("pearl", []))
         ends[0].send(Close())  # as the draft's rank is told that there are no more prompts
@@ -33,8 +33,8 @@ def test_ends_that_part_leave_no_thread(tmp_path: Path, said: bool) -> None:
     close_both(ends)  # again: nothing happens
 
 
-def test_an_end_that_does_not_part_is_named(tmp_path: Path) -> None:
-    here, there = two_ends(tmp_path, patience=0.5)
+def test_an_end_that_does_not_part_is_named() -> None:
+    here, there = two_ends(patience=0.5)
     began = time.monotonic()
     with pytest.raises(LinkError, match=r"rank 0 \(target\) waited 0.5 seconds for the farewell of rank 1 \(draft\)"):
         here.close()
@@ -42,11 +42,9 @@ def test_an_end_that_does_not_part_is_named(tmp_path: Path) -> None:
     there.close()
 
 
-def test_an_end_that_breaks_off_is_named(tmp_path: Path) -> None:
-    here, there = two_ends(tmp_path, patience=2.0)
-    (head,) = there._parts(Ready("pearl", []))
-    head[0] = 99  # no such message: nothing more is read
-    there.group.send([head], 0, 0).wait()
+def test_an_end_that_breaks_off_is_named() -> None:
+    here, there = two_ends(patience=2.0)
+    there.end.sendall(struct.pack("@qqq", 16, 99, 0))  # no such message: nothing more is read
     with pytest.raises(LinkError, match=r"rank 1 \(draft\) has ended while rank 0 \(target\) waited for its farewell"):
         here.close()
     with pytest.raises(LinkError, match=r"for rank 0 \(target\) to take a message: it has ended, or hangs"):

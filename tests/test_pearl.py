@@ -1,26 +1,24 @@
-"""PEARL's two ranks, as two threads that talk over gloo: exactness, invariants, and the distribution of samples."""
+"""PEARL's two ranks, as two threads that talk over a socket: exactness, invariants, and the distribution of samples."""
 
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch._C._distributed_c10d import FileStore
 
 from methods import BASELINE, METHODS, MethodSpec, get_method
 from methods.base import Generation, Limits, Span, generate
 from methods.build import build_chain_drafter, build_method
 from methods.drafters.base import ChainDrafter
 from methods.drafters.language_model import ModelDrafter
-from methods.engine.gloo import GlooLink
 from methods.engine.link import Close, Link, LinkError
 from methods.engine.sampling import Sampling
+from methods.engine.socket_link import SocketLink
 from methods.errors import UserError
 from methods.models import Models
 from methods.pearl.branches import Spare
@@ -44,20 +42,11 @@ PROMPTS = {1: [5], 2: [5, 9], 7: [3, 1, 4, 1, 5, 9, 2], 80: [(7 * i) % 90 + 1 fo
 GREEDY = Sampling()
 
 
-def two_ends(folder: Path, patience: float = 30.0) -> list[GlooLink]:
+def two_ends(patience: float = 30.0) -> list[SocketLink]:
     """A link's target end and draft end in this process."""
-    store = FileStore(str(folder / "store"), 2)
-    groups: list[Any] = [None, None]
-
-    def join(rank: int) -> None:
-        groups[rank] = dist.ProcessGroupGloo(store, rank, 2, timedelta(seconds=60))
-
-    joining = threading.Thread(target=join, args=(1,))
-    joining.start()
-    join(0)
-    joining.join()
     names = "rank 0 (target)", "rank 1 (draft)"
-    return [GlooLink(groups[0], names, patience, KINDS), GlooLink(groups[1], names[::-1], patience, KINDS)]
+    ends = socket.socketpair()
+    return [SocketLink(ends[0], names, patience, KINDS), SocketLink(ends[1], names[::-1], patience, KINDS)]
 
 
 @dataclass
@@ -122,9 +111,9 @@ class Rank(threading.Thread):
 
 
 def paired(
-    folder: Path, target: Path, weights: dict[str, Path], dtype: str, length: int | None = None, **options: Any
+    target: Path, weights: dict[str, Path], dtype: str, length: int | None = None, **options: Any
 ) -> Iterator[Pair]:
-    ends = two_ends(folder)
+    ends = two_ends()
     sources = str(target), None, dtype, CPU, length
     drafts = {kind: str(path) for kind, path in weights.items()}
     ours, theirs = Models(*sources, link=ends[0]), Models(*sources, link=ends[1], drafts_only=True)
@@ -139,12 +128,10 @@ def paired(
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def pair(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny: Path, weights: dict[str, Path]
-) -> Iterator[Pair]:
+def pair(request: pytest.FixtureRequest, tiny: Path, weights: dict[str, Path]) -> Iterator[Pair]:
     """The tiny target with a draft made of its own layers wherever a method can use it."""
     drafts = weights | {"model": weights["sorted"]}
-    yield from paired(tmp_path_factory.mktemp("link"), tiny, drafts, request.param)
+    yield from paired(tiny, drafts, request.param)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -184,9 +171,9 @@ def test_sampling_repeats_with_the_seed_and_only_then(pair: Pair, name: str) -> 
     assert runs[0].token_ids == runs[1].token_ids != runs[2].token_ids
 
 
-def test_prompts_that_fill_the_context(tmp_path: Path, tiny: Path, weights: dict[str, Path]) -> None:
+def test_prompts_that_fill_the_context(tiny: Path, weights: dict[str, Path]) -> None:
     """A context of 80 tokens: the last one is decided without being put into the cache."""
-    for pair in paired(tmp_path, tiny, weights, "float32", 80):
+    for pair in paired(tiny, weights, "float32", 80):
         for window in (1, 5, "free"):
             for length in (60, 77, 78, 79, 80, 81):
                 prompt = [(7 * i) % 90 + 1 for i in range(length)]
@@ -203,7 +190,7 @@ def test_a_draft_with_a_shorter_context_leaves_the_target_alone(
     short = tmp_path / "draft"
     short.mkdir()
     save_draft(short, tiny, max_position_embeddings=32)
-    for pair in paired(tmp_path, tiny, weights | dict.fromkeys(("model", "sorted"), short), "float32"):
+    for pair in paired(tiny, weights | dict.fromkeys(("model", "sorted"), short), "float32"):
         for window in (4, "free"):
             for without in ("nothing", *ABLATIONS) if window == 4 else ("nothing",):
                 limits = Limits(frozenset(), 60)
@@ -221,9 +208,9 @@ def test_a_draft_with_a_shorter_context_leaves_the_target_alone(
         ("both", [1, *[5] * 7]),
     ],
 )
-def test_a_perfect_draft_is_kept_whole(tmp_path: Path, tiny: Path, without: str, lengths: list[int]) -> None:
+def test_a_perfect_draft_is_kept_whole(tiny: Path, without: str, lengths: list[int]) -> None:
     """The same weights: accept lengths are what the schedule allows."""
-    ends = two_ends(tmp_path)
+    ends = two_ends()
     models = Models(str(tiny), str(tiny), "float32", CPU, link=ends[0])
     drafters = {
         "pearl": build_chain_drafter(
@@ -341,8 +328,8 @@ MESSAGES: list[Any] = [
 
 
 @pytest.mark.parametrize("message", MESSAGES)
-def test_messages_arrive_as_they_were(tmp_path: Path, message: Any) -> None:
-    here, there = two_ends(tmp_path)
+def test_messages_arrive_as_they_were(message: Any) -> None:
+    here, there = two_ends()
     there.send(message)
     assert str(here.receive("it")) == str(message)
     here.send(message)
@@ -383,8 +370,8 @@ def test_rows_are_kept_until_their_drafts_are_judged(
     assert all(rows == drafted for rows, drafted in kept)
 
 
-def test_only_the_row_that_was_asked_for_is_taken(tmp_path: Path) -> None:
-    here, there = two_ends(tmp_path)
+def test_only_the_row_that_was_asked_for_is_taken() -> None:
+    here, there = two_ends()
     asked = _Answer(there, object.__new__(ModelDrafter), Begin("pearl", False, [5], GREEDY), Spare())
     asked.rows = {3: torch.ones(2), 4: torch.zeros(2)}
     with pytest.raises(LinkError, match="lost step"):
@@ -400,8 +387,8 @@ def test_only_the_row_that_was_asked_for_is_taken(tmp_path: Path) -> None:
         end.send(Close())
 
 
-def test_a_silent_peer_is_named_and_a_wrong_round_refused(tmp_path: Path) -> None:
-    here, there = two_ends(tmp_path, patience=0.2)
+def test_a_silent_peer_is_named_and_a_wrong_round_refused() -> None:
+    here, there = two_ends(patience=0.2)
     with pytest.raises(
         LinkError, match=r"rank 0 \(target\) waited 0.2 seconds for the draft of round 3 of rank 1 \(draft\)"
     ):
@@ -415,8 +402,8 @@ def test_a_silent_peer_is_named_and_a_wrong_round_refused(tmp_path: Path) -> Non
         end.send(Close())
 
 
-def test_a_peer_that_hangs_is_noticed_where_it_has_all_the_time_in_the_world(tmp_path: Path) -> None:
-    here, there = two_ends(tmp_path, patience=0.4)
+def test_a_peer_that_hangs_is_noticed_where_it_has_all_the_time_in_the_world() -> None:
+    here, there = two_ends(patience=0.4)
     sleeper = threading.Timer(
         1.5, there.send, [Ready("pearl", [])]
     )  # far beyond the patience, but there are signs of life

@@ -170,11 +170,11 @@ def write_model(folder: Path, pace: dict[str, float | bool]) -> None:
 
 def _job(config: RunConfig) -> int:
     """What each rank does: its part of the run, and a note of how it was disturbed."""
-    from methods.engine.gloo import GlooLink
     from methods.engine.paced_link import PacedLink
+    from methods.engine.socket_link import SocketLink
 
     session = open_session(config)
-    if isinstance(session.link, GlooLink):
+    if isinstance(session.link, SocketLink):
         session.link = PacedLink(session.link, LINK_SECONDS)
     with disturbance_noted(config.output / disturbance_name(session.ranks.rank)):
         failed = answer(session, spoken(session.ranks.rank))

@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from evaluation.launch.gpus import slices, split_gpus
-from methods.errors import PeerError, UserError
+from methods.errors import PeerError, UserError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -115,8 +115,8 @@ def _together(ranks: Ranks, what: str) -> Iterator[None]:
     """What all ranks do together fails in the middle only where one of them has ended."""
     try:
         yield
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, OSError) as error:
+        reason = one_line(error)
         raise PeerError(
             f"rank {ranks.rank} waited for the other ranks {what}, of which one has ended ({reason})"
         ) from error
@@ -257,13 +257,19 @@ def open_team(ranks: Ranks, device: str) -> "Team | None":
 def _link(ranks: Ranks, place: int, name: str, kinds: Sequence[type]) -> "Link | None":
     """Link the leading rank of each replica with another one, whose place and name are these; returns this rank's end
     if it has one. All ranks must call it."""
-    group = _group(ranks, (0, place), "gloo")
-    if ranks.place not in (0, place):
-        return None
-    from methods.engine.gloo import GlooLink
+    from methods.engine.socket_link import SocketLink, meeting_place, reach
 
     names = f"rank {ranks.first} (target)", f"rank {ranks.first + place} ({name})"
-    return GlooLink(group, names if ranks.leads else names[::-1], patience(), kinds)
+    with meeting_place(patience()) as (address, wait), _together(ranks, "to be linked"):
+        addresses = gather(ranks, [address])
+        if ranks.place == place:
+            end = reach(addresses[ranks.first])
+        elif ranks.leads:
+            end = wait()
+        gather(ranks, [None])  # the places are needed until all have met
+    if ranks.place not in (0, place):
+        return None
+    return SocketLink(end, names if ranks.leads else names[::-1], patience(), kinds)
 
 
 def _group(ranks: Ranks, places: Sequence[int], backend: str) -> "dist.ProcessGroup":

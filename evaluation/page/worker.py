@@ -33,9 +33,9 @@ from methods.base import STOPPED, Generation, Limits, Method, Reference, Step, g
 from methods.build import build_chain_drafter, build_method
 from methods.drafters.base import ChainDrafter
 from methods.engine.decoder import Decoder
-from methods.engine.gloo import GlooLink
 from methods.engine.link import Link
 from methods.engine.sampling import Sampling, probabilities
+from methods.engine.socket_link import SocketLink
 from methods.engine.tree import TokenTree
 from methods.errors import UserError
 from methods.models import Models
@@ -118,8 +118,8 @@ def _draft(stage: Stage, job: Job) -> None:
     link.reopen()
 
 
-def _link(stage: Stage) -> GlooLink:
-    if not isinstance(stage.link, GlooLink):
+def _link(stage: Stage) -> SocketLink:
+    if not isinstance(stage.link, SocketLink):
         raise ValueError("expected a link to the other rank, got none")
     return stage.link
 

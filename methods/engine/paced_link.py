@@ -4,16 +4,16 @@ import time
 from dataclasses import make_dataclass
 from typing import Any
 
-from methods.engine.gloo import GlooLink
 from methods.engine.link import Alive, Close, Link
 from methods.engine.scripted import WAITS
+from methods.engine.socket_link import SocketLink
 
 
 class PacedLink(Link):
     """An end. What is sent goes over `link` within a message that says when it is due, in seconds of the monotonic
     clock, which both ends share. Both must be of this kind."""
 
-    def __init__(self, link: GlooLink, seconds: float) -> None:
+    def __init__(self, link: SocketLink, seconds: float) -> None:
         """`seconds`: what a message takes; more than the real link needs."""
         super().__init__(link.names, link.patience)
         self.link, self.seconds = link, seconds
