@@ -4,35 +4,39 @@ Valipour et al. 2023). A token goes on to the next stage only where the exit is 
 So the later stages lag behind. The states that a stage has not seen yet are kept; when it is next needed, it sees all
 of them and the newest in one pass. A tree grows the same way: each stage computes a node once.
 
-Legend: N rows of a pass, W waiting rows, M waiting nodes of a tree, T prompt tokens, D width, R rows of the head, K new
-nodes.
+Legend: N rows of a pass, W waiting positions, M waiting nodes of a tree, T prompt tokens, D width, R rows of the head,
+K new nodes.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from methods.engine.decoder import Scores, new_cache
+from methods.engine.sampling import likeliest
 from methods.engine.transformer import Transformer
-from methods.engine.tree import TokenTree
+from methods.engine.tree import TokenTree, tensor_of
 
 
 @dataclass
 class Stage:
     """Layers first .. stop. Its caches hold `length` committed positions and, behind them, `nodes` of the tree that
-    grows there; `waiting_WD` and `waiting_MD` are the states of the positions and of the nodes that follow."""
+    grows there; waiting_W and waiting_M are of the positions and of the nodes that follow: of the first stage tokens,
+    of the others states, [1, D] each."""
 
     first: int
     stop: int
-    waiting_WD: Tensor
-    waiting_MD: Tensor
+    waiting_W: list[Any] = field(default_factory=list)
+    waiting_M: list[Any] = field(default_factory=list)
     length: int = 0
     nodes: int = 0
 
     def drop_tree(self) -> None:
-        self.nodes, self.waiting_MD = 0, self.waiting_MD[:0]
+        self.nodes, self.waiting_M = 0, []
 
 
 class StagedDecoder:
@@ -48,8 +52,7 @@ class StagedDecoder:
         self.max_length = longest if max_length is None else min(max_length, longest)
         self.length = 0
         self._cache = new_cache(model, self.max_length)
-        none_0D = model.embedding_VD[:0]
-        self._stages = [Stage(first, stop, none_0D, none_0D) for first, stop in zip([0, *exits], exits, strict=False)]
+        self._stages = [Stage(first, stop) for first, stop in zip([0, *exits], exits, strict=False)]
 
     @property
     def room(self) -> int:
@@ -70,8 +73,7 @@ class StagedDecoder:
         if len(tokens_N) > self.room:
             raise ValueError(f"expected at most {self.room} tokens, got {len(tokens_N)}: the context is full")
         self._drop_tree()
-        entry = self._stages[0]
-        entry.waiting_WD = torch.cat((entry.waiting_WD, self.model.embed(torch.tensor(list(tokens_N)).long())))
+        self._stages[0].waiting_W += tokens_N
         self.length += len(tokens_N)
 
     def extend(self, tokens_N: Sequence[int]) -> Scores:
@@ -88,8 +90,7 @@ class StagedDecoder:
             raise ValueError(f"expected at most {most} nodes, got {tree.nodes}: the context is full")
         if known == committed:
             self._drop_tree()
-        entry = self._stages[0]
-        entry.waiting_MD = torch.cat((entry.waiting_MD, self.model.embed(tree.tokens_N[known:])))
+        self._stages[0].waiting_M += tree.tokens[known:]
         return self._first_confident(tree, tree.nodes - known, committed)
 
     def _drop_tree(self) -> None:
@@ -99,9 +100,9 @@ class StagedDecoder:
     def _first_confident(self, tree: TokenTree, count: int, committed: int = 0) -> Tensor:
         for index in range(len(self._stages)):
             x_ND = self._advance(index, tree, committed)
-            logits_KR = self.model.logits(x_ND[-count:])
+            logits_KR = self.model.logits(x_ND if x_ND.shape[0] == count else x_ND[-count:])
             # The last exit answers anyway; its probabilities need not be known.
-            if index + 1 == len(self._stages) or top_probability(logits_KR[0]) > self.threshold:
+            if index + 1 == len(self._stages) or top_probability(logits_KR[:1]) > self.threshold:
                 break
         return logits_KR
 
@@ -111,21 +112,23 @@ class StagedDecoder:
 
         Nodes are seen only when no row waits any more, so either no row waits or the stage has seen no node."""
         stage = self._stages[index]
-        waiting, nodes = len(stage.waiting_WD), stage.nodes + len(stage.waiting_MD)
+        waiting, nodes = len(stage.waiting_W), stage.nodes + len(stage.waiting_M)
         root = self.length - committed
         start = min(stage.length, root) if nodes else stage.length
         shape = tree.behind(root - start) if nodes else TokenTree.chain([0] * waiting)
         known = stage.length - start + stage.nodes
         prompt = start == 0 and not nodes
         view = self._cache.prompt() if prompt else self._cache.view(start, shape, known, exact=False)
-        x_ND = torch.cat((stage.waiting_WD, stage.waiting_MD))
-        rotation = self.model.rotation(start + shape.depth_N[known:])
+        rows = [*stage.waiting_W, *stage.waiting_M]
+        x_ND = torch.cat(rows) if index else self.model.embed(tensor_of(rows))
+        rotation = self.model.rotation(tensor_of(shape.positions(start, known)))
         x_ND = self.model.run(x_ND, rotation, view, stage.first, stage.stop)
         stage.length, stage.nodes = stage.length + waiting, nodes
-        stage.waiting_WD, stage.waiting_MD = stage.waiting_WD[:0], stage.waiting_MD[:0]
+        stage.waiting_W, stage.waiting_M = [], []
         for following in self._stages[index + 1 : index + 2]:
-            following.waiting_WD = torch.cat((following.waiting_WD, x_ND[:waiting]))
-            following.waiting_MD = torch.cat((following.waiting_MD, x_ND[waiting:]))
+            states = x_ND.split(1)
+            following.waiting_W += states[:waiting]
+            following.waiting_M += states[waiting:]
         return x_ND
 
     def truncate(self, length: int) -> None:
@@ -135,10 +138,10 @@ class StagedDecoder:
         self.length = length
         for stage in self._stages:
             stage.drop_tree()
-            stage.waiting_WD = stage.waiting_WD[: max(0, length - stage.length)]
+            del stage.waiting_W[max(0, length - stage.length) :]
             stage.length = min(stage.length, length)
 
 
-def top_probability(logits_R: Tensor) -> float:
+def top_probability(logits_1R: Tensor) -> float:
     """Probability of the most likely token."""
-    return float((logits_R.max() - logits_R.logsumexp(-1)).exp())
+    return math.exp(likeliest(logits_1R, 1)[1][0][0])

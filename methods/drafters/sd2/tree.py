@@ -44,7 +44,9 @@ class SortedTreeDrafter(Drafter):
             for _ in range(self.most_levels(self.depth)):
                 if not tree.level or len(tree.expanded) > self.decoder.room:
                     break
-                logits_FR = self.decoder.branch(tree.scored, tree.known)[:, : len(self.tokens_R)]
+                logits_FR = self.decoder.branch(tree.scored, tree.known)
+                if logits_FR.shape[1] > len(self.tokens_R):
+                    logits_FR = logits_FR[:, : len(self.tokens_R)]
                 places_FB, log_p_FB = likeliest(logits_FR, min(self.branches, tree.nodes))
                 tokens_FB = [[self.tokens_R[place] for place in places] for places in places_FB]
                 tree.grow(tokens_FB, log_p_FB, self.branches)
