@@ -54,7 +54,8 @@ class Wire(LocalLink):
     def send(self, message: Any) -> None:
         numbers, tensors = encode(message)
         assert not any(isinstance(tensor, GpuTensor) for tensor in tensors)
-        super().send(decode(type(message), numbers, tensors))
+        following = iter(tensors)
+        super().send(decode(type(message), numbers, lambda _: next(following)))
 
 
 @dataclass

@@ -9,6 +9,7 @@ import struct
 import types
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import islice
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
@@ -18,6 +19,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int
 _REAL, _WHOLE = struct.Struct("<d"), struct.Struct("<q")  # of a real, and of the whole number of the same bits
 
 Encoder = Callable[[Any, list[int], list[Tensor]], None]
+Decoder = Callable[[Iterator[int], Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,40 +96,46 @@ def _encoder_of_fields(kind: Any) -> Encoder:
     return encode_fields
 
 
-def shapes(kind: type, numbers: list[int]) -> list[Shape]:
-    """Of the tensors of a message of that kind."""
-    found: list[Shape] = []
-
-    def note(shape: Shape) -> None:
-        found.append(shape)
-
-    _decode(kind, iter(numbers), note)
-    return found
+def decode(kind: type, numbers: list[int], tensor: Callable[[Shape], Tensor]) -> Any:
+    """The message that `encode` took apart. `tensor` gives the next one, which is of that shape."""
+    return _decoder(kind)(iter(numbers), tensor)
 
 
-def decode(kind: type, numbers: list[int], tensors: list[Tensor]) -> Any:
-    """The message that `encode` took apart."""
-    waiting = iter(tensors)
-    return _decode(kind, iter(numbers), lambda _: next(waiting))
-
-
-def _decode(kind: Any, numbers: Iterator[int], tensor: Any) -> Any:
+@cache
+def _decoder(kind: Any) -> Decoder:
+    """What puts a value of that annotation together. Made once of each, too."""
     kind, optional = _without_none(kind)
-    if optional and not next(numbers):
-        return None
-    if kind in (int, bool):
-        return kind(next(numbers))
+    decoder = _decoder_of_one(kind)
+    return (lambda numbers, tensor: decoder(numbers, tensor) if next(numbers) else None) if optional else decoder
+
+
+def _decoder_of_one(kind: Any) -> Decoder:
+    if kind is int:
+        return lambda numbers, _: next(numbers)
+    if kind is bool:
+        return lambda numbers, _: bool(next(numbers))
     if kind is float:
-        return _REAL.unpack(_WHOLE.pack(next(numbers)))[0]
+        return lambda numbers, _: _REAL.unpack(_WHOLE.pack(next(numbers)))[0]
     if kind is str:
-        return "".join(chr(next(numbers)) for _ in range(next(numbers)))
-    if get_origin(kind) in (list, tuple):
-        items = [_decode(get_args(kind)[0], numbers, tensor) for _ in range(next(numbers))]
-        return items if get_origin(kind) is list else tuple(items)
+        return lambda numbers, _: "".join(map(chr, islice(numbers, next(numbers))))
     if kind is Tensor:
-        dtype, dimensions = DTYPES[next(numbers)], next(numbers)
-        return tensor(Shape(dtype, tuple(next(numbers) for _ in range(dimensions))))
-    return kind(*(_decode(inner, numbers, tensor) for _, inner in _fields(kind)))
+        return _decode_tensor
+    if get_origin(kind) in (list, tuple):
+        return _decoder_of_many(get_origin(kind), get_args(kind)[0])
+    decoders = [_decoder(inner) for _, inner in _fields(kind)]
+    return lambda numbers, tensor: kind(*[decoder(numbers, tensor) for decoder in decoders])
+
+
+def _decode_tensor(numbers: Iterator[int], tensor: Callable[[Shape], Tensor]) -> Tensor:
+    dtype = DTYPES[next(numbers)]
+    return tensor(Shape(dtype, tuple(islice(numbers, next(numbers)))))
+
+
+def _decoder_of_many(many: Any, kind: Any) -> Decoder:
+    if kind is int:
+        return lambda numbers, _: many(islice(numbers, next(numbers)))
+    decoder = _decoder(kind)
+    return lambda numbers, tensor: many([decoder(numbers, tensor) for _ in range(next(numbers))])
 
 
 @cache

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.engine.codec import Shape, decode, encode, shapes
+from methods.engine.codec import Shape, decode, encode
 from methods.engine.link import Alive, Close, Link, LinkError
 
 _CONTROL = Alive, Close
@@ -95,14 +95,17 @@ class SocketLink(Link):
     def _receive_one(self) -> Any:
         (count,) = _COUNT.unpack(self._bytes(_SIZE))
         content = bytearray(self._bytes(count))
-        numbers = memoryview(content).cast("b").cast("q")[: 2 + _COUNT.unpack_from(content, _SIZE)[0]].tolist()
-        kind_index, _, *numbers = numbers
-        kind, place = self.kinds[kind_index], (2 + len(numbers)) * _SIZE
-        tensors: list[Tensor] = []
-        for shape in shapes(kind, numbers):
-            tensors.append(_tensor(content, place, shape))
-            place += _padded(tensors[-1].nbytes)
-        return decode(kind, numbers, tensors)
+        view = memoryview(content).cast("q")
+        place = (2 + view[1]) * _SIZE
+        kind_index, _, *numbers = view[: 2 + view[1]].tolist()
+
+        def tensor(shape: Shape) -> Tensor:
+            nonlocal place
+            found = _tensor(content, place, shape)
+            place += _padded(found.nbytes)
+            return found
+
+        return decode(self.kinds[kind_index], numbers, tensor)
 
     def _bytes(self, count: int) -> bytes:
         found = self.end.recv(count, socket.MSG_WAITALL)
