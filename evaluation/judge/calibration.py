@@ -209,11 +209,12 @@ def _faults(measured: Measured) -> Iterator[str]:
 
 
 def _counts(case: Case, script: Script, rounds: Sequence[Round], choice: Choice) -> Iterator[str]:
-    """Tokens, passes and drafts are known. Branches may come too late on a busy machine: then there are more passes."""
+    """Tokens, passes and drafts are known. Branches may come too late, all or their last tokens: then there are more
+    passes, or fewer drafts."""
     passes, expected = len(choice.accept_lengths), len(rounds) + 1
-    if case.branches and passes > expected:
-        return
     judged = case.nodes * len(rounds) if case.tree else sum(round.judged for round in rounds)
+    if case.branches and (passes > expected or sum((choice.drafted or [[0]])[0]) < judged):
+        return
     accepted = sum(round.accepted for round in rounds)
     for what, wanted, came in (
         ("tokens", script.tokens, choice.new_tokens[0]),

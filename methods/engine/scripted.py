@@ -7,16 +7,16 @@ the engine's own: decoder, cache rows, trees, links. A state is the number of it
 Legend: N rows of a pass, V vocabulary.
 """
 
-import os
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from methods.engine.backends.base import Best, RecordedPasses
+from methods.engine.backends.cpu import busy_until
 from methods.engine.config import ModelConfig
 from methods.engine.schema import Schema, checked
 from methods.engine.script import BRIEF, WORDS, Script
@@ -48,23 +48,29 @@ class Waits:
     def until(self, end: float) -> None:
         """Be busy until then. Other threads of this process may go on meanwhile, as they may beside matrices. No sleep,
         not even of no time: that halts the core."""
-        while (now := time.perf_counter()) < end:
-            os.sched_yield()
+        busy_until(end)
+        self.late.append(time.perf_counter() - end)
         self.ends.append(end)
-        self.late.append(now - end)
 
 
 WAITS = Waits()
 
 
+class View(NamedTuple):
+    """What stands for what rows see: when the pass has begun, which asks for it first; whether it reads a prompt."""
+
+    begin: float
+    prompt: bool
+
+
 class Rows:
     """What stands for a cache: nothing is kept, as positions are all that a row must know."""
 
-    def prompt(self) -> bool:
-        return True
+    def prompt(self) -> View:
+        return View(time.perf_counter(), True)
 
-    def view(self, start: int, tree: TokenTree, known: int = 0, exact: bool = True) -> bool:
-        return False
+    def view(self, start: int, tree: TokenTree, known: int = 0, exact: bool = True) -> View:
+        return View(time.perf_counter(), False)
 
     def pack(self, start: int, path_A: Tensor) -> None:
         return
@@ -106,7 +112,7 @@ class ScriptedStack:
 
 
 class ScriptedModel(Transformer):
-    """A Transformer to whoever runs it. `view` is whether a prompt is read."""
+    """A Transformer to whoever runs it."""
 
     def __init__(self, config: ModelConfig, pace: Pace) -> None:
         self.config, self.pace = config, pace
@@ -123,7 +129,7 @@ class ScriptedModel(Transformer):
         self, tokens_N: Tensor, positions_N: Tensor, view: Any, taps: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor | None]:
         """A pass over a prompt. Its states are features too."""
-        x_ND = self._pass(time.perf_counter(), tokens_N, positions_N, view, 1.0)
+        x_ND = self._pass(tokens_N, positions_N, view, 1.0)
         return x_ND, torch.cat([x_ND] * len(taps), 1) if taps else None
 
     def replayed(
@@ -140,25 +146,25 @@ class ScriptedModel(Transformer):
         self,
         x_ND: Tensor,
         rotation: tuple[Tensor, Tensor],
-        view: Any,
+        view: View,
         first: int,
         stop: int,
         beside_NE: Tensor | None = None,
     ) -> Tensor:
         share = (stop - first) / self.config.layers
-        return self._pass(time.perf_counter(), x_ND[:, 0].long(), rotation[0], view, share)
+        return self._pass(x_ND[:, 0].long(), rotation[0], view, share)
 
-    def _pass(self, begin: float, tokens_N: Tensor, positions_N: Tensor, prompt: bool, share: float) -> Tensor:
+    def _pass(self, tokens_N: Tensor, positions_N: Tensor, view: View, share: float) -> Tensor:
         """A share of a pass that has begun; returns when it is to end. Of a prompt the last row alone has logits."""
         rows, positions = positions_N.shape[0], positions_N.tolist()
         seconds = self._seconds(rows)
         states_ND = torch.arange(rows, dtype=torch.float32)[:, None]
-        if prompt:
+        if view.prompt:
             self._script, self._length = Script.read(tokens_N.tolist()) or BRIEF, rows
             seconds = self.pace.pass_seconds * self._script.prompt
             positions, states_ND = positions[-1:], torch.zeros(rows, 1)
         self._say(positions)
-        WAITS.until(begin + seconds * share)
+        WAITS.until(view.begin + seconds * share)
         return states_ND
 
     def _seconds(self, rows: int) -> float:

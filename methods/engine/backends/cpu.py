@@ -10,6 +10,7 @@ Legend: N rows, I inputs, O outputs, D width, d head width.
 import ctypes
 import os
 import subprocess
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,6 +105,7 @@ def load(path: Path) -> ctypes.CDLL:
     lib.rms_norm.argtypes = [pointer, number, number, ctypes.c_double, number, pointer, pointer]
     lib.run_layers.argtypes = [pointer, pointer, number, number, pointer]
     lib.largest.argtypes = [pointer, number, number, number, pointer]
+    lib.busy_until.argtypes = [ctypes.c_double]
     lib.likeliest.argtypes = [pointer, number, number, number, number, pointer, pointer]
     return lib
 
@@ -221,6 +223,14 @@ def likeliest(logits_NV: Tensor, count: int) -> tuple[list[list[int]], list[list
     _lib().likeliest(*_rows(logits_NV), count, places, log_p)
     rows = [slice(begin, begin + count) for begin in range(0, len(places), count)]
     return [places[row] for row in rows], [log_p[row] for row in rows]
+
+
+def busy_until(seconds: float) -> None:
+    """Be busy until the monotonic clock shows so many seconds, as in a pass, while other threads may use Python."""
+    if library() is not None:
+        _lib().busy_until(seconds)
+    while time.perf_counter() < seconds:
+        os.sched_yield()
 
 
 def _rows(numbers_NV: Tensor) -> tuple[int, int, int, int]:

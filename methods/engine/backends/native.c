@@ -9,6 +9,7 @@
 #include <omp.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <time.h>
 
 #include "linear.h"
 
@@ -375,4 +376,13 @@ void likeliest(const float *x, long rows, long stride, long columns, long count,
         for (long i = vectors; i < columns; i++) sum += expf(row[i] - best);
         for (long c = 0; c < count; c++) log_p[c] = log_p[c] - best - logf(sum);
     }
+}
+
+/* Be busy until the monotonic clock shows so many seconds: what stands for a pass of known length. */
+void busy_until(double seconds) {
+    struct timespec now;
+    do {
+        for (int i = 0; i < 8; i++) relax();
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    } while (now.tv_sec + 1e-9 * now.tv_nsec < seconds);
 }
