@@ -23,6 +23,7 @@ from methods.build import build_method
 from methods.engine import decoder as decoder_module
 from methods.engine import traffic
 from methods.engine.backends import cuda
+from methods.engine.backends.best import best_of
 from methods.engine.backends.cuda import attention, graphs, launch, linear, stack
 from methods.engine.backends.cuda.linear import CudaLinear
 from methods.engine.config import ModelConfig
@@ -30,7 +31,7 @@ from methods.engine.decoder import Decoder, Scores
 from methods.engine.head import Head
 from methods.engine.link import Close, LocalLink
 from methods.engine.loader import find_checkpoint
-from methods.engine.sampling import Sampling, best_of
+from methods.engine.sampling import Sampling
 from methods.engine.split import Part, SplitWeights, part_of
 from methods.engine.team import Team
 from methods.engine.tensor_parallel import Follower, LeadingDecoder

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from methods.drafters.base import BranchingDrafter, Draft, Place
 from methods.engine.backends.base import Best
-from methods.engine.sampling import Sampling, as_lists, draw, largest, probabilities
+from methods.engine.backends.best import as_lists, largest
+from methods.engine.sampling import Sampling, draw, probabilities
 from methods.engine.tree import TokenTree
 from methods.target import Outcome
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from methods.engine.backends import linear
 from methods.engine.backends.base import LinearLayer
+from methods.engine.backends.best import likeliest
 from methods.engine.int8 import EMBEDDING, HEAD, SCALE, Int8, ScaledWeights
 from methods.engine.loader import DTYPES
-from methods.engine.sampling import likeliest
 from methods.engine.schema import enough_memory, read_table
 from methods.engine.trained_draft import check_tokens
 from methods.engine.transformer import matrix

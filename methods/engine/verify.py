@@ -22,16 +22,8 @@ import torch
 from torch import Tensor
 
 from methods.engine.backends.base import Best
-from methods.engine.sampling import (
-    Sampling,
-    as_lists,
-    check_finite,
-    draw,
-    largest,
-    probabilities,
-    uniform,
-    whole,
-)
+from methods.engine.backends.best import as_lists, largest
+from methods.engine.sampling import Sampling, check_finite, draw, probabilities, uniform, whole
 from methods.engine.tree import DistantRow, TokenTree
 
 

@@ -18,7 +18,8 @@ from methods.drafters.choosing import ChoosingDrafter
 from methods.drafters.eagle.head import EagleHead
 from methods.drafters.growing import GrowingTree
 from methods.drafters.static_tree import Path, StaticShape
-from methods.engine.sampling import Sampling, draw, likeliest, probabilities
+from methods.engine.backends.best import likeliest
+from methods.engine.sampling import Sampling, draw, probabilities
 from methods.engine.tree import TokenTree
 from methods.target import Outcome
 

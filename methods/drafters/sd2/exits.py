@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from methods.engine.backends.best import likeliest
 from methods.engine.decoder import Scores, new_cache
-from methods.engine.sampling import likeliest
 from methods.engine.transformer import Transformer
 from methods.engine.tree import TokenTree, tensor_of
 

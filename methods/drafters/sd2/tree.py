@@ -12,7 +12,8 @@ from methods.drafters.growing import GrowingTree
 from methods.drafters.language_model import head_tokens
 from methods.drafters.sd2.chain import staged_decoder
 from methods.drafters.sd2.exits import StagedDecoder
-from methods.engine.sampling import Sampling, likeliest
+from methods.engine.backends.best import likeliest
+from methods.engine.sampling import Sampling
 from methods.engine.tree import TokenTree
 from methods.models import Models
 from methods.target import Outcome

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from methods.engine import traffic
+from methods.engine.backends.best import best_of
 from methods.engine.backends.cuda.attention import PositionCache, TreeView
-from methods.engine.sampling import best_of
 from methods.engine.tree import TokenTree
 from methods.errors import one_line
 
