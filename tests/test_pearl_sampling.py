@@ -70,10 +70,10 @@ class Table:
     def commit(self, path_A: Sequence[int]) -> None:
         self.length += len(path_A)
 
-    def extend(self, tokens_N: Sequence[int]) -> Tensor:
+    def extend(self, tokens_N: Sequence[int]) -> Scores:
         scores = self.score(TokenTree.chain(list(tokens_N)))
         self.length += len(tokens_N)
-        return scores.logits_NV[-1:]
+        return Scores(scores.logits_NV[-1:])
 
     def branch(self, tree: TokenTree, known: int, committed: int) -> Tensor:
         return self.logits_PVV[self.length - committed + tree.depth_N, tree.tokens_N][known:]
