@@ -98,7 +98,8 @@ CASES = (
 
 @dataclass(frozen=True)
 class Measured:
-    """A case as it was run, beside what theory says. `answers` and `spans`: of each script, in order."""
+    """A case as it was run, beside what theory says. `spans`: of each script, in order; `stolen`: the share of the
+    cores' time that their host has taken."""
 
     case: Case
     scripts: Sequence[Script]
@@ -106,6 +107,7 @@ class Measured:
     base: Run
     spans: Sequence[Sequence[TracedSpan]]
     disturbed: Sequence[Disturbance]
+    stolen: float
 
     @property
     def choices(self) -> list[Choice]:
@@ -163,7 +165,7 @@ def judge(measured: Measured, base_lost: float) -> Calibrated:
         theory, printed = tokens / seconds, summary.tokens_per_second
     rounds = [round for answer in measured.rounds for round in answer]
     faults = [*_faults(measured), *_arithmetic(measured, summary.speedup)]
-    lost = measured.lost if case.name == BASELINE else measured.lost + base_lost
+    lost = measured.stolen + measured.lost + (0 if case.name == BASELINE else base_lost)
     return Calibrated(
         method=case.name,
         theory=theory,
@@ -179,8 +181,8 @@ def judge(measured: Measured, base_lost: float) -> Calibrated:
 
 
 def verdict_of(deviation: float, lost: float, faulty: bool) -> Verdict:
-    """What a speedup that is so far from theory's says of the harness, where waits were late for such a share of the
-    time. What the machine cannot explain is the harness's."""
+    """What a speedup that is so far from theory's says of the harness, where waits were late, or the host took the
+    cores, for such a share of the time. What the machine cannot explain is the harness's."""
     if faulty:
         return "wrong"
     if abs(deviation) <= EXACT:

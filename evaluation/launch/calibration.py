@@ -79,8 +79,9 @@ def calibrate(
 def read(folder: Path, cases: Sequence[Case], scripts: Sequence[Script]) -> Calibration:
     """Judge what `measure` has left in a folder."""
     disturbed = [read_disturbance(path) for path in sorted(folder.glob(disturbance_name("*")))]
-    measured = _measured(folder, cases, scripts, disturbed)
-    header, cores = measured[0].base.header, os.cpu_count() or 1
+    stolen = max(noted.stolen / noted.seconds for noted in disturbed) / (os.cpu_count() or 1)
+    measured = _measured(folder, cases, scripts, disturbed, stolen)
+    header = measured[0].base.header
     assert header is not None, "a run of ours has a header"
     alone = [] if any(case.ranks > 1 for case in cases) else [ONE_CORE]
     return Calibration(
@@ -90,7 +91,7 @@ def read(folder: Path, cases: Sequence[Case], scripts: Sequence[Script]) -> Cali
         pass_seconds=PASS_SECONDS,
         draft_seconds=DRAFT_SECONDS,
         link_seconds=LINK_SECONDS,
-        stolen=max(noted.stolen / noted.seconds for noted in disturbed) / cores,
+        stolen=stolen,
         switches=max(noted.switches / noted.seconds for noted in disturbed),
         rows=[judge(one, measured[0].lost) for one in measured],
         notes=alone,
@@ -98,14 +99,14 @@ def read(folder: Path, cases: Sequence[Case], scripts: Sequence[Script]) -> Cali
 
 
 def _measured(
-    folder: Path, cases: Sequence[Case], scripts: Sequence[Script], disturbed: Sequence[Disturbance]
+    folder: Path, cases: Sequence[Case], scripts: Sequence[Script], disturbed: Sequence[Disturbance], stolen: float
 ) -> list[Measured]:
     """The runs of the cases, of which the first is the baseline."""
     trace, answers = read_trace(folder / TRACE), folder / "scripts" / PAIR
     base, found = Run.read(answers_of(answers, BASELINE)), []
     for case in cases:
         spans = [trace.answers[case.name][number, 0] for number in range(1, len(scripts) + 1)]
-        found.append(Measured(case, scripts, Run.read(answers_of(answers, case.name)), base, spans, disturbed))
+        found.append(Measured(case, scripts, Run.read(answers_of(answers, case.name)), base, spans, disturbed, stolen))
     return found
 
 

@@ -206,9 +206,12 @@ class Pearl(Method):
         return windows | ({"schedule": self.schedule.chosen} if self.schedule and self.schedule.chosen else {})
 
     def _order(self, window: int, stop: bool = False) -> None:
-        """Begin a round: tell the draft rank what was decided last, and how much to draft."""
-        self._round += 1
+        """Begin a round: tell the draft rank what was decided last, and how much to draft. If it knows all that and has
+        nothing to do, it need not be told."""
         self._asked, self._first = window, self._first and not window
+        if not (window or stop or self.branches or self._news is not None or self._prompt_TF is not None):
+            return
+        self._round += 1
         decided: list[int] = []
         confirmed, features = False, None
         if self._news is not None:
