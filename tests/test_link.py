@@ -1,10 +1,14 @@
 """How the two ends of a link part: on every path the threads end, or the other rank is named."""
 
+import socket
 import struct
 import threading
 import time
+from dataclasses import dataclass
 
 import pytest
+import torch
+from torch import Tensor
 
 from methods.engine.link import Close, LinkError
 from methods.engine.socket_link import SocketLink
@@ -49,3 +53,22 @@ def test_an_end_that_breaks_off_is_named() -> None:
         here.close()
     with pytest.raises(LinkError, match=r"for rank 0 \(target\) to take a message: it has ended, or hangs"):
         there.close()
+
+
+@dataclass(frozen=True)
+class Two:
+    """A message of several tensors."""
+
+    first: Tensor
+    second: Tensor
+
+
+def test_tensors_of_any_size_follow_each_other() -> None:
+    names, ends = ("rank 0 (target)", "rank 1 (draft)"), socket.socketpair()
+    links = [SocketLink(ends[0], names, 30, [Two]), SocketLink(ends[1], names[::-1], 30, [Two])]
+    for first in (torch.arange(3, dtype=torch.int8), torch.tensor(True), torch.zeros(0, 5), torch.ones(3).bfloat16()):
+        links[0].send(Two(first, torch.arange(2.0)))
+        got = links[1].receive("it")
+        assert torch.equal(got.first, first) and got.first.dtype == first.dtype and got.first.shape == first.shape
+        assert got.second.tolist() == [0, 1]
+    close_both(links)
