@@ -2,16 +2,19 @@
 
 import socket
 import struct
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from methods.engine.link import Close, LinkError
-from methods.engine.socket_link import SocketLink
+from methods.engine.socket_link import SocketLink, meeting_place, reach
+from methods.errors import UserError
 from methods.pearl.messages import Ready
 from tests.test_pearl import two_ends
 
@@ -72,3 +75,21 @@ def test_tensors_of_any_size_follow_each_other() -> None:
         assert torch.equal(got.first, first) and got.first.dtype == first.dtype and got.first.shape == first.shape
         assert got.second.tolist() == [0, 1]
     close_both(links)
+
+
+def test_without_a_place_to_meet_it_is_said_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/gone")
+    with pytest.raises(UserError, match=r"in which PEARL's ranks can meet: .*; set TMPDIR"), meeting_place(1.0):
+        pass
+
+
+def test_who_waits_and_who_comes_are_linked() -> None:
+    with meeting_place(5.0) as (address, wait):
+        one, other = reach(address), wait()
+        assert not Path(address).is_symlink() and Path(address).parent.stat().st_mode & 0o077 == 0
+    one.sendall(b"well")
+    assert other.recv(4) == b"well" and not Path(address).exists()
+    with meeting_place(0.05) as (_, wait), pytest.raises(TimeoutError):
+        wait()
+    for end in (one, other):
+        end.close()

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from methods.engine.backends import best, linear
 from methods.engine.backends import build as compiler
 from methods.engine.backends import cpu as native
-from methods.engine.backends import linear
 from methods.engine.backends.build import FLAGS
 from methods.engine.backends.cpu import NativeLinear
 from methods.engine.backends.pytorch import TorchLinear, packs_bf16
@@ -303,7 +303,7 @@ def test_the_largest_of_a_row_is_the_first_of_equals(operators: ctypes.CDLL, see
     rows, drawn = drawn_rows(seed), Random(seed)
     if seed % 4 == 0:
         rows[-1, drawn.randrange(rows.shape[1])] = math.nan
-    places, numbers = native.largest(rows)
+    places, numbers = best.largest(rows)
     expected = rows.numpy().argmax(-1)  # which takes a NaN for the largest, too
     assert places == expected.tolist()
     np.testing.assert_array_equal(numbers, rows.numpy()[np.arange(len(rows)), expected])
@@ -313,14 +313,14 @@ def test_the_largest_of_a_row_is_the_first_of_equals(operators: ctypes.CDLL, see
 def test_the_likeliest_of_a_row_come_in_order_with_their_log_probabilities(operators: ctypes.CDLL, seed: int) -> None:
     rows, drawn = drawn_rows(seed), Random(seed)
     count = drawn.randint(1, min(12, rows.shape[1]))
-    places, log_p = native.likeliest(rows, count)
+    places, log_p = best.likeliest(rows, count)
     order = torch.sort(rows, descending=True, stable=True).indices[:, :count]
     assert places == order.tolist()
     expected = rows.double().log_softmax(-1).gather(-1, order)
     torch.testing.assert_close(torch.tensor(log_p, dtype=torch.float64), expected, rtol=2e-6, atol=2e-6)
 
 
-def test_numbers_that_are_no_rows_are_refused() -> None:
-    for numbers in (torch.zeros(3, 4).T, torch.zeros(2, 3, dtype=torch.bfloat16)):
-        with pytest.raises(ValueError, match="expected fp32 rows"):
-            native.largest(numbers)
+def test_rows_whose_numbers_do_not_lie_side_by_side_are_looked_at_too() -> None:
+    rows = torch.randn(7, 3).T
+    assert best.largest(rows)[0] == rows.argmax(-1).tolist()
+    assert best.likeliest(rows, 2)[0] == rows.topk(2).indices.tolist()

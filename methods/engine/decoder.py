@@ -169,7 +169,7 @@ class Decoder:
     def extend(self, tokens_N: Sequence[int]) -> Scores:
         """Commit tokens, N <= room. Returns the scores of the last one, without features."""
         scores = self.score(TokenTree.chain(list(tokens_N)))
-        self.length += len(tokens_N)  # a chain's rows lie where they belong
+        self.commit(range(len(tokens_N)))
         if len(tokens_N) == 1:
             return scores
         return Scores(scores.logits_NV[-1:], best_N2=None if scores.best_N2 is None else scores.best_N2[-1:])

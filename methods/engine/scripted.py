@@ -7,6 +7,7 @@ the engine's own: decoder, cache rows, trees, links. A state is the number of it
 Legend: N rows of a pass, V vocabulary.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
@@ -15,8 +16,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from methods.engine.backends import cpu
 from methods.engine.backends.base import Best, RecordedPasses
-from methods.engine.backends.cpu import busy_until
 from methods.engine.config import ModelConfig
 from methods.engine.schema import Schema, checked
 from methods.engine.script import BRIEF, WORDS, Script
@@ -48,7 +49,10 @@ class Waits:
     def until(self, end: float) -> None:
         """Be busy until then. Other threads of this process may go on meanwhile, as they may beside matrices. No sleep,
         not even of no time: that halts the core."""
-        busy_until(end)
+        if (lib := cpu.library()) is not None:  # without Python's lock
+            lib.busy_until(end)
+        while time.perf_counter() < end:
+            os.sched_yield()
         self.late.append(time.perf_counter() - end)
         self.ends.append(end)
 

@@ -1,7 +1,5 @@
 """The link between the processes of a pair of ranks, over a Unix socket: the ranks of a replica are on one node.
 
-There a message costs far less than over torch.distributed, most of all behind a pass, which has emptied the caches.
-
 A thread of each end receives all the time, so that a dead peer is noticed at once, a slow one after `patience`, and a
 look at what has come costs nothing. Another sends a sign of life now and then, so that a peer that hangs is noticed
 also where a message may take as long as it likes.
@@ -18,7 +16,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from torch import Tensor
 
 from methods.engine.codec import Shape, decode, encode
 from methods.engine.link import Alive, Close, Link, LinkError
+from methods.errors import UserError, one_line
 
 _CONTROL = Alive, Close
 _COUNT, _TIME = struct.Struct("@q"), struct.Struct("@ll")  # a number of a message; seconds and microseconds
@@ -159,14 +158,19 @@ def _tensor(content: bytearray, place: int, shape: Shape) -> Tensor:
 @contextmanager
 def meeting_place(patience: float) -> Iterator[tuple[str, Callable[[], socket.socket]]]:
     """Where another process of this user can `reach` this one: the address, and what waits for it. That raises OSError
-    if nobody comes in `patience` seconds."""
-    short = len(tempfile.gettempdir()) < _LONGEST - 30
-    with (
-        tempfile.TemporaryDirectory(prefix="pearl-bench-", dir=None if short else "/tmp") as folder,
-        socket.socket(socket.AF_UNIX) as listening,
-    ):
-        address = str(Path(folder) / "link")  # the folder is this user's alone
-        listening.bind(address)
+    if nobody comes in `patience` seconds. Raises UserError where no place can be made."""
+    with ExitStack() as stack:
+        listening = stack.enter_context(socket.socket(socket.AF_UNIX))
+        try:
+            short = len(tempfile.gettempdir()) < _LONGEST - 30
+            place = tempfile.TemporaryDirectory(prefix="pearl-bench-", dir=None if short else "/tmp")
+            address = str(Path(stack.enter_context(place)) / "link")  # the folder is this user's alone
+            listening.bind(address)
+        except OSError as error:
+            raise UserError(
+                f"expected a folder for temporary files in which PEARL's ranks can meet: {one_line(error)}; set TMPDIR "
+                "to one that can be written"
+            ) from None
         listening.listen(1)
         listening.settimeout(patience)
         yield address, lambda: listening.accept()[0]

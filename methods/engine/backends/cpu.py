@@ -10,7 +10,6 @@ Legend: N rows, I inputs, O outputs, D width, d head width.
 import ctypes
 import os
 import subprocess
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -207,38 +206,6 @@ def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     bf16 = x_ND.dtype == torch.bfloat16
     _lib().rms_norm(weight_D.data_ptr(), *x_ND.shape, eps, bf16, x_ND.data_ptr(), y_ND.data_ptr())
     return y_ND
-
-
-def largest(logits_NV: Tensor) -> tuple[list[int], list[float]]:
-    """The place of the largest number of each fp32 row, of equals the first, and that number; NaN is the largest."""
-    found = (ctypes.c_double * (2 * len(logits_NV)))()
-    _lib().largest(*_rows(logits_NV), found)
-    return [int(place) for place in found[::2]], found[1::2]
-
-
-def likeliest(logits_NV: Tensor, count: int) -> tuple[list[list[int]], list[list[float]]]:
-    """The places of the `count` largest logits of each fp32 row, of equals the first first, and their log
-    probabilities. 1 <= count <= V."""
-    places, log_p = (ctypes.c_long * (count * len(logits_NV)))(), (ctypes.c_float * (count * len(logits_NV)))()
-    _lib().likeliest(*_rows(logits_NV), count, places, log_p)
-    rows = [slice(begin, begin + count) for begin in range(0, len(places), count)]
-    return [places[row] for row in rows], [log_p[row] for row in rows]
-
-
-def busy_until(seconds: float) -> None:
-    """Be busy until the monotonic clock shows so many seconds, as in a pass, while other threads may use Python."""
-    if library() is not None:
-        _lib().busy_until(seconds)
-    while time.perf_counter() < seconds:
-        os.sched_yield()
-
-
-def _rows(numbers_NV: Tensor) -> tuple[int, int, int, int]:
-    """Where fp32 rows begin, how many there are, how far apart, and how long."""
-    rows, columns = numbers_NV.shape
-    if numbers_NV.stride(1) != 1 or numbers_NV.dtype != torch.float32:
-        raise ValueError(f"expected fp32 rows, got {numbers_NV.dtype} with strides {numbers_NV.stride()}")
-    return numbers_NV.data_ptr(), rows, numbers_NV.stride(0), columns
 
 
 def runs_layers(config: ModelConfig, dtype: torch.dtype, devices: Sequence[torch.device]) -> bool:
