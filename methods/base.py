@@ -7,8 +7,8 @@ passes of accept length 1, and for every method sum(accept lengths) == new token
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -39,8 +39,7 @@ class Limits:
         return kept, ""
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """What a rank did from `begin` to `end`, in seconds of the monotonic clock. "wait": the target had nothing to do
     until a draft came; "prepare": the draft went on behind what may come instead of its drafts. `tokens`: how many were
     drafted, the first of them so far behind the last true feature (`depth`; 0: of a drafter that reads none). `round`:
@@ -61,8 +60,7 @@ class Span:
         return self.end - self.begin
 
 
-@dataclass(frozen=True)
-class Branches:
+class Branches(NamedTuple):
     """Of a pass of PEARL with branches. `prepared`: outcomes that had a window; `hit`: whether the one that came was
     among them (None: all drafts were kept, so that none was needed); `hidden`: seconds for which the window was drafted
     that the pass began with because it had been prepared."""
@@ -72,8 +70,7 @@ class Branches:
     hidden: float
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One target pass. `tokens`: what it decided, kept drafts first, then the target's own token.
 
     `drafted` and `accepted`: how many draft tokens were judged, and how many of them kept. `nodes`: rows that the pass
@@ -165,7 +162,7 @@ class Generation:
     @property
     def spans(self) -> list[Span]:
         """Of all passes, in order, each with the number of its pass."""
-        return [replace(span, round=number) for number, spans in enumerate(self.spans_of) for span in spans]
+        return [span._replace(round=number) for number, spans in enumerate(self.spans_of) for span in spans]
 
     def seconds(self, work: str) -> float:
         """Time spent on "draft", "prepare", "verify" or "wait". Two ranks draft and verify at the same time."""

@@ -6,7 +6,7 @@ Legend: T prompt tokens, N scored nodes of a tree, A kept ones, the root include
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -16,8 +16,7 @@ from methods.engine.tree import TokenTree
 from methods.engine.verify import typically_accepted, verify
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What the target decided in a pass.
 
     tokens: the kept drafts in order, then the token that is pending now. path_A: the kept nodes, root first; the row of

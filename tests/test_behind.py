@@ -2,7 +2,6 @@
 what the other has drafted."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +175,7 @@ def test_a_head_reads_taken_tokens_behind_true_features_as_if_it_had_settled_the
     drafter.take(right[known:])
     outcome = target.judge(TokenTree.chain([target.pending, right[0]]))
     assert outcome.tokens == right[:2] and outcome.features_AF is not None
-    drafter.confirm(replace(outcome, leaf_kept=True))
+    drafter.confirm(outcome._replace(leaf_kept=True))
     fresh.settle(outcome)
     fresh.take(right[2:])
     assert drafter.drafted == fresh.drafted == right[2:]

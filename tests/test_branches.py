@@ -348,7 +348,7 @@ def test_the_target_takes_no_window_but_the_one_that_was_told(models: Models) ->
     here, there = LocalLink.pair("target", "draft")
     method = Pearl(models.target, here, "pearl", 3, True, True, branches=1)
     method._round, method._ahead = 4, [7, 8]
-    there.send(Window(4, [7, 9], None, 0.0, 0.0))
+    there.send(Window(4, [7, 9], None, 0.0, 0.0, [], 0))
     with pytest.raises(LinkError, match=r"the window of round 4 that was prepared .* lost step"):
         method._collect_ahead([])
     there.send(Prepared(5, [], 0.0, 0.0))

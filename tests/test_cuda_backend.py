@@ -338,7 +338,7 @@ def test_what_greedy_decoding_decides_by_comes_of_the_recording(
     side.start(PROMPT, Sampling())
     scores = side.score(TokenTree.chain([side.pending, 3]))
     assert scores.best_N2 is not None
-    said = replace(scores, best_N2=torch.tensor([[7.0, 1.0]] * 2, dtype=torch.float64))
+    said = scores._replace(best_N2=torch.tensor([[7.0, 1.0]] * 2, dtype=torch.float64))
     assert side.decide(TokenTree.chain([side.pending, 3]), said).tokens == [7]
 
 

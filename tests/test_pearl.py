@@ -319,10 +319,10 @@ MESSAGES: list[Any] = [
     Order(7, [3, 4, 2**40], True, 5, False, None),
     Order(8, [], False, 0, True, torch.randn(3, 4).bfloat16()),
     Order(9, list(range(200)), False, 0, False, torch.randn(200, 16)),
-    Window(7, [1, 2**40], [0.1, 1 / 3], 1.25, 2.5, first=300),
+    Window(7, [1, 2**40], [0.1, 1 / 3], 1.25, 2.5, [], 300),
     RowWanted(2**33),
     Row(5, torch.rand(7, dtype=torch.float64)),
-    Window(9, [], None, 1.0, 2.0),
+    Window(9, [], None, 1.0, 2.0, [], 0),
     Ready("pearl-sd2", [3, -1]),
 ]
 
@@ -393,7 +393,7 @@ def test_a_silent_peer_is_named_and_a_wrong_round_refused() -> None:
         LinkError, match=r"rank 0 \(target\) waited 0.2 seconds for the draft of round 3 of rank 1 \(draft\)"
     ):
         here.receive("the draft of round 3")
-    there.send(Window(9, [1], None, 0.0, 0.0))
+    there.send(Window(9, [1], None, 0.0, 0.0, [], 0))
     method = object.__new__(Pearl)
     method.link, method._round, method.free = here, 3, False
     with pytest.raises(LinkError, match="lost step"):

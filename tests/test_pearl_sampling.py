@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import takewhile
 from types import SimpleNamespace
 from typing import Any
@@ -172,20 +172,20 @@ def chooses_by_content(self: Pearl, message: Any, spans: list[Any]) -> None:
     """It takes a window that was prepared only where it likes what it says."""
     if isinstance(message, Prepared):
         liked = [branch for branch in message.branches if branch.tokens_G[0] == 0]
-        message = replace(message, branches=liked)
+        message = message._replace(branches=liked)
     note(self, message, spans)
 
 
 def ends_by_content(self: Preparation) -> list[Branch]:
     """It ends a window in front of a token that it does not like."""
-    liked = [replace(b, tokens_G=list(takewhile(lambda token: token == 0, b.tokens_G))) for b in grow(self)]
+    liked = [b._replace(tokens_G=list(takewhile(lambda token: token == 0, b.tokens_G))) for b in grow(self)]
     return [branch for branch in liked if branch.tokens_G]
 
 
 def takes_the_wrong_q(self: Prospect, count: int) -> Draft:
     draft = draft_of(self, count)
     assert draft.q_GV is not None
-    return replace(draft, q_GV=draft.q_GV.flip(-1))
+    return draft._replace(q_GV=draft.q_GV.flip(-1))
 
 
 note, grow, draft_of = Pearl._note, Preparation.grow, Prospect.draft

@@ -7,8 +7,8 @@ Legend: T prompt tokens, G drafted tokens, F feature width, V target vocabulary.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import takewhile
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -17,8 +17,7 @@ from methods.engine.tree import TokenTree
 from methods.target import Outcome
 
 
-@dataclass(frozen=True)
-class Draft:
+class Draft(NamedTuple):
     """tokens_G, and q_GV: the distribution that each was drawn from (None: chosen deterministically)."""
 
     tokens_G: list[int]
@@ -121,8 +120,7 @@ class ChainDrafter(Drafter):
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """What a drafter thinks of the place of one of its drafts: the probability of that draft, and of the most likely
     other tokens, the likeliest first."""
 

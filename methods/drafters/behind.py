@@ -8,7 +8,6 @@ Legend: T prompt tokens, G drafted tokens, F feature width, V target vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -67,7 +66,7 @@ class Behind(ChainDrafter):
 
     def _told(self, outcome: Outcome) -> list[Outcome]:
         """The outcome for each of the two, with the features that it reads."""
-        return [replace(outcome, features_AF=part_AF) for part_AF in self._parts(outcome.features_AF)]
+        return [outcome._replace(features_AF=part_AF) for part_AF in self._parts(outcome.features_AF)]
 
     def _parts(self, features_NF: Tensor | None) -> list[Tensor | None]:
         """The slice of each of the two; None for one that reads none."""

@@ -7,7 +7,6 @@ Legend: T prompt tokens, F feature width.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -40,7 +39,7 @@ class Either(Drafter):
         return self._proposed.depths(count)
 
     def settle(self, outcome: Outcome) -> None:
-        self.first.settle(replace(outcome, features_AF=None))
+        self.first.settle(outcome._replace(features_AF=None))
         self.other.settle(outcome)
 
     def limit(self, most: int | None, levels: int | None) -> None:

@@ -9,13 +9,13 @@ Legend: F nodes of a level that are expanded, B children of each.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from methods.engine.tree import TokenTree
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A drafted token: its parent among the candidates, and the log probability of the path that ends in it."""
 
     token: int

@@ -1,4 +1,4 @@
-"""Messages as tensors: any frozen dataclass, taken apart and put together by its fields' annotations.
+"""Messages as tensors: any named tuple or dataclass, taken apart and put together by its fields' annotations.
 
 All that a message says in numbers and words becomes one vector of whole numbers, reals by their bits, so that token ids
 never travel as floating-point numbers. Tensors travel beside it, each in its own dtype.
@@ -65,9 +65,11 @@ def _encoder_of_one(kind: Any) -> Encoder:
         return _encode_tensor
     if get_origin(kind) in (list, tuple):
         return _encoder_of_many(get_args(kind)[0])
-    if dataclasses.is_dataclass(kind):
+    if hasattr(kind, "_fields") or dataclasses.is_dataclass(kind):
         return _encoder_of_fields(kind)
-    raise TypeError(f"expected fields of numbers, words, lists, tensors and dataclasses of these, got {kind}")
+    raise TypeError(
+        f"expected fields of numbers, words, lists, tensors, named tuples and dataclasses of these, got {kind}"
+    )
 
 
 def _encode_tensor(value: Tensor, numbers: list[int], tensors: list[Tensor]) -> None:
@@ -140,9 +142,10 @@ def _decoder_of_many(many: Any, kind: Any) -> Decoder:
 
 @cache
 def _fields(kind: Any) -> list[tuple[str, Any]]:
-    """Names and annotations of a dataclass's fields."""
+    """Names and annotations of the fields."""
     hints = get_type_hints(kind)
-    return [(field.name, hints[field.name]) for field in dataclasses.fields(kind)]
+    names = kind._fields if hasattr(kind, "_fields") else [field.name for field in dataclasses.fields(kind)]
+    return [(name, hints[name]) for name in names]
 
 
 @cache

@@ -4,7 +4,7 @@ Legend: N nodes of a tree, T prompt tokens, V vocabulary, F feature width, A acc
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,8 +31,7 @@ def cache_rows(model: Layers, max_length: int) -> int:
     return max_length + max(model.stack.min_rows, *(model.stack.row_counts or (0,)))
 
 
-@dataclass(frozen=True)
-class Scores:
+class Scores(NamedTuple):
     """logits_NV: fp32. features_NF: the taps that were asked for, side by side; of a prompt all T rows. None: none
     were. best_N2: what `best_of` of sampling.py gives of the logits, where a recorded pass found it."""
 

@@ -1,4 +1,4 @@
-"""A link between two ranks: what they tell each other are messages, which are frozen dataclasses."""
+"""A link between two ranks: what they tell each other are messages, named tuples or dataclasses."""
 
 import queue
 import threading

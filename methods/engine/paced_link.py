@@ -18,7 +18,7 @@ class PacedLink(Link):
         super().__init__(link.names, link.patience)
         self.link, self.seconds = link, seconds
         fields = {kind: [("due", float), ("message", kind)] for kind in link.kinds if kind not in (Alive, Close)}
-        self._paced = {kind: make_dataclass(f"Paced{kind.__name__}", fields[kind], frozen=True) for kind in fields}
+        self._paced = {kind: make_dataclass(f"Paced{kind.__name__}", fields[kind]) for kind in fields}
         link.kinds += self._paced.values()
         self._early: Any = None  # what has come and is not due yet
 

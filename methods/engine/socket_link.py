@@ -38,7 +38,7 @@ class SocketLink(Link):
     """Between two processes of one node."""
 
     def __init__(self, end: socket.socket, names: tuple[str, str], patience: float, kinds: Sequence[type]) -> None:
-        """`end`: connected to the other one; `kinds`: dataclasses that may travel, the same and in the same order at
+        """`end`: connected to the other one; `kinds`: of messages that may travel, the same and in the same order at
         both ends."""
         super().__init__(names, patience)
         self.end, self.kinds = end, [*_CONTROL, *kinds]

@@ -22,9 +22,9 @@ class DistantRow:
         return self.q if token == self.token else float(self.fetch()[token])
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen, as every pass makes some: it takes several times as long to make one that is
 class TokenTree:
-    """N nodes; node 0 is the pending token. A chain is a tree whose every node is the next one's parent.
+    """N nodes; node 0 is the pending token. A chain is a tree whose every node is the next one's parent. Never changed.
 
     tokens: token ids. parents: parents[0] == -1 and parents[i] < i. Both are lists, as those who draft and those who
     judge look at single nodes; tokens_N and parents_N are the same for a pass, made where one wants them.

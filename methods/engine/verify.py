@@ -16,7 +16,7 @@ Legend: N nodes, S <= N of them scored, V vocabulary, A accepted and scored node
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +27,7 @@ from methods.engine.sampling import Sampling, check_finite, draw, probabilities,
 from methods.engine.tree import DistantRow, TokenTree
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """path_A: kept nodes from the root on, A >= 1. next_token: decided by the last kept node's row; `leaf_kept`: it is
     a drafted leaf that was kept."""
 

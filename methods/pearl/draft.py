@@ -93,7 +93,7 @@ class _Answer:
             if not early:
                 self.spare.end(time.perf_counter())
         if self.begin.free or order.prepare:  # this is the last that comes of it
-            self.link.send(Window(order.round, [], None, 0.0, 0.0))
+            self.link.send(Window(order.round, [], None, 0.0, 0.0, [], self.sent))
 
     def _next(self, what: str, patience: float = 0.0) -> object:
         """The next message, after the rows that are wanted first."""

@@ -1,9 +1,11 @@
 """What the two ranks of PEARL tell each other.
 
+Named tuples, here and wherever a pass makes an object of its own: a frozen dataclass takes twice as long to make.
+
 Legend: T prompt tokens, A decided tokens of a pass, G drafted tokens, F feature width, V target vocabulary.
 """
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -11,8 +13,7 @@ from methods.engine.sampling import Sampling
 from methods.target import Outcome
 
 
-@dataclass(frozen=True)
-class Ready:
+class Ready(NamedTuple):
     """Draft to target: a drafter is loaded, reads these taps of the target, and drafts at most so many tokens."""
 
     drafter: str
@@ -20,8 +21,7 @@ class Ready:
     longest: int | None = None
 
 
-@dataclass(frozen=True)
-class Begin:
+class Begin(NamedTuple):
     """Target to draft: a new prompt for the drafter of that name. `free`: its tokens are wanted one by one."""
 
     drafter: str
@@ -30,8 +30,7 @@ class Begin:
     sampling: Sampling
 
 
-@dataclass(frozen=True)
-class Prepare:
+class Prepare(NamedTuple):
     """While the pass of a round runs: windows of up to `window` tokens are wanted behind the `branches` most likely
     other tokens of each place that it decides on."""
 
@@ -39,8 +38,7 @@ class Prepare:
     window: int
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(NamedTuple):
     """Target to draft: how round `round` begins.
 
     decided_A: the tokens that the last pass decided, none where there was no pass. `confirmed`: all of them are drafts,
@@ -68,8 +66,7 @@ class Order:
         return Outcome(self.decided_A, list(range(count)), features_AF, leaf_kept=self.confirmed)
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """Draft to target, in answer to `round`: tokens_G, the probability q_G that each was drawn with (None: they are
     certain), when they were drafted, in seconds of the monotonic clock, and how far behind the last true feature, as
     `ChainDrafter.depths` tells. `first`: the number of the first of them within the answer.
@@ -81,27 +78,24 @@ class Window:
     q_G: list[float] | None
     begin: float
     end: float
-    depths_G: list[int] = field(default_factory=list)
-    first: int = 0
+    depths_G: list[int]
+    first: int
 
 
-@dataclass(frozen=True)
-class RowWanted:
+class RowWanted(NamedTuple):
     """Target to draft: all probabilities that the token of that number was drawn from, for it was rejected."""
 
     number: int
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """Draft to target: they are q_V."""
 
     number: int
     q_V: Tensor
 
 
-@dataclass(frozen=True)
-class Branch:
+class Branch(NamedTuple):
     """An outcome of the pass of a round, `accepted` drafts and `token` behind them, and what is drafted behind that so
     far."""
 
@@ -110,8 +104,7 @@ class Branch:
     tokens_G: list[int]
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(NamedTuple):
     """Draft to target, at any time of `round`: what a pass of the draft has added to some branches. begin, end: of that
     pass, as a window has them."""
 

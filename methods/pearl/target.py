@@ -15,7 +15,6 @@ Legend: T prompt tokens, D drafted tokens that are scored, V target vocabulary.
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -171,10 +170,9 @@ class Pearl(Method):
             self.auto.verified(nodes, seconds, outcome.accepted, rejected)
         if self.schedule:
             self.schedule.verified(seconds, outcome.accepted, rejected, hit)
-        step = Step(
-            outcome.tokens, judged, outcome.accepted, nodes, spans, outcome.margins, depths, None, tree, outcome.path_A
-        )
-        return replace(step, branches=Branches(prepared, hit, hidden)) if self.branches else step
+        beside = Branches(prepared, hit, hidden) if self.branches else None
+        accepted, path_A = outcome.accepted, outcome.path_A
+        return Step(outcome.tokens, judged, accepted, nodes, spans, outcome.margins, depths, beside, tree, path_A)
 
     def _rows(self, judged: int, spans: list[Span]) -> list[DistantRow | None]:
         """What the first tokens of the tail were drawn from, which the draft's rank has."""

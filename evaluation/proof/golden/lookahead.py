@@ -6,7 +6,7 @@ compare what comes behind them.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ class Published(LookaheadDrafter):
     """With the published record of the text."""
 
     def settle(self, outcome: Outcome) -> None:
-        super().settle(replace(outcome, tokens=outcome.tokens[-1:] * len(outcome.tokens)))
+        super().settle(outcome._replace(tokens=outcome.tokens[-1:] * len(outcome.tokens)))
 
 
 def loses_the_last(length: int, target: Target, tree: TokenTree) -> Outcome:
@@ -33,7 +33,7 @@ def loses_the_last(length: int, target: Target, tree: TokenTree) -> Outcome:
         return outcome
     target.decoder.truncate(target.decoder.length - 1)
     target.pending, target.decided = outcome.tokens[-2], target.decided - 1
-    return replace(outcome, tokens=outcome.tokens[:-1], path_A=outcome.path_A[:-1])
+    return outcome._replace(tokens=outcome.tokens[:-1], path_A=outcome.path_A[:-1])
 
 
 @dataclass
