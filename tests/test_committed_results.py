@@ -16,7 +16,7 @@ from evaluation.show.figures.speed import ablation_bars
 from evaluation.show.figures.style import looks
 from methods.paths import ROOT
 
-FOLDER = ROOT / "results/leaderboard"
+FOLDER = ROOT / "results/leaderboard-one-launch"
 MOST_BYTES = 20_000_000  # of all that is committed here: a clone brings it
 BENCHMARKS = "humaneval", "mini_bench"
 
@@ -33,7 +33,7 @@ def test_results_are_small() -> None:
 
 
 APART = ["autoregressive-all", "sps", "pearl"]  # on HumanEval, of four hours before
-SHARED = ["first-look-epyc", "leaderboard/greedy", "leaderboard-first", "leaderboard-earlier"]
+SHARED = ["first-look-epyc", "leaderboard-one-launch/greedy", "leaderboard-first", "leaderboard-earlier"]
 
 
 @pytest.mark.parametrize("folder", SHARED)
@@ -97,6 +97,22 @@ def test_readmes_table_is_what_the_answers_give() -> None:
         for benchmark, told in zip(BENCHMARKS, (row[1:3], row[3:5]), strict=True):
             s = found[row[0].strip("`"), benchmark]
             assert s is not None and told == [f"{s.speedup:.2f}x", f"{s.low:.2f} to {s.high:.2f}"] and s.significant
+
+
+def test_the_leaderboard_of_launches_is_what_the_answers_give() -> None:
+    (group,) = read_groups([ROOT / "results/leaderboard"])
+    methods = {result.run.label for result in group.measured}
+    assert len(methods) == 30 and {"sps", "pearl", "sam-rest", "pearl-sam-eagle3"} < methods
+    judged = {r: c for r, c in compare_all([group]).items() if r.header["lossless"]}
+    assert len(judged) >= 30 and all(comparison.equal for comparison in judged.values())
+    text = (ROOT / "results/README.md").read_text().split("## The leaderboard")[1].split("\n## ")[0]
+    told = [cells(line) for line in text.splitlines() if line.startswith("| `")]
+    found = {result.run.label: result.overall for result in group.measured}
+    assert len(told) >= 10
+    for name, speedup, interval, mat in told:
+        s = found[name.strip("`")]
+        assert s is not None and (speedup, mat) == (f"{s.speedup:.2f}x", f"{s.mat:.2f}")
+        assert interval == f"{s.low:.2f} to {s.high:.2f}" + " (not significant)" * (not s.significant)
 
 
 def test_the_sweep_by_window_is_what_the_answers_give(groups: list[Group]) -> None:

@@ -98,7 +98,7 @@ def test_answers_are_the_same_and_it_is_told(task: list[str], tmp_path: Path, mo
     reads = counted(monkeypatch)
     done = in_process(main, *task, "--output", tmp_path / "once", "--read-once")
     assert (usual.returncode, done.returncode) == (0, 0), done.stderr
-    assert "prompts were read before the clock ran" in " ".join(done.stdout.split())
+    assert "read each prompt once for all methods, before the clock ran" in " ".join(done.stdout.split())
     again = {key: count for key, count in reads.items() if count > 1}
     assert [again.pop(("target", length)) for length in (24, 60)] == [2, 2], "probes"
     # Of all prompts the first one of the warm-up is read again, as eagle3 is the first to ask for its taps.

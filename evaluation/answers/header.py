@@ -101,7 +101,7 @@ class RunHeader:
     has chosen by itself; `floor_seconds_per_token`, what reading the target's weights once takes; `operators`, whose:
     bits and speed depend on it; `row_counts`: the numbers of rows at which a GPU was found to give a row the same bits,
     one of which each pass has; `tensor_parallel`: ranks among which the target is split, if it is (`ranks` counts these
-    as one); `read_once`: prompts were read before the clock ran, once for all methods; `apart`: it answered after the
+    as one); `read_once`: a prompt was read once for all methods; `apart`: it answered after the
     other methods of its launch, not in turns with them; `launch`, an id that all headers of a launch and its trace
     share, and `run` one that all launches of a comparison do; `huge_pages`, bytes of memory that the target's rank has
     in huge pages, its weights loaded. `others`: keys of another release, which are kept as they are."""

@@ -105,7 +105,10 @@ def _compare_headers(method: Run, base: Run) -> list[str]:
     if method.header and method.header.lossy:
         notes.append(f"{method.label} is lossy: its output does not have the target's distribution")
     if method.header and method.header.read_once:
-        notes.append("prompts were read before the clock ran, once for all methods, so times are of decoding")
+        notes.append(
+            "the target read each prompt once for all methods, before the clock ran, and a draft model once, within the "
+            "first answer that it drafted: for equality, not for speed"
+        )
     if not _interleaved(method, base):
         apart = any(run.header is not None and run.header.apart for run in (method, base))
         why = "a server answered after the other methods" if apart else "the files are not of one launch"
