@@ -12,7 +12,7 @@ from evaluation.judge.fit import PEARL, decode_speedup, pace, predicted_over_bas
 from evaluation.judge.gates import compare_all
 from evaluation.judge.groups import Group, LeftOut, read_groups
 from evaluation.judge.sharing import predicted_sharing
-from evaluation.show.figures.speed import ablation_bars
+from evaluation.show.figures.speed import ablation_bars, speedup_bars
 from evaluation.show.figures.style import looks
 from methods.paths import ROOT
 
@@ -105,6 +105,8 @@ def test_the_leaderboard_of_launches_is_what_the_answers_give() -> None:
     assert len(methods) == 30 and {"sps", "pearl", "sam-rest", "pearl-sam-eagle3"} < methods
     judged = {r: c for r, c in compare_all([group]).items() if r.header["lossless"]}
     assert len(judged) >= 30 and all(comparison.equal for comparison in judged.values())
+    figure = speedup_bars([group], looks(result.method for result in group.results)).figure
+    assert "95% interval over questions of 2 launches" in " ".join(text.get_text() for text in figure.texts)
     text = (ROOT / "results/README.md").read_text().split("## The leaderboard")[1].split("\n## ")[0]
     told = [cells(line) for line in text.splitlines() if line.startswith("| `")]
     found = {result.run.label: result.overall for result in group.measured}

@@ -106,8 +106,8 @@ def _compare_headers(method: Run, base: Run) -> list[str]:
         notes.append(f"{method.label} is lossy: its output does not have the target's distribution")
     if method.header and method.header.read_once:
         notes.append(
-            "the target read each prompt once for all methods, before the clock ran, and a draft model once, within the "
-            "first answer that it drafted: for equality, not for speed"
+            "the target read each prompt once for all methods, before the clock ran, and a draft model once, within "
+            "the first answer that it drafted: for equality, not for speed"
         )
     if not _interleaved(method, base):
         apart = any(run.header is not None and run.header.apart for run in (method, base))

@@ -17,7 +17,7 @@ from evaluation.judge.fit import BOTH, NOTHING, POST_VERIFY, PRE_VERIFY
 from evaluation.judge.groups import Group, LeftOut, Result, conditions
 from evaluation.judge.series import ablations
 from evaluation.judge.summary import Summary
-from evaluation.judge.wording import counted
+from evaluation.judge.wording import counted, launches_words
 from evaluation.show.figures.style import (
     BLACK,
     PLATE,
@@ -33,7 +33,6 @@ from evaluation.show.figures.style import (
 )
 
 Looks = Mapping[str, Look]
-INTERVALS = "Bars: tokens per second over the baseline's. Whiskers: 95% interval over questions."
 FIGURES = (
     "speedup",
     "low",
@@ -58,6 +57,13 @@ ABLATION = {
 def file_name(kind: str, group: Group, groups: Sequence[Group]) -> str:
     """Name the files of a figure of one group; where there are several groups, the name says which."""
     return kind if len(groups) == 1 else f"{kind}-{slug(group.name)}"
+
+
+def _caption(results: Sequence[Result]) -> str:
+    """Below bars: what they are, and of how many launches their intervals tell."""
+    launches = launches_words(result.summary.launches for result in results)
+    about = f"Bars: tokens per second over the baseline's. Whiskers: 95% interval over questions of {launches}."
+    return f"{about}\n{conditions(results)}"
 
 
 def _row(group: Group, result: Result, summary: Summary) -> dict[str, Any]:
@@ -97,7 +103,7 @@ def speedup_bars(groups: Sequence[Group], looks: Looks) -> Drawing:
     results = [result for few in shown.values() for result in few]
     figure = new_figure(
         "Speedup over autoregressive decoding",
-        f"{INTERVALS}\n{conditions(results)}",
+        _caption(results),
         0.95 + 0.5 * len(shown) + 0.27 * sum(counts),
     )
     panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False, height_ratios=[n + 0.6 for n in counts])[:, 0]
@@ -145,7 +151,7 @@ def category_bars(group: Group, groups: Sequence[Group], looks: Looks) -> Drawin
     bars = len(names) * len(results)
     figure = new_figure(
         f"Speedup by category, {group.name}",
-        f"{INTERVALS}\n{conditions(results)}",
+        _caption(results),
         3.9,
         min(max(7.2, 0.9 + 0.16 * bars + 0.25 * len(names)), 16),
         legend_rows=_rows_of(len(results) + 1),
@@ -248,9 +254,7 @@ def ablation_bars(groups: Sequence[Group], looks: Looks) -> Drawing:
     if not shown:
         raise LeftOut("needs runs of PEARL that differ in --without, on the same questions")
     results = [result for ablation in shown for result in ablation.results]
-    figure = new_figure(
-        "What the parts of PEARL bring", f"{INTERVALS}\n{conditions(results)}", 3.3, max(7.2, 0.8 + 0.85 * len(results))
-    )
+    figure = new_figure("What the parts of PEARL bring", _caption(results), 3.3, max(7.2, 0.8 + 0.85 * len(results)))
     ratios = [len(ablation.results) + 0.5 for ablation in shown]
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False, width_ratios=ratios)[0]
     rows = []
