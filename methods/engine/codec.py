@@ -65,7 +65,7 @@ def _encoder_of_one(kind: Any) -> Encoder:
         return _encode_tensor
     if get_origin(kind) in (list, tuple):
         return _encoder_of_many(get_args(kind)[0])
-    if hasattr(kind, "_fields") or dataclasses.is_dataclass(kind):
+    if hasattr(kind, "__match_args__"):
         return _encoder_of_fields(kind)
     raise TypeError(
         f"expected fields of numbers, words, lists, tensors, named tuples and dataclasses of these, got {kind}"
@@ -142,10 +142,9 @@ def _decoder_of_many(many: Any, kind: Any) -> Decoder:
 
 @cache
 def _fields(kind: Any) -> list[tuple[str, Any]]:
-    """Names and annotations of the fields."""
+    """Names and annotations of the fields, which named tuples and dataclasses tell by the same name."""
     hints = get_type_hints(kind)
-    names = kind._fields if hasattr(kind, "_fields") else [field.name for field in dataclasses.fields(kind)]
-    return [(name, hints[name]) for name in names]
+    return [(name, hints[name]) for name in kind.__match_args__]
 
 
 @cache

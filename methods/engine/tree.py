@@ -22,7 +22,7 @@ class DistantRow:
         return self.q if token == self.token else float(self.fetch()[token])
 
 
-@dataclass  # not frozen, as every pass makes some: it takes several times as long to make one that is
+@dataclass  # not frozen, as every pass makes some, and one that is takes longer to make
 class TokenTree:
     """N nodes; node 0 is the pending token. A chain is a tree whose every node is the next one's parent. Never changed.
 

@@ -1,6 +1,6 @@
 """What the two ranks of PEARL tell each other.
 
-Named tuples, here and wherever a pass makes an object of its own: a frozen dataclass takes twice as long to make.
+Named tuples, here and wherever a pass makes an object of its own: a frozen dataclass takes longer to make.
 
 Legend: T prompt tokens, A decided tokens of a pass, G drafted tokens, F feature width, V target vocabulary.
 """
